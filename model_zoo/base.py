@@ -1,0 +1,233 @@
+"""What the models share: the challenge's inputs, in either form, and items embedded once.
+
+A batch comes as the challenge's triple `(batch_dict, item_dict, mask)`, as an `IndexBatch` of our loader, or, for a
+model that reads no history, as FuxiCTR's plain dictionary. `MultimodalModel.read_batch` turns each into the same
+`Inputs`. With an IndexBatch the item side is embedded once per distinct item and positions gather the result: a batch
+of 8192 x 65 positions has 532,000 occurrences of at most 91,718 items.
+
+Training runs in mmctr.training; `fit`, `evaluate` and `predict` keep FuxiCTR's signatures.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
+from fuxictr.pytorch.models import BaseModel
+from torch import Tensor, nn
+
+from mmctr import training
+from mmctr.dataloader import IndexBatch
+from mmctr.item_table import LEVELS
+
+KWARG_DEFAULTS = {
+    "verbose": 0,
+    "model_root": "./checkpoints/",
+    "metrics": ["AUC", "logloss"],
+    "optimizer": "adam",
+    "loss": "binary_crossentropy",
+}
+
+
+@dataclass
+class Inputs:
+    """A batch, ready for embedding.
+
+    Attributes:
+        user: {feature: [B] or [B, W]} that belong to the row, not to an item.
+        items: {feature: [M] or [M, W]} of M items.
+        positions: integer [B, L + 1], rows of `items`; history first, target last.
+        mask: [B, L], non-zero = a real history item.
+        padding_row: the row of `items` that padded positions point at; None when they have rows of their own.
+    """
+
+    user: dict[str, Tensor]
+    items: dict[str, Tensor]
+    positions: Tensor
+    mask: Tensor
+    padding_row: int | None
+
+    @cached_property
+    def target(self) -> Tensor:
+        """integer [B], the target's row."""
+        return self.positions[:, -1]
+
+    @cached_property
+    def history(self) -> Tensor:
+        """integer [B, L], the history's rows."""
+        return self.positions[:, :-1]
+
+    def target_columns(self) -> dict[str, Tensor]:
+        """{feature: [B] or [B, W]}: the row's own features and those of its target item."""
+        target = {name: values.index_select(0, self.target) for name, values in self.items.items()}
+        return {**target, **self.user}
+
+
+class MultimodalModel(BaseModel):
+    """A FuxiCTR BaseModel that reads the challenge's batches.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap; features of source `item` describe items.
+        history_levels: the history's items carry likes_level and views_level too, embedded by the row's own tables.
+        kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing.
+
+    Attributes:
+        item_features: features of source `item`, in the feature map's order.
+        level_features: the levels that items carry besides, with history_levels; else empty.
+        user_features: the row's own features (user, context, the target's levels), in the feature map's order.
+    """
+
+    def __init__(self, feature_map, history_levels=False, **kwargs):
+        super().__init__(feature_map, **{**KWARG_DEFAULTS, **kwargs})
+        self.level_features = [name for name in LEVELS if history_levels and name in feature_map.features]
+        self.item_features = [
+            name
+            for name, spec in feature_map.features.items()
+            if spec.get("source") == "item" and spec["type"] != "meta"
+        ]
+        self.user_features = [
+            name
+            for name, spec in feature_map.features.items()
+            if spec.get("source") != "item" and spec["type"] != "meta"
+        ]
+
+    def compile(self, optimizer, loss, lr):
+        """FuxiCTR's, with the fused kernel of the optimizer where there is one: a step is then one pass."""
+        super().compile(optimizer, loss, lr)
+        if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
+            self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
+
+    def read_batch(self, inputs) -> Inputs:
+        """Bring a batch of any of the three forms to the model's device, as `Inputs`."""
+        if isinstance(inputs, IndexBatch):
+            return self._read_indices(inputs)
+        if isinstance(inputs, dict):
+            return self._read_dictionary(inputs)
+        batch_dict, item_dict, mask = inputs
+        mask = mask.to(self.device, non_blocking=True)
+        items = {
+            name: values.to(self.device, non_blocking=True) for name, values in self._item_columns(item_dict).items()
+        }
+        batch, length = mask.shape
+        positions = torch.arange(batch * (length + 1), device=self.device).view(batch, length + 1)
+        return Inputs(self._user_columns(batch_dict), items, positions, mask, None)
+
+    def embed(self, layer: nn.Module, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Embed columns by FuxiCTR's layer; pooled sequences in one pass, without their [N, W, D] in between.
+
+        Args:
+            layer: FuxiCTR's FeatureEmbedding.
+            columns: {feature: [N] or [N, W]}.
+
+        Returns:
+            {feature: float [N, D]}.
+        """
+        inner = layer.embedding_layer
+        embedded = {}
+        for name, values in columns.items():
+            encoder = inner.feature_encoders[name] if name in inner.feature_encoders else None  # noqa: SIM401
+            table = inner.embedding_layers[name]
+            if type(encoder) in POOLINGS and getattr(table, "padding_idx", None) == 0:
+                embedded[name] = pool_sequence(values, table.weight, POOLINGS[type(encoder)])
+            else:
+                embedded.update(inner({name: values}))
+        return embedded
+
+    def get_labels(self, inputs) -> Tensor:
+        """float [B, 1]."""
+        batch_dict = inputs if isinstance(inputs, dict) else inputs[0]
+        return batch_dict[self.feature_map.labels[0]].to(self.device, non_blocking=True).float().view(-1, 1)
+
+    def get_group_id(self, inputs) -> Tensor:
+        """integer [B]."""
+        batch_dict = inputs if isinstance(inputs, dict) else inputs[0]
+        return batch_dict[self.feature_map.group_id]
+
+    def fit(self, data_generator, epochs=1, validation_data=None, **kwargs):
+        """FuxiCTR's signature; the loop is mmctr.training's."""
+        training.Trainer(self, **kwargs).fit(data_generator, validation_data, epochs=epochs)
+
+    def evaluate(self, data_generator, metrics=None):
+        """FuxiCTR's signature: {metric: value} over all batches."""
+        return training.evaluate(self, data_generator, metrics or self.validation_metrics)
+
+    def predict(self, data_generator):
+        """FuxiCTR's signature: float64 array [N] of click probabilities, in the loader's order."""
+        return training.predict(self, data_generator)
+
+    def load_weights(self, checkpoint):
+        """Load a state dict file, without running what it may hold; a UserError when it is not this model's."""
+        training.load_weights(self, checkpoint)
+
+    def save_weights(self, checkpoint):
+        """Save the state dict, whole or not at all."""
+        training.save_weights(self, checkpoint)
+
+    def _read_indices(self, inputs: IndexBatch) -> Inputs:
+        table, index = inputs.item_table, inputs.item_index
+        mask = index[:, :-1] > 0
+        user = self._user_columns(inputs.batch_dict)
+        if index.numel() * 2 >= table.num_items:
+            return Inputs(user, self._item_columns(table.columns), index, mask, 0)
+        if index.device.type == "cpu":
+            distinct, positions = distinct_items(index, table.num_items)
+            return Inputs(user, self._item_columns(table.rows(distinct)), positions, mask, 0)
+        rows = self._item_columns(table.rows(index))  # finding the distinct ones would make the GPU wait
+        return Inputs(user, rows, torch.arange(index.numel(), device=index.device).view(index.shape), mask, None)
+
+    def _read_dictionary(self, inputs: dict[str, Tensor]) -> Inputs:
+        columns = {name: values.to(self.device) for name, values in inputs.items()}
+        items = self._item_columns(columns)
+        batch = len(next(iter(columns.values())))
+        positions = torch.arange(batch, device=self.device).view(batch, 1)
+        mask = torch.zeros(batch, 0, device=self.device)
+        return Inputs(self._user_columns(columns), items, positions, mask, None)
+
+    def _user_columns(self, batch_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: batch_dict[name].to(self.device, non_blocking=True) for name in self.user_features}
+
+    def _item_columns(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: columns[name] for name in [*self.item_features, *self.level_features]}
+
+
+POOLINGS = {MaskedAveragePooling: "mean", MaskedSumPooling: "sum"}
+
+
+def pool_sequence(ids: Tensor, weight: Tensor, mode: str) -> Tensor:
+    """Embed and pool id lists as FuxiCTR's masked pooling does, without the [N, W, D] in between.
+
+    FuxiCTR tells padding by its vector: only a row of `weight` that sums to zero is left out of the mean. Weights it
+    trained have zeros at the padding id; for others the padding row counts, and does so here.
+
+    Args:
+        ids: integer [N, W], 0 = padding.
+        weight: float [V, D]; row 0 gets no gradient.
+        mode: "mean" or "sum".
+
+    Returns:
+        float [N, D].
+    """
+    padding_row = weight[0].detach()
+    padded = (ids == 0).sum(dim=1, keepdim=True).to(weight.dtype)
+    summed = F.embedding_bag(ids, weight, mode="sum", padding_idx=0) + padded * padding_row
+    if mode == "sum":
+        return summed
+    counted = ids.shape[1] - padded + padded * (padding_row.sum() != 0)
+    return summed / (counted + 1e-12)
+
+
+def distinct_items(index: Tensor, num_items: int) -> tuple[Tensor, Tensor]:
+    """The distinct items of a batch, the padding item always the first of them.
+
+    Args:
+        index: integer [B, L + 1], each below num_items.
+
+    Returns:
+        (int64 [M] item ids in ascending order, int64 [B, L + 1] rows of that list).
+    """
+    seen = torch.zeros(num_items, dtype=torch.bool, device=index.device)
+    seen[0] = True
+    seen[index.reshape(-1).long()] = True
+    row_of = seen.cumsum(0) - 1
+    return seen.nonzero().squeeze(1), row_of[index.long()]

@@ -1,0 +1,222 @@
+"""Layers in shapes that are fast, with the weights and the mathematics of FuxiCTR's.
+
+Every layer here keeps the parameter names and shapes of the FuxiCTR layer it stands for, so weights load both ways;
+tests hold each against that layer. What changes is only how the products are grouped:
+
+- a bilinear interaction multiplies whole fields by blocks of weights, instead of one row by one matrix;
+- DIN's attention computes what depends on the target or on the history item alone once per row or once per distinct
+  item, and only the product term per position, and only at positions that hold an item.
+"""
+
+import torch
+import torch.nn.functional as F
+from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+from torch import Tensor, nn
+
+BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
+
+
+class BilinearInteraction(nn.Module):
+    """Bilinear interactions of all field pairs (FiBiNET, Huang et al. 2019, eq. 8-10).
+
+    Weights as FuxiCTR's BilinearInteractionV2: `bilinear_W` [D, D], [F, D, D] or [P, D, D] for the bilinear types
+    field_all, field_each and field_interaction, P = F (F - 1) / 2 pairs in the order (0,1), (0,2), ..., (F-2,F-1).
+
+    Args:
+        num_fields: F.
+        embedding_dim: D.
+        bilinear_type: one of BILINEAR_TYPES.
+    """
+
+    def __init__(self, num_fields: int, embedding_dim: int, bilinear_type: str = "field_interaction"):
+        super().__init__()
+        if bilinear_type not in BILINEAR_TYPES:
+            raise ValueError(f"bilinear_type is {bilinear_type!r}, expected one of {', '.join(BILINEAR_TYPES)}")
+        self.bilinear_type = bilinear_type
+        self.num_fields = num_fields
+        self.embedding_dim = embedding_dim
+        self.num_pairs = num_fields * (num_fields - 1) // 2
+        blocks = {"field_all": (), "field_each": (num_fields,), "field_interaction": (self.num_pairs,)}[bilinear_type]
+        self.bilinear_W = nn.Parameter(torch.empty(*blocks, embedding_dim, embedding_dim))
+        self.register_buffer("triu_index", torch.triu_indices(num_fields, num_fields, offset=1))  # FuxiCTR's key
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier normal, as FuxiCTR's."""
+        nn.init.xavier_normal_(self.bilinear_W)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """The interactions p_ij = (v_i W) * v_j of all pairs i < j.
+
+        Args:
+            fields: float [B, F, D].
+
+        Returns:
+            float [B, P * D], the pairs one after the other.
+        """
+        batch, num_fields, dim = fields.shape
+        if self.bilinear_type == "field_interaction":
+            left = self._left_of_each_pair(fields)
+        else:
+            if self.bilinear_type == "field_all":
+                hidden = fields @ self.bilinear_W
+            else:
+                hidden = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
+            left = [hidden[:, i : i + 1].expand(batch, num_fields - 1 - i, dim) for i in range(num_fields - 1)]
+        pairs = [left[i].reshape(batch, -1, dim) * fields[:, i + 1 :] for i in range(num_fields - 1)]
+        return torch.cat(pairs, dim=1).flatten(1)
+
+    def _left_of_each_pair(self, fields: Tensor) -> list[Tensor]:
+        """v_i [B, D] times the weights of all its pairs side by side [D, (F - 1 - i) D]: F - 1 large products."""
+        left, first = [], 0
+        for i in range(self.num_fields - 1):
+            count = self.num_fields - 1 - i
+            weights = self.bilinear_W[first : first + count].transpose(0, 1).reshape(self.embedding_dim, -1)
+            left.append(fields[:, i] @ weights)
+            first += count
+        return left
+
+
+class LinearPart(nn.Module):
+    """The first-order part of FiBiNET and its kin: one weight per feature value.
+
+    FuxiCTR's LogisticRegression, except that an `embedding` field gets one weight per dimension; FuxiCTR stacks the
+    raw [B, pretrain_dim] with the [B, 1] of the other fields and fails.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+    """
+
+    def __init__(self, feature_map):
+        super().__init__()
+        features = feature_map.features
+        self.embedding_fields = [name for name, spec in features.items() if spec["type"] == "embedding"]
+        self.embedding_layer = FeatureEmbedding(
+            feature_map,
+            1,
+            use_pretrain=False,
+            use_sharing=False,
+            not_required_feature_columns=self.embedding_fields or None,
+        )
+        self.embedding_weights = nn.ModuleDict(
+            {name: nn.Linear(features[name]["pretrain_dim"], 1, bias=False) for name in self.embedding_fields}
+        )
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The sum of the weights of the features present.
+
+        Args:
+            inputs: {feature: [B] or [B, W]} of user-side and target-item features.
+
+        Returns:
+            float [B, 1].
+        """
+        rest = {name: values for name, values in inputs.items() if name not in self.embedding_weights}
+        output = self.embedding_layer(rest).sum(dim=1)
+        for name, weights in self.embedding_weights.items():
+            output = output + weights(inputs[name].float())
+        return output
+
+
+class DINAttention(nn.Module):
+    """DIN's target attention over the history (Zhou et al. 2018), weights as FuxiCTR's DIN_Attention.
+
+    The score of history item h for target t is MLP([t, h, t - h, t * h]). With the first layer's weights split by
+    these four inputs, its value is (W1 + W3) t + (W2 - W3) h + W4 (t * h) + b: the first term is needed once per row,
+    the second once per distinct item, only the third per position. Scores are not normalised (no softmax), so
+    positions without an item add exactly nothing and are left out.
+
+    Args:
+        embedding_dim: W, the width of an item's vector.
+        attention_units: hidden units of the MLP.
+        hidden_activations: one for all, or one a layer.
+        dropout_rate: after every hidden layer.
+        use_softmax: normalise the scores over the history.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        attention_units: tuple[int, ...] = (32,),
+        hidden_activations: str | list = "ReLU",
+        output_activation: str | None = None,
+        dropout_rate: float = 0.0,
+        batch_norm: bool = False,
+        use_softmax: bool = False,
+    ):
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.use_softmax = use_softmax
+        if isinstance(hidden_activations, str) and hidden_activations.lower() == "dice":
+            hidden_activations = ["dice"] * len(attention_units)
+        self.attention_layer = MLP_Block(
+            input_dim=4 * embedding_dim,
+            output_dim=1,
+            hidden_units=list(attention_units),
+            hidden_activations=hidden_activations,
+            output_activation=output_activation,
+            dropout_rates=dropout_rate,
+            batch_norm=batch_norm,
+        )
+
+    def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """The history, weighted by its relevance for the target.
+
+        Args:
+            target: float [B, W].
+            items: float [M, W], vectors of items.
+            positions: integer [B, L], each history position's row in `items`.
+            mask: [B, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
+        layers = self.attention_layer.mlp
+        first = layers[0]
+        w_target, w_item, w_difference, w_product = first.weight.chunk(4, dim=1)
+        from_target = F.linear(target, w_target + w_difference, first.bias)
+        from_item = F.linear(items, w_item - w_difference)
+
+        batch, length = positions.shape
+        packed = not torch.is_grad_enabled() or positions.device.type == "cpu"  # finding them costs a GPU a wait
+        if packed:
+            row, column = mask.nonzero(as_tuple=True)
+            position = positions[row, column]
+        else:
+            row = torch.arange(batch, device=positions.device).repeat_interleave(length)
+            position = positions.reshape(-1)
+        history = F.embedding(position, items)
+        product = F.embedding(row, target) * history
+        hidden = F.linear(product, w_product) + F.embedding(row, from_target) + F.embedding(position, from_item)
+        scores = layers[1:](hidden).squeeze(-1)
+
+        if packed and not self.use_softmax:
+            weighted = history * scores.unsqueeze(-1)
+            return torch.zeros_like(target, dtype=weighted.dtype).index_add(0, row, weighted)
+        if packed:
+            full = scores.new_zeros(batch, length).index_put((row, column), scores)
+        else:
+            full = scores.view(batch, length) * mask.to(scores.dtype)
+        if self.use_softmax:
+            full = (full - 1e9 * (1 - mask.to(full.dtype))).softmax(dim=-1)
+        history = F.embedding(positions, items)
+        return torch.bmm(full.unsqueeze(1).to(history.dtype), history).squeeze(1)
+
+
+def mean_pooling(items: Tensor, positions: Tensor, mask: Tensor, padding_row: int | None) -> Tensor:
+    """The mean of the real history items; zeros where there is none.
+
+    Args:
+        items: float [M, W].
+        positions: integer [B, L], rows of `items`.
+        mask: [B, L], non-zero = a real history item.
+        padding_row: the row every padded position points at, when there is one: the pooling then reads only real ones.
+
+    Returns:
+        float [B, W].
+    """
+    if padding_row is not None:
+        return F.embedding_bag(positions, items, mode="mean", padding_idx=padding_row)
+    weights = mask.to(items.dtype)
+    summed = torch.bmm(weights.unsqueeze(1), F.embedding(positions, items)).squeeze(1)
+    return summed / weights.sum(dim=1, keepdim=True).clamp(min=1)
