@@ -62,6 +62,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
+        /,
         max_gradient_norm: float = 10.0,
         accumulation_steps: int = 1,
         precision: str = "fp32",
