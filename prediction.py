@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import model_zoo
-from mmctr import config, distributed, experiment, submission
+from mmctr import config, distributed, experiment, schema, submission
 from mmctr.dataloader import MMCTRDataLoader
 from mmctr.errors import UserError, run_cli
 from run_expid import add_experiment_arguments, load_params
@@ -31,7 +31,7 @@ def main() -> None:
     test = args.test or params.get("test_data")
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
-    num_rows = len(submission.read_test_ids(test))
+    num_rows = len(schema.read_test_ids(test))
     world = distributed.start(params["gpu"])
     run = experiment.RunFolder(params)
     feature_map = experiment.build_feature_map(params)

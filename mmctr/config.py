@@ -19,7 +19,14 @@ DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_featur
 LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
 OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
 DEFAULTS = {"seed": 2025, "batch_size": 4096, "epochs": 10, "max_len": 64, "shuffle": True, "group_id": None}
-OTHER_KEYS = {"gpu", "model_root", "item_feature", "test_data", "tensorboard", "num_workers"}
+NOT_SETTINGS = {"self", "args", "kwargs", "feature_map", "data_path", "split", "rank", "world_size", "model"}
+REAL_NUMBERS = {
+    "net_dropout",
+    "attention_dropout",
+    "embedding_regularizer",
+    "net_regularizer",
+}  # 0 by default in places
+OTHER_KEYS = {"gpu", "model_root", "item_feature", "test_data", "tensorboard", "use_features", "feature_specs"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,7 +67,7 @@ def load_params(
     dataset = _load_dataset_config(Path(config_dir), params["dataset_id"])
     params = {**DEFAULTS, **params, **dataset}
     model_class = find_model(models, params.get("model"))
-    known = set(params) | OTHER_KEYS | _argument_names(model_class) | _argument_names(MMCTRDataLoader, Trainer)
+    known = set(params) | OTHER_KEYS | set(_arguments(model_class, MMCTRDataLoader, Trainer))
     for key in changes:
         if key not in known:
             raise UserError(f"--set {key}: unknown key, expected one of {', '.join(sorted(known))}")
@@ -70,6 +77,7 @@ def load_params(
     params["gpu"] = gpu
     params["model_id"] = expid
     _check_params(params)
+    _check_types(params, model_class, MMCTRDataLoader, Trainer)
     return params
 
 
@@ -153,13 +161,14 @@ def _parse_override(text: str) -> tuple[str, object]:
         raise UserError(f"--set {text}: the value is not valid YAML") from error
 
 
-def _argument_names(*classes: type) -> set[str]:
-    names = set()
+def _arguments(*classes: type) -> dict[str, inspect.Parameter]:
+    """The settings that the constructors of these classes and their parents take."""
+    found = {}
     for cls in classes:
-        for parent in cls.__mro__:
+        for parent in reversed(cls.__mro__):
             if "__init__" in vars(parent) and parent is not object:
-                names.update(inspect.signature(parent.__init__).parameters)
-    return names - {"self", "kwargs", "feature_map", "args", "data_path", "split", "rank", "world_size", "model"}
+                found.update(inspect.signature(parent.__init__).parameters)
+    return {name: parameter for name, parameter in found.items() if name not in NOT_SETTINGS}
 
 
 def _move_data_root(params: dict, data_root: str | None) -> None:
@@ -191,6 +200,27 @@ def _check_params(params: dict) -> None:
         raise UserError(f"dataset {params['dataset_id']}: item_info is not set, expected the path of item_info.parquet")
     if not params.get("feature_cols"):
         raise UserError(f"dataset {params['dataset_id']}: feature_cols is not set, expected a list of features")
+
+
+def _check_types(params: dict, *classes: type) -> None:
+    """Hold each setting against the type of the constructor's default; None is left to the constructor."""
+    for name, parameter in _arguments(*classes).items():
+        value, default = params.get(name), parameter.default
+        if value is None or default is inspect.Parameter.empty:
+            continue
+        if isinstance(default, bool):
+            fits, expected = isinstance(value, bool), "True or False"
+        elif isinstance(default, int) and name not in REAL_NUMBERS:
+            fits, expected = type(value) is int, "a whole number"
+        elif isinstance(default, int | float):
+            fits, expected = type(value) in (int, float), "a number"
+        elif isinstance(default, tuple | list):
+            fits = isinstance(value, list | tuple) and all(type(v) is type(default[0]) for v in value if default)
+            expected = f"a list like {list(default)}" if default else "a list"
+        else:
+            continue
+        if not fits:
+            raise UserError(f"{name} is {value!r}, expected {expected}")
 
 
 def _require_one_of(params: dict, key: str, allowed: tuple[str, ...]) -> None:

@@ -156,7 +156,7 @@ def read_split(
         for name, block in blocks.items():
             size, what = limits.get(name, (2**31, "the int32 range"))
             schema.require_range(block, path, name, size, first, what)
-        _require_target(blocks[schema.ITEM_ID], path, first)
+        schema.require_targets(blocks[schema.ITEM_ID], path, first)
         blocks[schema.ITEM_SEQ] = history[:, max(full_len - max_len, 0) :]
         float_blocks = {name: _float_block(arrays[name], path, name, first) for name in float_columns}
         if split is None:
@@ -357,13 +357,6 @@ def _float_block(array, path, name: str, first: int) -> np.ndarray:
         values = schema.scalars(array, path, name, first, integer=False)
     schema.require_finite(values, path, name, first)
     return values
-
-
-def _require_target(ids: np.ndarray, path, first: int) -> None:
-    missing = np.flatnonzero(ids == 0)
-    if missing.size:
-        row = first + int(missing[0])
-        raise UserError(f"{path}: column item_id is 0 in row {row}, expected an item (0 is the padding item)")
 
 
 def _empty_split(rows: int, blocks: dict, float_blocks: dict, memmap_folder: Path | None) -> Split:

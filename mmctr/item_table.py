@@ -124,5 +124,5 @@ def _joined_column(path: str | Path, name: str, spec: dict, num_items: int) -> T
     schema.require_range(ids, path, schema.ITEM_ID, num_items, what="items in item_info")
     values = _column(schema.whole_column(table, name), path, name, spec)
     joined = torch.zeros((num_items, *values.shape[1:]), dtype=values.dtype)
-    joined[torch.from_numpy(ids)] = values
+    joined[torch.tensor(ids)] = values
     return joined

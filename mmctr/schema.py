@@ -166,6 +166,24 @@ def require_finite(values: np.ndarray, path: str | Path, column: str, first_row:
     raise UserError(f"{path}: column {column} has NaN or infinity in row {first_row + row}, expected finite numbers")
 
 
+def require_targets(ids: np.ndarray, path: str | Path, first_row: int = 0) -> None:
+    """A `UserError` naming the first row whose target is the padding item 0."""
+    missing = np.flatnonzero(ids == 0)
+    if missing.size:
+        row = first_row + int(missing[0])
+        raise UserError(f"{path}: column {ITEM_ID} is 0 in row {row}, expected an item (0 is the padding item)")
+
+
+def require_padding_in_front(history: np.ndarray, path: str | Path, first_row: int = 0) -> None:
+    """A `UserError` naming the first row with a zero behind a history item: integers [n, L]."""
+    wrong = np.flatnonzero(((history[:, :-1] != 0) & (history[:, 1:] == 0)).any(axis=1))
+    if wrong.size:
+        row = first_row + int(wrong[0])
+        raise UserError(
+            f"{path}: column {ITEM_SEQ} has a zero after an item in row {row}, expected zeros in front only"
+        )
+
+
 def read_item_info(path: str | Path) -> pa.Table:
     """Read item_info.parquet whole and check what every use of it relies on.
 
@@ -192,6 +210,17 @@ def read_item_info(path: str | Path) -> pa.Table:
             if np.any(values[0] != 0):
                 raise UserError(f"{path}: column {column} is not zero in row 0, expected zeros (the padding item)")
     return table
+
+
+def read_test_ids(path: str | Path) -> np.ndarray:
+    """The test split's ID column, which must be 0, 1, 2, ...: int64 [N]."""
+    parts = [scalars(arrays[TEST_ID], path, TEST_ID, first) for first, arrays in read_slices(path, [TEST_ID])]
+    ids = np.concatenate(parts)
+    wrong = np.flatnonzero(ids != np.arange(len(ids)))
+    if wrong.size:
+        row = int(wrong[0])
+        raise UserError(f"{path}: column ID is {ids[row]} in row {row}, expected {row} (the row number)")
+    return ids
 
 
 def whole_column(table: pa.Table, column: str) -> pa.Array:

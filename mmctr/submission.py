@@ -19,20 +19,6 @@ TASKS = ("Task1", "Task2", "Task1&2")
 MEMBER = "prediction.csv"
 
 
-def read_test_ids(path: str | Path) -> np.ndarray:
-    """The test split's ID column, which must be 0, 1, 2, ...: int64 [N]."""
-    parts = [
-        schema.scalars(arrays[schema.TEST_ID], path, schema.TEST_ID, first)
-        for first, arrays in schema.read_slices(path, [schema.TEST_ID])
-    ]
-    ids = np.concatenate(parts)
-    wrong = np.flatnonzero(ids != np.arange(len(ids)))
-    if wrong.size:
-        row = int(wrong[0])
-        raise UserError(f"{path}: column ID is {ids[row]} in row {row}, expected {row} (the row number)")
-    return ids
-
-
 def write_submission(scores: np.ndarray, path: str | Path, num_rows: int, task: str = "Task1&2") -> Path:
     """Write a submission zip.
 
@@ -80,7 +66,7 @@ def check_submission(path: str | Path, test: str | Path) -> str:
     Raises:
         UserError: says why the challenge would refuse it.
     """
-    num_rows = len(read_test_ids(test))
+    num_rows = len(schema.read_test_ids(test))
     frame = _read_prediction(path)
     where = f"{path}: {MEMBER}"
     if not frame.columns or frame.columns[0] != "ID":

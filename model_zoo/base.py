@@ -8,6 +8,7 @@ of 8192 x 65 positions has 532,000 occurrences of at most 91,718 items.
 Training runs in mmctr.training; `fit`, `evaluate` and `predict` keep FuxiCTR's signatures.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mmctr import training
 from mmctr.dataloader import IndexBatch
+from mmctr.errors import UserError
 from mmctr.item_table import LEVELS
 
 KWARG_DEFAULTS = {
@@ -97,6 +99,12 @@ class MultimodalModel(BaseModel):
         super().compile(optimizer, loss, lr)
         if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
             self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
+
+    def finish(self, learning_rate, optimizer="adam", loss="binary_crossentropy", **kwargs):
+        """The end of every constructor: optimizer and loss, FuxiCTR's initialisation, the device."""
+        self.compile(optimizer, loss, learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
 
     def read_batch(self, inputs) -> Inputs:
         """Bring a batch of any of the three forms to the model's device, as `Inputs`."""
@@ -188,7 +196,22 @@ class MultimodalModel(BaseModel):
         return {name: batch_dict[name].to(self.device, non_blocking=True) for name in self.user_features}
 
     def _item_columns(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: columns[name] for name in [*self.item_features, *self.level_features]}
+        names = [*self.item_features, *self.level_features]
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise UserError(
+                f"{type(self).__name__}: the batch's items lack {', '.join(missing)}; "
+                "for levels of the history set history_levels: True in the config, else drop them with use_features"
+            )
+        return {name: columns[name] for name in names}
+
+
+def with_equal_dims(feature_map):
+    """A copy whose fields all take the model's embedding_dim, for interactions that need equal widths."""
+    feature_map = copy.deepcopy(feature_map)
+    for spec in feature_map.features.values():
+        spec.pop("embedding_dim", None)
+    return feature_map
 
 
 POOLINGS = {MaskedAveragePooling: "mean", MaskedSumPooling: "sum"}

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from torch import Tensor, nn
 
+from mmctr.errors import UserError
+
 BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
 
 
@@ -31,7 +33,7 @@ class BilinearInteraction(nn.Module):
     def __init__(self, num_fields: int, embedding_dim: int, bilinear_type: str = "field_interaction"):
         super().__init__()
         if bilinear_type not in BILINEAR_TYPES:
-            raise ValueError(f"bilinear_type is {bilinear_type!r}, expected one of {', '.join(BILINEAR_TYPES)}")
+            raise UserError(f"bilinear_type is {bilinear_type!r}, expected one of {', '.join(BILINEAR_TYPES)}")
         self.bilinear_type = bilinear_type
         self.num_fields = num_fields
         self.embedding_dim = embedding_dim
@@ -85,17 +87,21 @@ class LinearPart(nn.Module):
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
+        names: the features that get weights; None for all.
     """
 
-    def __init__(self, feature_map):
+    def __init__(self, feature_map, names: list[str] | None = None):
         super().__init__()
         features = feature_map.features
-        self.embedding_fields = [name for name, spec in features.items() if spec["type"] == "embedding"]
+        self.embedding_fields = [
+            name for name, spec in features.items() if spec["type"] == "embedding" and (names is None or name in names)
+        ]
         self.embedding_layer = FeatureEmbedding(
             feature_map,
             1,
             use_pretrain=False,
             use_sharing=False,
+            required_feature_columns=names,
             not_required_feature_columns=self.embedding_fields or None,
         )
         self.embedding_weights = nn.ModuleDict(
@@ -178,7 +184,7 @@ class DINAttention(nn.Module):
         from_item = F.linear(items, w_item - w_difference)
 
         batch, length = positions.shape
-        packed = not torch.is_grad_enabled() or positions.device.type == "cpu"  # finding them costs a GPU a wait
+        packed = self.packs(positions)
         if packed:
             row, column = mask.nonzero(as_tuple=True)
             position = positions[row, column]
@@ -198,9 +204,28 @@ class DINAttention(nn.Module):
         else:
             full = scores.view(batch, length) * mask.to(scores.dtype)
         if self.use_softmax:
-            full = (full - 1e9 * (1 - mask.to(full.dtype))).softmax(dim=-1)
+            full = masked_softmax(full, mask)
         history = F.embedding(positions, items)
         return torch.bmm(full.unsqueeze(1).to(history.dtype), history).squeeze(1)
+
+    def packs(self, positions: Tensor) -> bool:
+        """Whether to leave out positions without an item: finding them costs a GPU a wait, which training avoids."""
+        return not torch.is_grad_enabled() or positions.device.type == "cpu"
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the real positions of the last dimension; zeros everywhere where there is none.
+
+    Args:
+        scores: float [..., L].
+        mask: broadcastable to it, non-zero = a real position.
+
+    Returns:
+        float [..., L].
+    """
+    real = mask > 0
+    weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    return weights * real
 
 
 def mean_pooling(items: Tensor, positions: Tensor, mask: Tensor, padding_row: int | None) -> Tensor:

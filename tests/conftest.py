@@ -1,15 +1,24 @@
 """Shared by the tests: golden files, small feature maps and tables."""
 
+import importlib
 import json
+import logging
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fuxictr.features import FeatureMap
 from safetensors.torch import load_file
 
 from mmctr.dataloader import IndexBatch
+from mmctr.errors import run_cli
 from mmctr.item_table import ItemTable
+
+torch.set_num_threads(1)  # the tests' tensors are tiny: threads would only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -69,3 +78,126 @@ class Golden:
 def golden():
     """Golden files by name."""
     return Golden
+
+
+NUM_ITEMS, NUM_TAGS, EMB_DIM, HISTORY = 40, 9, 16, 12
+
+
+def make_dataset(folder: Path, rows: int = 600, seed: int = 0) -> Path:
+    """A small data set of the contract whose clicks follow the embedding: TEST_DATA/*.parquet and a config folder.
+
+    Returns:
+        the config folder; its experiment IDs are FiBiNET_test and FiBiNET_test_no_emb.
+    """
+    rng = np.random.default_rng(seed)
+    data = folder / "TEST_DATA"
+    data.mkdir(parents=True)
+    embedding = rng.normal(size=(NUM_ITEMS, EMB_DIM)).astype(np.float32)
+    embedding[0] = 0
+    tags = rng.integers(1, NUM_TAGS, size=(NUM_ITEMS, 5))
+    tags[:, :2] = np.where(rng.random((NUM_ITEMS, 1)) < 0.5, 0, tags[:, :2])
+    tags[0] = 0
+    levels = rng.integers(0, 11, size=(NUM_ITEMS, 2))
+    item_info = {
+        "item_id": np.arange(NUM_ITEMS),
+        "item_tags": list_column(tags),
+        "item_emb_d16": list_column(embedding),
+    }
+    pq.write_table(pa.table(item_info), data / "item_info.parquet")
+    item_feature = {
+        "item_id": np.arange(1, NUM_ITEMS),
+        "item_title": [f"title {i}" for i in range(1, NUM_ITEMS)],
+        "item_tags": [["a"]] * (NUM_ITEMS - 1),
+        "likes_level": levels[1:, 0],
+        "views_level": levels[1:, 1],
+    }
+    pq.write_table(pa.table(item_feature), folder / "item_feature.parquet")
+    for name, count in {"train": rows, "valid": rows // 3, "test": rows // 4}.items():
+        history = rng.integers(1, NUM_ITEMS, size=(count, HISTORY))
+        history[np.arange(HISTORY) < rng.integers(0, HISTORY + 1, size=(count, 1))] = 0
+        item = rng.integers(1, NUM_ITEMS, size=count)
+        likes = embedding[history].sum(1) * embedding[item]
+        label = (likes.sum(1) + rng.normal(size=count) > 1).astype(np.int64)
+        columns = {
+            "user_id": rng.integers(0, 50, size=count),
+            "item_seq": list_column(history),
+            "item_id": item,
+            "likes_level": levels[item, 0],
+            "views_level": levels[item, 1],
+        }
+        columns = {"ID": np.arange(count), **columns} if name == "test" else {**columns, "label": label}
+        pq.write_table(pa.table(columns), data / f"{name}.parquet")
+    return _write_config(folder, data)
+
+
+def list_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """A fixed-size list column of a matrix [n, width]."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _write_config(folder: Path, data: Path) -> Path:
+    config = folder / "config"
+    config.mkdir()
+    (config / "dataset_config.yaml").write_text(f"""
+TEST_DATA:
+    data_root: {folder}
+    data_format: parquet
+    train_data: {data}/train.parquet
+    valid_data: {data}/valid.parquet
+    test_data: {data}/test.parquet
+    item_info: {data}/item_info.parquet
+    item_feature: {folder}/item_feature.parquet
+    feature_cols:
+        - {{name: user_id, type: meta}}
+        - {{name: item_seq, type: meta}}
+        - {{name: [likes_level, views_level], type: categorical, vocab_size: 11}}
+        - {{name: item_id, type: categorical, source: item, vocab_size: {NUM_ITEMS}}}
+        - {{name: item_tags, type: sequence, source: item, max_len: 5, vocab_size: {NUM_TAGS}}}
+        - {{name: item_emb_d16, type: embedding, source: item, pretrain_dim: {EMB_DIM}}}
+    label_col: {{name: label, dtype: float}}
+""")
+    (config / "model_config.yaml").write_text("""
+Base:
+    verbose: 0
+    group_id: user_id
+    metrics: [AUC, logloss, gAUC]
+    early_stop_patience: 2
+    seed: 2025
+FiBiNET_test: &test
+    model: FiBiNET
+    dataset_id: TEST_DATA
+    optimizer: adam
+    loss: binary_crossentropy
+    learning_rate: 5e-3
+    embedding_regularizer: 1e-6
+    batch_size: 64
+    embedding_dim: 8
+    hidden_units: [16]
+    net_dropout: 0.1
+    epochs: 2
+    max_len: 10
+FiBiNET_test_no_emb:
+    <<: *test
+    use_features: [user_id, item_seq, likes_level, views_level, item_id, item_tags]
+""")
+    return config
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """The config folder of a data set that no test may change."""
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def run_script(script: str, *arguments: object, capsys=None) -> tuple[int, str, str]:
+    """Run a top-level script's or a module's main in this process: (exit code, stdout, stderr)."""
+    module = importlib.import_module(script)
+    before, sys.argv = sys.argv, [f"{script}.py", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run_cli(module.main)
+    finally:
+        sys.argv = before
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+    out = capsys.readouterr() if capsys else None
+    return stopped.value.code, out.out if out else "", out.err if out else ""

@@ -1,0 +1,35 @@
+# Thin wrappers over the commands that the README shows.
+PYTHON ?= python3
+VENV := .venv/bin
+DEMO := data/demo
+
+.PHONY: venv demo test lint bench clean
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install -e ".[dev]"
+	touch $@
+
+demo: venv
+	$(VENV)/python -m mmctr.demo_data --output $(DEMO)
+	$(VENV)/python build_item_emb.py --item_info $(DEMO)/MMCTR_demo/item_info.parquet \
+	    --item_feature $(DEMO)/item_feature.parquet --images $(DEMO)/item_images \
+	    --output $(DEMO)/embedded/item_info.parquet
+	$(VENV)/python run_expid.py --expid FiBiNET_demo
+	$(VENV)/python prediction.py --expid FiBiNET_demo
+	$(VENV)/python -m mmctr.demo_score --data $(DEMO) --expid FiBiNET_demo
+
+test: venv
+	$(VENV)/python -m pytest tests
+
+lint: venv
+	$(VENV)/ruff check --output-format concise .
+	$(VENV)/ruff format --check .
+
+bench: venv
+	$(VENV)/python benchmarks/speed.py
+
+clean:
+	rm -rf .venv checkpoints submission data/demo

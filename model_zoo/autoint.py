@@ -1,0 +1,97 @@
+"""AutoInt: fields attend to each other (Song et al., CIKM 2019), with an MLP beside it as in the paper's AutoInt+."""
+
+import torch.nn.functional as F
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from model_zoo.fields import FieldModel
+
+
+class AutoInt(FieldModel):
+    """Self-attention layers over user, target and history fields, plus an MLP.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        attention_layers, num_heads: of the self-attention.
+        attention_dim: width of a field in it, over all heads.
+        use_scale: divide the scores by the square root of a head's width; the paper does not.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP; no units, no MLP.
+        kwargs: what FieldModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="AutoInt",
+        learning_rate=1e-3,
+        attention_layers=2,
+        num_heads=1,
+        attention_dim=8,
+        use_scale=False,
+        dnn_hidden_units=(64, 64, 64),
+        dnn_activations="ReLU",
+        net_dropout=0.0,
+        batch_norm=False,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, **kwargs)
+        dims = [self.embedding_dim] + [attention_dim] * attention_layers
+        self.self_attention = nn.Sequential(
+            *(FieldAttention(dims[i], attention_dim, num_heads, use_scale) for i in range(attention_layers))
+        )
+        self.fc = nn.Linear(self.num_fields * dims[-1], 1)
+        self.dnn = None
+        if dnn_hidden_units:
+            self.dnn = MLP_Block(
+                input_dim=self.num_fields * self.embedding_dim,
+                output_dim=1,
+                hidden_units=list(dnn_hidden_units),
+                hidden_activations=dnn_activations,
+                dropout_rates=net_dropout,
+                batch_norm=batch_norm,
+            )
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        fields = self.fields(self.read_batch(inputs))
+        logit = self.fc(self.self_attention(fields).flatten(1))
+        if self.dnn is not None:
+            logit = logit + self.dnn(fields.flatten(1))
+        return {"y_pred": self.output_activation(logit.float())}
+
+
+class FieldAttention(nn.Module):
+    """Multi-head self-attention with a residual map and ReLU (AutoInt, eq. 5-8).
+
+    Args:
+        input_dim: D.
+        attention_dim: A, over all heads.
+        num_heads: H, a divisor of A.
+        use_scale: see AutoInt.
+    """
+
+    def __init__(self, input_dim: int, attention_dim: int, num_heads: int, use_scale: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (attention_dim // num_heads) ** -0.5 if use_scale else 1.0
+        self.W_q = nn.Linear(input_dim, attention_dim, bias=False)
+        self.W_k = nn.Linear(input_dim, attention_dim, bias=False)
+        self.W_v = nn.Linear(input_dim, attention_dim, bias=False)
+        self.W_res = nn.Linear(input_dim, attention_dim, bias=False)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """float [B, F, D] to float [B, F, A]."""
+        heads = [
+            layer(fields).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.W_q, self.W_k, self.W_v)
+        ]
+        attended = F.scaled_dot_product_attention(*heads, scale=self.scale).transpose(1, 2).flatten(2)
+        return F.relu(attended + self.W_res(fields))

@@ -1,0 +1,55 @@
+"""DeepFM: a factorization machine and an MLP on the same fields (Guo et al., IJCAI 2017)."""
+
+from fuxictr.pytorch.layers import InnerProductInteraction, MLP_Block
+from torch import Tensor
+
+from model_zoo.fields import FieldModel
+from model_zoo.layers import LinearPart
+
+
+class DeepFM(FieldModel):
+    """FM plus MLP over user, target and history fields.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        hidden_units, hidden_activations, net_dropout, batch_norm: of the MLP.
+        kwargs: what FieldModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="DeepFM",
+        learning_rate=1e-3,
+        hidden_units=(64, 64, 64),
+        hidden_activations="ReLU",
+        net_dropout=0.0,
+        batch_norm=False,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, **kwargs)
+        self.lr_layer = LinearPart(feature_map)
+        self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
+        self.mlp = MLP_Block(
+            input_dim=self.num_fields * self.embedding_dim,
+            output_dim=1,
+            hidden_units=list(hidden_units),
+            hidden_activations=hidden_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        fields = self.fields(batch)
+        logit = self.lr_layer(batch.target_columns()) + self.fm_layer(fields) + self.mlp(fields.flatten(1))
+        return {"y_pred": self.output_activation(logit.float())}

@@ -1,0 +1,76 @@
+"""DIN, the organisers' baseline (Deep Interest Network, Zhou et al., KDD 2018).
+
+Each history item is weighted by its relevance for the target, the weighted sum is the user's interest, and an MLP
+reads the row's features, the target and that interest. The defaults are the challenge's.
+"""
+
+import torch
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor
+
+from model_zoo.history import HistoryModel
+from model_zoo.layers import DINAttention
+
+
+class DIN(HistoryModel):
+    """Target attention over the history, then an MLP.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        attention_hidden_units, attention_hidden_activations, attention_output_activation, attention_dropout: of the
+            MLP that scores a history item.
+        din_use_softmax: normalise the scores over the history.
+        kwargs: what HistoryModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="DIN",
+        learning_rate=1e-3,
+        dnn_hidden_units=(1024, 512, 256),
+        dnn_activations="ReLU",
+        attention_hidden_units=(512, 256),
+        attention_hidden_activations="ReLU",
+        attention_output_activation=None,
+        attention_dropout=0.1,
+        din_use_softmax=False,
+        net_dropout=0.1,
+        batch_norm=True,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, **kwargs)
+        self.attention_layers = DINAttention(
+            self.item_dim,
+            attention_hidden_units,
+            hidden_activations=attention_hidden_activations,
+            output_activation=attention_output_activation,
+            dropout_rate=attention_dropout,
+            use_softmax=din_use_softmax,
+        )
+        self.dnn = MLP_Block(
+            input_dim=self.user_dim + 2 * self.item_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch or the challenge's triple.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        items = self.item_vectors(batch)
+        target = items.index_select(0, batch.target)
+        pooled = self.attention_layers(target, items, batch.history, batch.mask)
+        logit = self.dnn(torch.cat([self.user_vectors(batch), target, pooled], dim=-1))
+        return {"y_pred": self.output_activation(logit.float())}

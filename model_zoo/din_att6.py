@@ -1,0 +1,198 @@
+"""DIN_att6, third prize of the challenge: DIN and cross attention over a history whose items carry their levels.
+
+Two layers in which the target attends to the history stand beside DIN's attention; the user's own embedding and a
+deeper MLP are the rest. Levels in the history are what lifts it to 0.98: `history_levels` is on unless the config
+says otherwise.
+
+As in QIN, one query a row meets all keys, so the keys' and values' matrices are applied to the query and to the
+weighted sum, not to every item. What the keys' biases add is the same for all positions, and softmax cancels it.
+"""
+
+import torch
+import torch.nn.functional as F
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from mmctr.errors import UserError
+from model_zoo.history import HistoryModel
+from model_zoo.layers import DINAttention, masked_softmax
+
+NUM_HEADS = 4
+
+
+class DIN_att6(HistoryModel):
+    """DIN's and cross attention over the history, then an MLP.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        attention_hidden_units, attention_hidden_activations, attention_output_activation: of DIN's attention.
+        attention_dropout: of both attentions.
+        din_use_softmax: normalise DIN's scores over the history.
+        num_layers: of the cross attention.
+        if_use_self_attn: published, and off in every published config; not supported.
+        history_levels: the items' vectors carry both levels.
+        kwargs: what HistoryModel takes.
+
+    Raises:
+        UserError: the item's width does not divide into 4 heads, or self attention is asked for.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="DIN_att6",
+        learning_rate=1e-3,
+        dnn_hidden_units=(1024, 512, 256, 64, 16),
+        dnn_activations="ReLU",
+        attention_hidden_units=(512, 256),
+        attention_hidden_activations="ReLU",
+        attention_output_activation=None,
+        attention_dropout=0.1,
+        din_use_softmax=False,
+        net_dropout=0.1,
+        batch_norm=True,
+        num_layers=2,
+        if_use_self_attn=False,
+        history_levels=True,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, history_levels=history_levels, **kwargs)
+        if if_use_self_attn:
+            raise UserError("if_use_self_attn is true, which DIN_att6 does not support; set it to false")
+        if self.item_dim % NUM_HEADS:
+            raise UserError(
+                f"DIN_att6: the items' vectors are {self.item_dim} wide, expected a multiple of {NUM_HEADS}; "
+                "choose another embedding_dim"
+            )
+        self.attention_layers = DINAttention(
+            self.item_dim,
+            attention_hidden_units,
+            hidden_activations=attention_hidden_activations,
+            output_activation=attention_output_activation,
+            dropout_rate=attention_dropout,
+            use_softmax=din_use_softmax,
+        )
+        self.target_attention = CrossAttentionEncoder(self.item_dim, num_layers, attention_dropout)
+        self.dnn = MLP_Block(
+            input_dim=self.user_dim + 3 * self.item_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch or the challenge's triple.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        items = self.item_vectors(batch)
+        target = items.index_select(0, batch.target)
+        pooled = self.attention_layers(target, items, batch.history, batch.mask)
+        crossed = self.target_attention(target, items, batch.history, batch.mask)
+        logit = self.dnn(torch.cat([self.user_vectors(batch), target, pooled, crossed], dim=-1))
+        return {"y_pred": self.output_activation(logit.float())}
+
+
+class CrossAttentionEncoder(nn.Module):
+    """Layers in which the target attends to the history, each starting from the last one's output.
+
+    Args:
+        dim: W, the items' width.
+        num_layers: how many.
+        dropout: on attention weights, residuals and the feed-forward part.
+    """
+
+    def __init__(self, dim: int, num_layers: int, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(CrossAttentionLayer(dim, dropout) for _ in range(num_layers))
+
+    def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            target: float [B, W].
+            items: float [M, W].
+            positions: integer [B, L], each history position's row in `items`.
+            mask: [B, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
+        for layer in self.layers:
+            target = layer(target, items, positions, mask)
+        return target
+
+
+class CrossAttentionLayer(nn.Module):
+    """Attention and feed-forward with residuals; one RMSNorm serves the history and the first residual.
+
+    Args:
+        dim: W.
+        dropout: see CrossAttentionEncoder.
+    """
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.cross_attn = TargetAttention(dim, dropout)
+        self.attn_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """As CrossAttentionEncoder's."""
+        history = F.embedding(positions, self.attn_norm(items))
+        attended = self.attn_norm(target + self.dropout(self.cross_attn(target, history, mask)))
+        return attended + self.dropout(self.ffn(attended))
+
+
+class TargetAttention(nn.Module):
+    """Multi-head attention of one query a row, with linear maps before those of nn.MultiheadAttention.
+
+    Args:
+        dim: W.
+        dropout: on the attention weights.
+    """
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.query_proj = nn.Linear(dim, dim)
+        self.key_proj = nn.Linear(dim, dim)
+        self.value_proj = nn.Linear(dim, dim)
+        self.multihead_attn = nn.MultiheadAttention(dim, NUM_HEADS, dropout=dropout)
+        self.norm = nn.LayerNorm(dim).requires_grad_(False)  # in published weights, in no formula
+        self.key_proj.bias.requires_grad_(False)  # softmax cancels it
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        """Attend; a row without history attends to zeros.
+
+        Args:
+            target: float [B, W].
+            history: float [B, L, W].
+            mask: [B, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
+        inner = self.multihead_attn
+        dim, head_dim = inner.embed_dim, inner.head_dim
+        w_query, w_key, w_value = inner.in_proj_weight.chunk(3)
+        b_query, _, b_value = inner.in_proj_bias.chunk(3)
+        w_key = (w_key @ self.key_proj.weight).view(NUM_HEADS, head_dim, dim)
+        b_value = F.linear(self.value_proj.bias, w_value, b_value).view(NUM_HEADS, head_dim)
+        w_value = (w_value @ self.value_proj.weight).view(NUM_HEADS, head_dim, dim)
+
+        query = F.linear(self.query_proj(target), w_query, b_query) * head_dim**-0.5
+        query = torch.einsum("bhd,hdw->bhw", query.view(-1, NUM_HEADS, head_dim), w_key)
+        weights = masked_softmax(query @ history.transpose(1, 2), mask.unsqueeze(1))
+        weights = F.dropout(weights, inner.dropout, self.training)
+        pooled = torch.einsum("bhw,hdw->bhd", weights @ history, w_value)
+        return inner.out_proj((pooled + weights.sum(dim=-1, keepdim=True) * b_value).flatten(1))

@@ -1,0 +1,40 @@
+"""FM: factorization machine (Rendle, ICDM 2010).
+
+The inner products of all pairs of fields, history fields included, and a linear part.
+"""
+
+import torch
+from fuxictr.pytorch.layers import InnerProductInteraction
+from torch import Tensor, nn
+
+from model_zoo.fields import FieldModel
+from model_zoo.layers import LinearPart
+
+
+class FM(FieldModel):
+    """A factorization machine over user, target and history fields.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        kwargs: what FieldModel takes.
+    """
+
+    def __init__(self, feature_map, model_id="FM", learning_rate=1e-3, **kwargs):
+        super().__init__(feature_map, model_id=model_id, **kwargs)
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.lr_layer = LinearPart(feature_map)
+        self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        logit = self.bias + self.lr_layer(batch.target_columns()) + self.fm_layer(self.fields(batch))
+        return {"y_pred": self.output_activation(logit.float())}

@@ -1,0 +1,78 @@
+"""GDCN: a cross network whose layers are gated, then an MLP (Wang et al., CIKM 2023), the paper's stacked structure.
+
+The gate lets a layer pass on only the crosses that help, so that more layers do not add noise.
+"""
+
+import torch
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from model_zoo.fields import FieldModel
+
+
+class GDCN(FieldModel):
+    """Gated cross network, then an MLP, over user, target and history fields.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        num_cross_layers: of the cross network.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        kwargs: what FieldModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="GDCN",
+        learning_rate=1e-3,
+        num_cross_layers=3,
+        dnn_hidden_units=(64, 64, 64),
+        dnn_activations="ReLU",
+        net_dropout=0.0,
+        batch_norm=False,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, **kwargs)
+        input_dim = self.num_fields * self.embedding_dim
+        self.cross_net = nn.ModuleList(GatedCrossLayer(input_dim) for _ in range(num_cross_layers))
+        self.dnn = MLP_Block(
+            input_dim=input_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        features = self.fields(self.read_batch(inputs)).flatten(1)
+        crossed = features
+        for layer in self.cross_net:
+            crossed = layer(features, crossed)
+        return {"y_pred": self.output_activation(self.dnn(crossed).float())}
+
+
+class GatedCrossLayer(nn.Module):
+    """x0 * (W_c x + b) * sigmoid(W_g x) + x.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.cross = nn.Linear(dim, dim)
+        self.gate = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, first: Tensor, x: Tensor) -> Tensor:
+        """float [B, D] twice, the network's input and the last layer's output, to float [B, D]."""
+        return first * self.cross(x) * torch.sigmoid(self.gate(x)) + x

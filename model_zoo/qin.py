@@ -1,0 +1,136 @@
+"""QIN, second in the challenge: target attention without softmax, then quadratic layers.
+
+The attention's weights are ReLU(q k), so a history item counts for what it is and not for its share. Nothing in it
+needs a key or a value per item: one query meets all keys, so q (K h) is taken as (q K) h, and the values' matrix is
+applied after the sum. That leaves two products with the history instead of two matrices over every item of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_zoo.history import HistoryModel
+
+
+class QIN(HistoryModel):
+    """ReLU target attention over the history, then quadratic layers.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        num_layers: quadratic layers.
+        num_row: linear maps that each of them sums.
+        net_dropout, batch_norm: of the quadratic layers.
+        kwargs: what HistoryModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="QIN",
+        learning_rate=2e-3,
+        embedding_dim=128,
+        num_layers=4,
+        num_row=4,
+        net_dropout=0.1,
+        batch_norm=True,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, embedding_dim=embedding_dim, **kwargs)
+        self.attention_layers = ReLUTargetAttention(self.item_dim, 2 * self.item_dim)
+        self.qnn = QuadraticNetwork(self.user_dim + 2 * self.item_dim, num_layers, num_row, net_dropout, batch_norm)
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch or the challenge's triple.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        items = self.item_vectors(batch)
+        target = items.index_select(0, batch.target)
+        pooled = self.attention_layers(target, F.embedding(batch.history, items), batch.mask)
+        logit = self.qnn(torch.cat([self.user_vectors(batch), target, pooled], dim=-1))
+        return {"y_pred": self.output_activation(logit.float())}
+
+
+class ReLUTargetAttention(nn.Module):
+    """Sum of the history's values, weighted by ReLU(q k / sqrt(A)), plus the target.
+
+    Args:
+        item_dim: W.
+        attention_dim: A, the width of query, key and value.
+    """
+
+    def __init__(self, item_dim: int, attention_dim: int):
+        super().__init__()
+        self.scale = attention_dim**-0.5
+        self.W_q = nn.Linear(item_dim, attention_dim, bias=False)
+        self.W_k = nn.Linear(item_dim, attention_dim, bias=False)
+        self.W_v = nn.Linear(item_dim, attention_dim, bias=False)
+        self.W_o = nn.Linear(attention_dim, item_dim, bias=False)
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            target: float [B, W].
+            history: float [B, L, W].
+            mask: [B, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
+        query = self.W_q(target) @ self.W_k.weight * self.scale
+        scores = torch.bmm(history, query.unsqueeze(2)).squeeze(2)
+        weights = F.relu(scores) * mask.to(scores.dtype)
+        pooled = torch.bmm(weights.unsqueeze(1), history).squeeze(1)
+        return self.W_o(self.W_v(pooled)) + target
+
+
+class QuadraticNetwork(nn.Module):
+    """Residual quadratic layers and a linear output.
+
+    Args:
+        input_dim: D.
+        num_layers, num_row, net_dropout, batch_norm: as QIN's.
+    """
+
+    def __init__(self, input_dim: int, num_layers: int, num_row: int, net_dropout: float, batch_norm: bool):
+        super().__init__()
+        self.layer = nn.ModuleList(QuadraticLayer(input_dim, num_row, net_dropout) for _ in range(num_layers))
+        self.norm = nn.ModuleList(nn.BatchNorm1d(input_dim) for _ in range(num_layers if batch_norm else 0))
+        self.activation = nn.ModuleList(nn.PReLU() for _ in range(num_layers))
+        self.dropout = nn.Dropout(net_dropout)
+        self.fc = nn.Linear(input_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [B, D] to logits, float [B, 1]."""
+        for i, layer in enumerate(self.layer):
+            hidden = layer(x)
+            if self.norm:
+                hidden = self.norm[i](hidden)
+            x = x + self.dropout(self.activation[i](hidden))
+        return self.fc(x)
+
+
+class QuadraticLayer(nn.Module):
+    """x times the sum of `num_row` linear maps of x.
+
+    Args:
+        input_dim: D.
+        num_row: R.
+        dropout: on the maps.
+    """
+
+    def __init__(self, input_dim: int, num_row: int, dropout: float):
+        super().__init__()
+        self.num_row = num_row
+        self.linear = nn.Sequential(nn.Linear(input_dim, input_dim * num_row), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [B, D] to float [B, D]."""
+        return x * self.linear(x).view(len(x), self.num_row, -1).sum(dim=1)

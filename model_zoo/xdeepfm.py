@@ -1,0 +1,57 @@
+"""xDeepFM: a compressed interaction network beside an MLP (Lian et al., KDD 2018)."""
+
+from fuxictr.pytorch.layers import CompressedInteractionNet, MLP_Block
+from torch import Tensor
+
+from model_zoo.fields import FieldModel
+from model_zoo.layers import LinearPart
+
+
+class xDeepFM(FieldModel):
+    """CIN, MLP and linear part over user, target and history fields.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        cin_hidden_units: feature maps of each CIN layer.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        kwargs: what FieldModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        model_id="xDeepFM",
+        learning_rate=1e-3,
+        cin_hidden_units=(16, 16, 16),
+        dnn_hidden_units=(64, 64, 64),
+        dnn_activations="ReLU",
+        net_dropout=0.0,
+        batch_norm=False,
+        **kwargs,
+    ):
+        super().__init__(feature_map, model_id=model_id, **kwargs)
+        self.lr_layer = LinearPart(feature_map)
+        self.cin = CompressedInteractionNet(self.num_fields, list(cin_hidden_units), output_dim=1)
+        self.dnn = MLP_Block(
+            input_dim=self.num_fields * self.embedding_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+        self.finish(learning_rate, **kwargs)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        fields = self.fields(batch)
+        logit = self.lr_layer(batch.target_columns()) + self.cin(fields) + self.dnn(fields.flatten(1))
+        return {"y_pred": self.output_activation(logit.float())}

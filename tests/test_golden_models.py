@@ -1,0 +1,81 @@
+"""The challenge's models equal the published ones: same weights in, same outputs out."""
+
+import pytest
+import torch
+from conftest import Golden
+
+import model_zoo
+from mmctr.dataloader import IndexBatch
+from mmctr.errors import UserError
+
+MODELS = {
+    "din": {},
+    "qin": {},
+    "transformer_dcn": {"mask_polarity": "published"},
+    "din_att6": {},
+}
+
+
+def golden_model(name, **kwargs):
+    """(the golden file, its model with the published weights)."""
+    golden = Golden(name)
+    model = getattr(model_zoo, golden.spec["model"])(
+        golden.feature_map(), **{**MODELS[name], **golden.spec["hyper_parameters"], **kwargs}
+    )
+    model.load_state_dict(golden.weights, strict=True)
+    return golden, model.eval()
+
+
+def changed(batch, position):
+    """The batch with another item at one history position of all rows."""
+    index = batch.item_index.clone()
+    index[:, position] = index[:, position] % 38 + 1
+    return IndexBatch(batch.batch_dict, index, batch.item_table)
+
+
+@pytest.mark.parametrize("form", ["indices", "triple"])
+@pytest.mark.parametrize("name", MODELS)
+def test_published_outputs(name, form):
+    golden, model = golden_model(name)
+    inputs = golden.batch if form == "indices" else golden.batch.triple()
+    torch.testing.assert_close(model(inputs)["y_pred"], golden.expected, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(inputs)["y_pred"], golden.expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_only_the_correct_mask_lets_history_in():
+    golden, correct = golden_model("transformer_dcn", mask_polarity="correct")
+    _, published = golden_model("transformer_dcn")
+    padded = golden.batch.mask.sum(dim=1) < golden.spec["max_len"]  # full rows have a position opened
+    before, after = golden.batch, changed(golden.batch, -2)
+    torch.testing.assert_close(published(after)["y_pred"][padded], published(before)["y_pred"][padded])
+    moved = (correct(after)["y_pred"] - correct(before)["y_pred"]).abs()
+    assert moved.min() > 1e-5
+
+
+@torch.no_grad()
+def test_correct_mask_is_the_published_model_given_the_opposite_mask():
+    golden, correct = golden_model("transformer_dcn", mask_polarity="correct")
+    _, published = golden_model("transformer_dcn")
+    row, items, mask = golden.batch.triple()
+    expected = published((row, items, 1 - mask))["y_pred"]
+    torch.testing.assert_close(correct(golden.batch)["y_pred"], expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_short_history_is_a_padded_one():
+    golden, model = golden_model("transformer_dcn", mask_polarity="correct")
+    row, index, table = golden.batch
+    short = IndexBatch(row, index[:, -3:], table)  # 2 history items, first_k_cols is 4
+    padded = IndexBatch(row, torch.cat([torch.zeros(len(index), 6).int(), index[:, -3:]], dim=1), table)
+    torch.testing.assert_close(model(short)["y_pred"], model(padded)["y_pred"], rtol=0, atol=1e-6)
+
+
+def test_unknown_mask_polarity_is_refused():
+    with pytest.raises(UserError, match="mask_polarity is 'inverted', expected one of correct, published"):
+        model_zoo.Transformer_DCN(Golden("transformer_dcn").feature_map(), mask_polarity="inverted")
+
+
+def test_qin_under_its_published_name():
+    assert model_zoo.QIN_variety_v9 is model_zoo.QIN

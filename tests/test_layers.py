@@ -1,0 +1,278 @@
+"""The fast layers equal FuxiCTR's, or their formulas written out: outputs and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_feature_map
+from fuxictr.pytorch.layers import (
+    BilinearInteractionV2,
+    DIN_Attention,
+    LogisticRegression,
+    MaskedAveragePooling,
+    MaskedSumPooling,
+)
+from torch import nn
+
+from mmctr.errors import UserError
+from model_zoo.autoint import FieldAttention
+from model_zoo.base import distinct_items, pool_sequence
+from model_zoo.din_att6 import TargetAttention
+from model_zoo.finalmlp import BilinearFusion, ContextGate
+from model_zoo.gdcn import GatedCrossLayer
+from model_zoo.layers import (
+    BILINEAR_TYPES,
+    BilinearInteraction,
+    DINAttention,
+    LinearPart,
+    masked_softmax,
+    mean_pooling,
+)
+from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+ITEMS, BATCH, LENGTH, DIM = 11, 6, 5, 8
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def some_history(empty_row=True):
+    """Items [M, W] with a non-zero padding row 0, positions [B, L] padded in front, mask [B, L]; row 0 is full."""
+    items = torch.randn(ITEMS, DIM, requires_grad=True)
+    positions = torch.randint(1, ITEMS, (BATCH, LENGTH), dtype=torch.int32)
+    for row in range(1, BATCH):
+        positions[row, :row] = 0
+    if not empty_row:
+        positions[-1, -1] = 3
+    return items, positions, (positions > 0).float()
+
+
+def gradients(output, *inputs):
+    """The gradients of a fixed mixture of the outputs."""
+    weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    return torch.autograd.grad((output * weights).sum(), inputs, retain_graph=True)
+
+
+def assert_same(output, expected, inputs, expected_inputs=None):
+    """The outputs are close, and their gradients for the inputs."""
+    torch.testing.assert_close(output, expected, **CLOSE)
+    ours, theirs = gradients(output, *inputs), gradients(expected, *(expected_inputs or inputs))
+    for gradient, expected_gradient in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, **CLOSE)
+
+
+@pytest.mark.parametrize("bilinear_type", BILINEAR_TYPES)
+def test_bilinear_interaction_is_fuxictrs(bilinear_type):
+    ours, theirs = BilinearInteraction(5, DIM, bilinear_type), BilinearInteractionV2(5, DIM, bilinear_type)
+    ours.load_state_dict(theirs.state_dict())
+    fields = torch.randn(BATCH, 5, DIM, requires_grad=True)
+    inputs, expected_inputs = (fields, ours.bilinear_W), (fields, theirs.bilinear_W)
+    assert_same(ours(fields), theirs(fields).flatten(1), inputs, expected_inputs)
+
+
+def test_unknown_bilinear_type_is_refused():
+    with pytest.raises(UserError, match="bilinear_type is 'field'"):
+        BilinearInteraction(3, 4, "field")
+
+
+@pytest.mark.parametrize("path", ["packed", "every position"])
+@pytest.mark.parametrize("use_softmax", [False, True])
+@pytest.mark.parametrize("activation", ["ReLU", "Dice"])
+def test_din_attention_is_fuxictrs(path, use_softmax, activation, monkeypatch):
+    theirs = DIN_Attention(DIM, [16, 4], activation, use_softmax=use_softmax).eval()
+    ours = DINAttention(DIM, (16, 4), activation, use_softmax=use_softmax).eval()
+    ours.load_state_dict(theirs.state_dict())
+    if path != "packed":
+        monkeypatch.setattr(DINAttention, "packs", lambda self, positions: False)
+    items, positions, mask = some_history(empty_row=not use_softmax)
+    target = torch.randn(BATCH, DIM, requires_grad=True)
+    expected = theirs(target, F.embedding(positions, items), mask)
+    for kind_of_mask in (mask, mask.bool()):
+        inputs, expected_inputs = (target, items, *ours.parameters()), (target, items, *theirs.parameters())
+        assert_same(ours(target, items, positions, kind_of_mask), expected, inputs, expected_inputs)
+
+
+@pytest.mark.parametrize("use_softmax", [False, True])
+def test_din_attention_without_history_is_zero(use_softmax):
+    layer = DINAttention(DIM, (16,), use_softmax=use_softmax)
+    items, positions, mask = some_history()
+    target = torch.randn(BATCH, DIM)
+    assert layer(target, items, positions, mask)[-1].abs().max() == 0
+    assert layer(target, items, 0 * positions, 0 * mask).abs().max() == 0
+
+
+def test_masked_softmax_is_the_softmax_of_what_is_real():
+    scores = torch.randn(2, 4, requires_grad=True)
+    mask = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0]])
+    weights = masked_softmax(scores, mask)
+    expected = torch.zeros(2, 4).index_put(
+        (torch.tensor([0, 0]), torch.tensor([1, 3])), scores[0, [1, 3]].softmax(dim=0)
+    )
+    assert_same(weights, expected, (scores,))
+
+
+def test_qin_attention_is_its_formula():
+    items, positions, mask = some_history()
+    layer = ReLUTargetAttention(DIM, 2 * DIM)
+    target, history = torch.randn(BATCH, DIM, requires_grad=True), F.embedding(positions, items)
+    scores = torch.einsum("ba,bla->bl", layer.W_q(target), layer.W_k(history)) / (2 * DIM) ** 0.5
+    attended = torch.einsum("bl,bla->ba", (scores * mask).relu(), layer.W_v(history))
+    expected = layer.W_o(attended) + target
+    assert_same(layer(target, history, mask), expected, (target, items, *layer.parameters()))
+
+
+def test_quadratic_layer_is_its_formula():
+    layer, x = QuadraticLayer(DIM, 3, 0.0), torch.randn(BATCH, DIM)
+    rows = layer.linear[0].weight.view(3, DIM, DIM) @ x.T  # [R, D, B]
+    expected = x * (rows.sum(dim=0).T + layer.linear[0].bias.view(3, DIM).sum(dim=0))
+    torch.testing.assert_close(layer(x), expected, **CLOSE)
+
+
+def test_din_att6_attention_is_torchs():
+    items, positions, mask = some_history(empty_row=False)
+    layer = TargetAttention(DIM, 0.0)
+    nn.init.normal_(layer.multihead_attn.in_proj_bias)
+    target, history = torch.randn(BATCH, DIM, requires_grad=True), F.embedding(positions, items)
+    expected, _ = layer.multihead_attn(
+        layer.query_proj(target).unsqueeze(0),
+        layer.key_proj(history).transpose(0, 1),
+        layer.value_proj(history).transpose(0, 1),
+        key_padding_mask=mask == 0,
+    )
+    trainable = [p for p in layer.parameters() if p.requires_grad]
+    assert_same(layer(target, history, mask), expected.squeeze(0), (target, items, *trainable))
+
+
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_field_attention_is_torchs(num_heads):
+    layer, fields = FieldAttention(DIM, DIM, num_heads, use_scale=True), torch.randn(BATCH, 5, DIM)
+    attended, _ = F.multi_head_attention_forward(
+        *[fields.transpose(0, 1)] * 3,
+        embed_dim_to_check=DIM,
+        num_heads=num_heads,
+        in_proj_weight=torch.cat([layer.W_q.weight, layer.W_k.weight, layer.W_v.weight]),
+        in_proj_bias=None,
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=torch.eye(DIM),
+        out_proj_bias=None,
+    )
+    torch.testing.assert_close(layer(fields), (attended.transpose(0, 1) + layer.W_res(fields)).relu(), **CLOSE)
+
+
+def test_field_attention_does_not_scale_unless_told():
+    layer, fields = FieldAttention(DIM, DIM, 1, use_scale=False), torch.randn(BATCH, 5, DIM)
+    weights = (layer.W_q(fields) @ layer.W_k(fields).transpose(1, 2)).softmax(dim=-1)
+    torch.testing.assert_close(layer(fields), (weights @ layer.W_v(fields) + layer.W_res(fields)).relu(), **CLOSE)
+
+
+def test_bilinear_fusion_is_its_formula():
+    layer, x, y = BilinearFusion(6, 4, 2), torch.randn(BATCH, 6), torch.randn(BATCH, 4)
+    whole = torch.block_diag(*layer.weight.detach())  # heads are blocks of one matrix
+    expected = (x @ whole * y).sum(dim=1, keepdim=True) + layer.linear_x(x) + layer.linear_y(y)
+    torch.testing.assert_close(layer(x, y), expected, **CLOSE)
+
+
+def test_context_gate_is_two_where_its_logit_is_large():
+    gate = ContextGate(None, [], 3, [4], 2)
+    with torch.no_grad():
+        gate.gate.mlp[-2].weight.zero_()
+        gate.gate.mlp[-2].bias.copy_(torch.tensor([100.0, -100.0]))
+    torch.testing.assert_close(gate({}), torch.tensor([[2.0, 0.0]]))
+
+
+def test_gated_cross_layer_by_hand():
+    layer = GatedCrossLayer(2)
+    with torch.no_grad():
+        layer.cross.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+        layer.cross.bias.copy_(torch.tensor([0.5, 0.0]))
+        layer.gate.weight.copy_(torch.tensor([[0.0, 0.0], [100.0, 100.0]]))
+    out = layer(torch.tensor([[2.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+    torch.testing.assert_close(out, torch.tensor([[2 * 3.5 * 0.5 + 1, 3 * 1 * 1 + 1.0]]))
+
+
+TARGET_FEATURES = {
+    "likes_level": {"type": "categorical", "source": "", "padding_idx": 0, "vocab_size": 5},
+    "item_tags": {
+        "type": "sequence",
+        "source": "item",
+        "feature_encoder": "layers.MaskedAveragePooling()",
+        "padding_idx": 0,
+        "max_len": 3,
+        "vocab_size": 7,
+    },
+}
+EMBEDDING_FEATURE = {"item_emb": {"type": "embedding", "source": "item", "pretrain_dim": 4, "embedding_dim": 2}}
+
+
+def target_columns():
+    return {
+        "likes_level": torch.randint(0, 5, (BATCH,)),
+        "item_tags": torch.randint(0, 7, (BATCH, 3)),
+        "item_emb": torch.randn(BATCH, 4),
+    }
+
+
+def test_linear_part_is_fuxictrs_without_embedding_fields():
+    feature_map = make_feature_map(TARGET_FEATURES)
+    ours, theirs = LinearPart(feature_map), LogisticRegression(feature_map, use_bias=False)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    ours.load_state_dict(theirs.state_dict())
+    columns = target_columns()
+    columns.pop("item_emb")
+    assert_same(ours(columns), theirs(columns), tuple(ours.parameters()), tuple(theirs.parameters()))
+
+
+def test_linear_part_adds_one_weight_per_dimension_of_an_embedding_field():
+    layer = LinearPart(make_feature_map({**TARGET_FEATURES, **EMBEDDING_FEATURE}))
+    columns = target_columns()
+    doubled = {**columns, "item_emb": 2 * columns["item_emb"]}
+    expected = columns["item_emb"] @ layer.embedding_weights["item_emb"].weight[0]
+    torch.testing.assert_close((layer(doubled) - layer(columns)).squeeze(1), expected, **CLOSE)
+
+
+def test_linear_part_of_some_features_has_weights_for_these_alone():
+    layer = LinearPart(make_feature_map({**TARGET_FEATURES, **EMBEDDING_FEATURE}), ["item_tags"])
+    columns = target_columns()
+    [(name, table)] = layer.named_parameters()
+    assert name.endswith("item_tags.weight")
+    nn.init.normal_(table)
+    torch.testing.assert_close(layer(columns), table[columns["item_tags"]].sum(dim=1), **CLOSE)
+
+
+@pytest.mark.parametrize("padding_row", [0, None])
+def test_mean_pooling_is_the_mean_of_the_real_items(padding_row):
+    items, positions, mask = some_history()
+    means = [items[positions[row][positions[row] > 0].long()].mean(dim=0) for row in range(BATCH - 1)]
+    expected = torch.stack([*means, torch.zeros(DIM)])  # the last row has no history
+    assert_same(mean_pooling(items, positions, mask, padding_row), expected, (items,))
+
+
+@pytest.mark.parametrize("mode", ["mean", "sum"])
+@pytest.mark.parametrize("padding", ["zero", "trained"])
+def test_pool_sequence_is_fuxictrs(mode, padding):
+    table = nn.Embedding(7, DIM, padding_idx=0)
+    if padding == "trained":
+        nn.init.normal_(table.weight)
+    ids = torch.tensor([[0, 0, 1, 2], [3, 3, 4, 5], [0, 0, 0, 0], [0, 0, 0, 6]])
+    theirs = {"mean": MaskedAveragePooling(), "sum": MaskedSumPooling()}[mode](table(ids))
+    ours = pool_sequence(ids, table.weight, mode)
+    if padding == "trained":  # FuxiCTR's empty list has a mean, ours too
+        assert theirs[2].abs().max() > 0
+    assert_same(ours, theirs, (table.weight,))
+    assert gradients(ours, table.weight)[0][0].abs().max() == 0
+
+
+def test_distinct_items_name_each_item_once():
+    index = torch.tensor([[0, 5, 2], [5, 5, 9]], dtype=torch.int32)
+    items, rows = distinct_items(index, 12)
+    assert items.tolist() == [0, 2, 5, 9]
+    assert items[rows].equal(index.long())
+    items, rows = distinct_items(index[:, 1:], 12)  # without padding it is there all the same
+    assert items.tolist() == [0, 2, 5, 9]
+    assert items[rows].equal(index[:, 1:].long())

@@ -1,0 +1,339 @@
+"""What every model of the zoo must do, whatever it computes."""
+
+import pytest
+import torch
+from conftest import make_feature_map
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+import model_zoo
+from mmctr.dataloader import IndexBatch
+from mmctr.errors import UserError
+from mmctr.item_table import ItemTable
+
+ITEMS, ROWS, LENGTH, TAGS, WIDTH = 300, 256, 6, 20, 12
+FEATURES = {
+    "user_id": {"type": "meta"},
+    "item_seq": {"type": "meta"},
+    "likes_level": {"type": "categorical", "source": "", "padding_idx": 0, "vocab_size": 11},
+    "views_level": {"type": "categorical", "source": "", "padding_idx": 0, "vocab_size": 11},
+    "item_id": {"type": "categorical", "source": "item", "padding_idx": 0, "vocab_size": ITEMS},
+    "item_tags": {
+        "type": "sequence",
+        "source": "item",
+        "feature_encoder": "layers.MaskedAveragePooling()",
+        "padding_idx": 0,
+        "max_len": 5,
+        "vocab_size": TAGS,
+    },
+    "item_emb_d128": {"type": "embedding", "source": "item", "embedding_dim": 16, "pretrain_dim": WIDTH},
+}
+DIN_SIZES = {"dnn_hidden_units": [16, 8], "attention_hidden_units": [8], "attention_dropout": 0.0, "net_dropout": 0.0}
+TRANSFORMER_SIZES = {
+    "transformer_layers": 1,
+    "dim_feedforward": 16,
+    "transformer_dropout": 0.0,
+    "first_k_cols": 3,
+    "dcn_cross_layers": 1,
+    "dcn_hidden_units": [16],
+    "mlp_hidden_units": [8],
+    "net_dropout": 0.0,
+}
+STREAMS = {"mlp1_hidden_units": [16, 8], "mlp2_hidden_units": [16, 4], "fs_hidden_units": [8], "num_heads": 2}
+SIZES = {
+    "AutoInt": {"dnn_hidden_units": [16], "num_heads": 2},
+    "DCNv2": {"parallel_dnn_hidden_units": [16]},
+    "DIN": DIN_SIZES,
+    "DIN_att6": DIN_SIZES,
+    "DeepFM": {"hidden_units": [16]},
+    "FM": {},
+    "FiBiNET": {"hidden_units": [16]},
+    "FinalMLP": STREAMS,
+    "GDCN": {"dnn_hidden_units": [16]},
+    "LR": {},
+    "QIN": {"num_layers": 2, "num_row": 2, "net_dropout": 0.0},
+    "Transformer_DCN": TRANSFORMER_SIZES,
+    "xDeepFM": {"cin_hidden_units": [4, 4], "dnn_hidden_units": [16]},
+}
+VARIANTS = {
+    "AutoInt without MLP": {"dnn_hidden_units": []},
+    "DIN with softmax": {"din_use_softmax": True},
+    "DIN_att6 with softmax": {"din_use_softmax": True},
+    "FinalMLP with contexts": {"fs1_context": ["likes_level", "views_level"], "fs2_context": ["item_emb_d128"]},
+    "FinalMLP without gates": {"use_fs": False},
+    "GDCN with target_attention": {"history_pooling": "target_attention"},
+    "FiBiNET with target_attention": {"history_pooling": "target_attention"},
+    "Transformer_DCN without maximum": {"concat_max_pool": False},
+}
+CASES = [
+    *((name, {**sizes, "history_levels": levels}) for name, sizes in SIZES.items() for levels in (True, False)),
+    *((name.split()[0], {**SIZES[name.split()[0]], **extra}) for name, extra in VARIANTS.items()),
+]
+CASE_NAMES = [f"{name}{' levels' * options['history_levels']}" for name, options in CASES[: 2 * len(SIZES)]]
+every_case = pytest.mark.parametrize("case", CASES, ids=[*CASE_NAMES, *VARIANTS])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small only lose by being shared out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_model(case, awake=True, seed=0, **kwargs):
+    """The case's model in evaluation mode; awake: its tables and biases are large enough for every input to show."""
+    name, options = case
+    torch.manual_seed(seed)
+    options = {"embedding_dim": 8, "learning_rate": 0.01, **options, **kwargs}
+    model = getattr(model_zoo, name)(make_feature_map(FEATURES), **options)
+    if awake:
+        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        for parameter in model.parameters():
+            if parameter in tables or parameter.dim() == 1:
+                nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def make_batch(seed=1):
+    """Rows with different targets and histories of every length: row 0 has none, row 1 is full."""
+    torch.manual_seed(seed)
+    table = {
+        "item_id": torch.arange(ITEMS),
+        "item_tags": torch.randint(0, TAGS, (ITEMS, 5)),
+        "item_emb_d128": torch.randn(ITEMS, WIDTH),
+        "likes_level": torch.randint(1, 11, (ITEMS,)),
+        "views_level": torch.randint(1, 11, (ITEMS,)),
+    }
+    for values in table.values():
+        values[0] = 0
+    targets = torch.randperm(ITEMS - 1)[:ROWS] + 1
+    history = torch.randint(1, ITEMS, (ROWS, LENGTH))
+    lengths = torch.randint(0, LENGTH + 1, (ROWS, 1))
+    lengths[0], lengths[1] = 0, LENGTH
+    history[torch.arange(LENGTH) < LENGTH - lengths] = 0
+    row = {
+        "user_id": torch.arange(ROWS),
+        "likes_level": table["likes_level"][targets],
+        "views_level": table["views_level"][targets],
+        "label": torch.randint(0, 2, (ROWS,)),
+    }
+    return IndexBatch(row, torch.cat([history, targets.unsqueeze(1)], dim=1).int(), ItemTable(table))
+
+
+def some_rows(batch, rows):
+    """The batch's rows, in this order."""
+    columns = {name: values[rows] for name, values in batch.batch_dict.items()}
+    return IndexBatch(columns, batch.item_index[rows], batch.item_table)
+
+
+def with_item(batch, item, **values):
+    """The batch with other values for some items."""
+    columns = {name: column.clone() for name, column in batch.item_table.columns.items()}
+    for name, value in values.items():
+        columns[name][item] = value
+    return batch._replace(item_table=ItemTable(columns))
+
+
+@torch.no_grad()
+def scores(model, inputs):
+    return model(inputs)["y_pred"]
+
+
+def backward(model, batch):
+    loss = model.loss_fn(model(batch)["y_pred"], model.get_labels(batch), reduction="mean")
+    model.zero_grad()
+    loss.backward()
+
+
+def assert_equal_scores(ours, expected, tolerance=2e-6):
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+@every_case
+def test_scores_are_probabilities(case):
+    predicted = scores(make_model(case), make_batch())
+    assert predicted.shape == (ROWS, 1)
+    assert predicted.dtype == torch.float32
+    assert 0 <= predicted.min() < predicted.max() <= 1
+
+
+@every_case
+def test_indices_and_triple_score_the_same(case):
+    model, batch = make_model(case), make_batch()
+    expected = scores(model, batch.triple())
+    assert_equal_scores(scores(model, batch), expected)  # the whole table embedded once
+    few = some_rows(batch, torch.arange(8))  # only the distinct items embedded
+    assert_equal_scores(scores(model, few), expected[:8])
+
+
+@every_case
+def test_padding_content_never_matters(case):
+    model, batch = make_model(case), make_batch()
+    expected = scores(model, batch)
+    row, items, mask = batch.triple()
+    real = torch.cat([mask, torch.ones(ROWS, 1)], dim=1).view(-1) > 0
+    junk = batch.item_table.rows(torch.randint(1, ITEMS, (len(real),)))
+    filled = {name: torch.where(real.view(-1, *[1] * (v.dim() - 1)), v, junk[name]) for name, v in items.items()}
+    assert_equal_scores(scores(model, (row, filled, mask)), expected)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.num_embeddings == ITEMS:
+                module.weight[0] += 5
+    junk = {"item_tags": torch.arange(5) + 3, "item_emb_d128": torch.randn(WIDTH) * 9, "likes_level": 7}
+    assert_equal_scores(scores(model, with_item(batch, 0, **junk)), expected)
+
+
+@every_case
+def test_order_of_the_batch_never_matters(case):
+    model, batch = make_model(case), make_batch()
+    order = torch.randperm(ROWS)
+    assert_equal_scores(scores(model, some_rows(batch, order)), scores(model, batch)[order])
+
+
+@every_case
+def test_history_is_used(case):
+    model, batch = make_model(case), make_batch()
+    index = batch.item_index.clone()
+    index[:, -2] = torch.where(index[:, -2] > 0, index[:, -2] % (ITEMS - 1) + 1, 0)
+    moved = (scores(model, batch._replace(item_index=index)) - scores(model, batch)).abs().squeeze(1)
+    has_history = batch.mask.sum(dim=1) > 0
+    assert moved[~has_history].max() < 1e-6
+    assert (moved[has_history] > 1e-6).float().mean() > 0.5
+
+
+@every_case
+def test_the_embedding_field_is_used(case):
+    model, batch = make_model(case), make_batch()
+    other = with_item(batch, slice(1, None), item_emb_d128=torch.randn(ITEMS - 1, WIDTH))
+    assert ((scores(model, other) - scores(model, batch)).abs() > 1e-6).float().mean() > 0.5
+
+
+@every_case
+def test_levels_of_the_history_are_used_when_asked_for(case):
+    model, batch = make_model(case), make_batch()
+    history = torch.arange(1, ITEMS)[~torch.isin(torch.arange(1, ITEMS), batch.item_index[:, -1])]  # no target
+    other = with_item(batch, history, likes_level=10, views_level=1)
+    asked = bool(model.level_features)
+    assert asked == case[1].get("history_levels", case[0] == "DIN_att6")
+    changed = (scores(model, other) - scores(model, batch)).abs().max() > 1e-6
+    assert changed == asked
+
+
+@every_case
+def test_gradients_reach_every_trainable_weight(case):
+    model, batch = make_model(case), make_batch()
+    backward(model, batch)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+
+@every_case
+def test_fresh_weights_get_gradients(case):
+    model = make_model(case, awake=False).train()
+    backward(model, make_batch())
+    still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().max() == 0)]
+    assert still == []
+
+
+@every_case
+def test_rows_without_history_are_finite(case):
+    model, batch = make_model(case), make_batch()
+    empty = batch._replace(item_index=batch.item_index.clone())
+    empty.item_index[:, :-1] = 0
+    for inputs in (empty, empty.triple()):
+        assert scores(model, inputs).isfinite().all()
+        backward(model, inputs)
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert_equal_scores(scores(model, empty)[:1], scores(model, batch)[:1])
+
+
+@every_case
+def test_saved_and_loaded_it_scores_the_same(case, tmp_path):
+    model, batch = make_model(case), make_batch()
+    model.save_weights(str(tmp_path / "weights.model"))
+    other = make_model(case, seed=9)
+    assert not scores(other, batch).equal(scores(model, batch))
+    other.load_weights(str(tmp_path / "weights.model"))
+    assert scores(other, batch).equal(scores(model, batch))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES[: 2 * len(SIZES)] if case[1]["history_levels"]], ids=SIZES)
+def test_it_overfits_256_rows(case):
+    model, batch = make_model(case, awake=False), make_batch()
+    for step in range(200):
+        model.train()
+        backward(model, batch)
+        model.optimizer.step()
+        if step % 20 == 19:
+            model.eval()
+            auc = roc_auc_score(batch.batch_dict["label"], scores(model, batch).squeeze(1))
+            if auc > 0.99:
+                return
+    pytest.fail(f"AUC {auc:.4f} after 200 steps")
+
+
+@pytest.mark.parametrize("name", [n for n in SIZES if issubclass(getattr(model_zoo, n), model_zoo.fields.FieldModel)])
+def test_without_history_pooling_the_history_is_not_read(name):
+    model, batch = make_model((name, SIZES[name]), history_pooling="none"), make_batch()
+    row, items, _ = batch.triple()
+    target = {key: values.view(ROWS, LENGTH + 1, -1)[:, -1].squeeze(-1) for key, values in items.items()}
+    assert_equal_scores(scores(model, {**target, **row}), scores(model, batch))
+
+
+def test_lr_is_a_sum_of_weights():
+    model, batch = make_model(("LR", {"history_levels": True})), make_batch()
+    tables = {
+        part: {
+            name: layer.weight[:, 0] for name, layer in module.embedding_layer.embedding_layer.embedding_layers.items()
+        }
+        for part, module in (("target", model.lr_layer), ("history", model.history_layer))
+    }
+    dense = {"target": model.lr_layer.embedding_weights, "history": model.history_layer.embedding_weights}
+
+    def weight(part, item):
+        row = {name: column[item] for name, column in batch.item_table.columns.items()}
+        ids = [tables[part][name][row[name]].sum() for name in FEATURES if name in row and name != "item_emb_d128"]
+        return sum(ids) + row["item_emb_d128"] @ dense[part]["item_emb_d128"].weight[0]
+
+    for index in batch.item_index[:5].tolist():
+        history = [weight("history", item) for item in index[:-1] if item]
+        logit = model.bias + weight("target", index[-1]) + (sum(history) / len(history) if history else 0)
+        position = batch.item_index.tolist().index(index)
+        torch.testing.assert_close(scores(model, batch)[position], logit.sigmoid(), rtol=0, atol=1e-6)
+
+
+def test_fm_sums_the_products_of_all_pairs():
+    model, batch = make_model(("FM", {"history_levels": True})), make_batch()
+    inputs = model.read_batch(batch)
+    fields = model.fields(inputs)
+    assert fields.shape == (ROWS, 2 + 3 + 5, 8)
+    pairs = sum((fields[:, i] * fields[:, j]).sum(1) for i in range(10) for j in range(i))
+    logit = model.bias + model.lr_layer(inputs.target_columns()).squeeze(1) + pairs
+    torch.testing.assert_close(scores(model, batch).squeeze(1), logit.sigmoid(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (("FM", {"history_pooling": "max"}), "history_pooling is 'max', expected one of mean"),
+        (("DCNv2", {"model_structure": "stacked"}), "model_structure is 'stacked', expected parallel"),
+        (("DIN_att6", {"if_use_self_attn": True}), "if_use_self_attn is true"),
+        (("DIN_att6", {"embedding_dim": 9, "history_levels": False}), "34 wide, expected a multiple of 4"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(case, message):
+    with pytest.raises(UserError, match=message):
+        make_model(case)
+
+
+def test_items_without_levels_are_refused():
+    model, batch = make_model(("DIN", {**DIN_SIZES, "history_levels": True})), make_batch()
+    columns = {name: values for name, values in batch.item_table.columns.items() if "level" not in name}
+    with pytest.raises(UserError, match=r"items lack likes_level, views_level; .* history_levels: True"):
+        model(batch._replace(item_table=ItemTable(columns)))

@@ -1,0 +1,220 @@
+"""The loop follows FuxiCTR's rules, and a run that was stopped anywhere ends as one that was not."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_dataset
+from fuxictr.metrics import evaluate_metrics
+from fuxictr.pytorch.models import BaseModel
+from fuxictr.pytorch.torch_utils import seed_everything
+
+import model_zoo
+from mmctr import training
+from mmctr.checkpoint import RunCheckpoints
+from mmctr.config import load_params
+from mmctr.dataloader import MMCTRDataLoader
+from mmctr.errors import UserError
+from mmctr.experiment import build_feature_map
+from mmctr.training import Trainer
+
+
+class Run:
+    """A small experiment, made anew: model, loaders, parameters."""
+
+    def __init__(self, config, folder, **settings):
+        overrides = [f"{key}={value}" for key, value in settings.items()]
+        self.params = load_params(config, "FiBiNET_test", model_zoo, overrides, model_root=str(folder))
+        seed_everything(self.params["seed"])
+        feature_map = build_feature_map(self.params)
+        arguments = {**self.params, "batch_format": "indices"}
+        self.train = MMCTRDataLoader(feature_map, self.params["train_data"], split="train", **arguments)
+        arguments["shuffle"] = False
+        self.valid = MMCTRDataLoader(feature_map, self.params["valid_data"], split="valid", **arguments)
+        self.model = model_zoo.FiBiNET(feature_map, **self.params)
+        self.model.checkpoint = str(folder / "best.model")
+        self.folder = folder
+
+    def trainer(self, **options):
+        return Trainer(self.model, **{**self.params, **options})
+
+    def fit(self, resume=False, **options):
+        options.setdefault("checkpoints", RunCheckpoints(self.folder, "test"))
+        return self.trainer(**options).fit(self.train, self.valid, self.params["epochs"], resume=resume)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("regularizer", ["1e-2", "l1(1e-3)", "l1_l2(1e-3,1e-2)"])
+def test_a_step_equals_fuxictrs(dataset, tmp_path, regularizer):
+    run = Run(dataset, tmp_path, net_dropout=0, embedding_regularizer=regularizer, net_regularizer=1e-3)
+    reference = copy.deepcopy(run.model)
+    BaseModel.compile(reference, "adam", "binary_crossentropy", run.params["learning_rate"])
+    reference._max_gradient_norm = 0.05  # small enough to clip
+    trainer = run.trainer(max_gradient_norm=0.05)
+    run.model.train()
+    reference.train()
+    for batch in run.train:
+        trainer._train_step(batch, run.train, last=False)
+        trainer.step += 1
+        BaseModel.train_step(reference, batch)
+    for (name, got), want in zip(run.model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_accumulated_halves_equal_the_whole_batch(dataset, tmp_path):
+    whole = Run(dataset, tmp_path / "whole", net_dropout=0, epochs=1, batch_size=100)
+    halves = Run(dataset, tmp_path / "halves", net_dropout=0, epochs=1, batch_size=50, accumulation_steps=2)
+    whole.fit(checkpoints=None)
+    halves.fit(checkpoints=None)
+    for one, other in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_early_stopping_and_learning_rate_follow_fuxictr(dataset, tmp_path, monkeypatch):
+    run = Run(dataset, tmp_path, epochs=9, early_stop_patience=2, verbose=0)
+    values = [0.6, 0.7, 0.6999, 0.71, 0.7100005, 0.705, 0.72]
+    shown = iter(values)
+    monkeypatch.setattr(training, "evaluate", lambda *_: {"AUC": next(shown), "logloss": 0.0, "gAUC": 0.0})
+    history = run.fit()
+
+    reference = copy.deepcopy(run.model)
+    reference.optimizer.param_groups[0]["lr"] = run.params["learning_rate"]
+    reference._best_metric, reference._stopping_steps, reference._stop_training = -np.inf, 0, False
+    reference._epoch_index = 0
+    rates = []
+    for value in values:
+        rates.append(reference.optimizer.param_groups[0]["lr"])
+        BaseModel.checkpoint_and_earlystop(reference, {"AUC": value})
+        if reference._stop_training:
+            break
+    assert [entry["learning_rate"] for entry in history] == pytest.approx(rates)
+    assert len(history) == 6
+
+
+def test_evaluation_equals_fuxictrs(dataset, tmp_path):
+    run = Run(dataset, tmp_path)
+    run.model.eval()
+    scores, labels, users = [], [], []
+    for batch in run.valid:
+        scores += run.model(batch)["y_pred"].reshape(-1).tolist()
+        labels += batch.batch_dict["label"].tolist()
+        users += batch.batch_dict["user_id"].tolist()
+    metrics = ["AUC", "logloss", "gAUC"]
+    expected = evaluate_metrics(np.array(labels), np.array(scores), metrics, np.array(users))
+    assert run.model.evaluate(run.valid, metrics) == pytest.approx(dict(expected), abs=1e-9)
+    assert run.model.predict(run.valid) == pytest.approx(np.array(scores))
+
+
+def test_the_same_seed_gives_the_same_weights(dataset, tmp_path):
+    fitted = []
+    for index, seed in enumerate([5, 5, 6]):
+        run = Run(dataset, tmp_path / str(index), seed=seed)
+        run.fit()
+        fitted.append(weights(run.model))
+    assert_equal_weights(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0]["dnn.mlp.0.weight"], fitted[2]["dnn.mlp.0.weight"])
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("stops", [[3], [9, 10, 14], [1, 2, 17]])
+def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops):
+    whole = Run(dataset, tmp_path / "whole", batch_norm=True)
+    whole_history = whole.fit(checkpoint_every=2)
+
+    step = Trainer._train_step
+    steps_done = 0
+
+    def stopping(self, *args, **kwargs):
+        nonlocal steps_done
+        steps_done += 1
+        if stops and steps_done == stops[0]:
+            stops.pop(0)
+            raise Stop
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_step", stopping)
+    history = None
+    while history is None:
+        run = Run(dataset, tmp_path / "stopped", batch_norm=True)
+        try:
+            history = run.fit(resume=True, checkpoint_every=2)
+        except Stop:
+            continue
+    assert not stops
+    assert_equal_weights(weights(whole.model), weights(run.model))
+    for entry, expected in zip(history, whole_history, strict=True):
+        assert {**entry, "rows_per_second": 0} == {**expected, "rows_per_second": 0}
+
+
+def test_resuming_a_finished_run_changes_nothing(dataset, tmp_path):
+    run = Run(dataset, tmp_path)
+    run.fit()
+    again = Run(dataset, tmp_path)
+    again.fit(resume=True)
+    assert_equal_weights(weights(run.model), weights(again.model))
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "foreign"])
+def test_a_bad_checkpoint_is_named_and_the_one_before_used(tmp_path, caplog, damage):
+    checkpoints = RunCheckpoints(tmp_path, "this run")
+    checkpoints.save({"weight": torch.arange(1000.0), "epoch": 1})
+    checkpoints.save({"weight": torch.arange(1000.0) + 1, "epoch": 2})
+    assert checkpoints.load()["epoch"] == 2
+    content = bytearray(checkpoints.last.read_bytes())
+    if damage == "torn":
+        checkpoints.last.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        at = content.find(torch.tensor([500.0, 501.0, 502.0]).numpy().tobytes())
+        assert at > 0
+        content[at + 2] ^= 0x10
+        checkpoints.last.write_bytes(content)
+    else:
+        RunCheckpoints(tmp_path, "another run").save({"weight": torch.zeros(3), "epoch": 9})
+        checkpoints.previous.unlink()
+        RunCheckpoints(tmp_path / "aside", "this run").save({"weight": torch.arange(1000.0), "epoch": 1})
+        (tmp_path / "aside" / "last.ckpt").replace(checkpoints.previous)
+    state = checkpoints.load()
+    assert state["epoch"] == 1
+    assert torch.equal(state["weight"], torch.arange(1000.0))
+    assert str(checkpoints.last) in caplog.text
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(dataset, tmp_path):
+    good = Run(dataset, tmp_path, epochs=1)
+    good.fit()
+    kept = (tmp_path / "best.model").read_bytes()
+    bad = Run(dataset, tmp_path, epochs=3)
+    with torch.no_grad():
+        bad.model.dnn.mlp[0].weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the training loss is nan at epoch 1.*lower learning_rate"):
+        bad.fit(checkpoints=RunCheckpoints(tmp_path, "test"))
+    assert (tmp_path / "best.model").read_bytes() == kept
+
+
+def test_bf16_stays_close_to_fp32(dataset, tmp_path):
+    losses = [Run(dataset, tmp_path / p, precision=p, net_dropout=0).fit()[-1]["loss"] for p in ("fp32", "bf16")]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_a_model_learns_and_its_embedding_helps(tmp_path):
+    config = make_dataset(tmp_path, rows=6000)
+    aucs = []
+    for features in ("null", "[user_id, item_seq, likes_level, views_level, item_id, item_tags]"):
+        run = Run(config, tmp_path / features[:4], epochs=4, use_features=features, batch_size=128)
+        aucs.append(max(entry["AUC"] for entry in run.fit()))
+    assert aucs[0] > 0.8
+    assert aucs[0] > aucs[1]
