@@ -1,0 +1,223 @@
+"""Challenge task 1: titles, tags and cover images in, item_info.parquet with an item embedding out.
+
+    python build_item_emb.py --item_info item_info.parquet --item_feature item_feature.parquet \\
+        --images item_images --output out/item_info.parquet
+
+Each modality runs through a pretrained encoder, the two are fused to --emb_dim numbers an item, and the input's
+columns are written again with `item_emb_d{emb_dim}` added or replaced. Raw features are kept in --store: an
+interrupted run goes on where it was, and a repeated one encodes only what is new. The same input gives the same bytes.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+# Threads that wait must not spin: on cores shared with other work, spinning makes the networks 15 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is first imported
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmctr import encoders
+from mmctr.encoders import Encoder
+from mmctr.errors import UserError, run_cli
+from mmctr.feature_store import FeatureStore, Filled, fill
+from mmctr.files import atomic_path, write_json
+from mmctr.fusion import FUSIONS, Fused, Modality
+from mmctr.item_sources import ImageSource, read_texts
+from mmctr.schema import read_item_info
+
+STORE_NAME = ".mmctr_features"
+NAMES_SHOWN = 5
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Make an item embedding from titles, tags and cover images (challenge task 1).",
+        epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--item_info", required=True, metavar="IN", help="parquet with item_id 0..N, row 0 the padding")
+    files.add_argument("--item_feature", metavar="FEATURES", help="parquet with item_id, item_title, item_tags")
+    files.add_argument(
+        "--images", metavar="DIR_OR_ZIP", help="folder, .zip, .rar or .tar of ITEM_ID.jpg (.jpeg, .png, .webp)"
+    )
+    files.add_argument("--output", required=True, metavar="OUT", help="parquet to write; must not be an input")
+    files.add_argument("--store", metavar="FOLDER", help=f"raw features (default: {STORE_NAME} beside OUT)")
+    method = parser.add_argument_group("method")
+    method.add_argument("--emb_dim", type=_positive, default=128, help="numbers an item (default: %(default)s)")
+    method.add_argument(
+        "--text_encoder",
+        default=encoders.DEFAULT_TEXT,
+        metavar="ID",
+        help="minilm (in the package), a sentence-transformers model or folder, or none (default: %(default)s)",
+    )
+    method.add_argument(
+        "--image_encoder",
+        default=encoders.DEFAULT_IMAGE,
+        metavar="ID",
+        help="efficientnet_lite0 (in the package), open_clip:NAME:TAG_OR_FILE, or none (default: %(default)s)",
+    )
+    method.add_argument("--fusion", choices=sorted(FUSIONS), default="pca", help="default: %(default)s")
+    method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    machine.add_argument("--batch_size", type=_positive, help="items a forward pass (default: 16 on CPU, 256 on GPU)")
+    machine.add_argument("--seed", type=int, default=0, help="for fusions with randomness (default: %(default)s)")
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Refuse missing options and an output that is an input, before anything is read."""
+    if args.text_encoder == encoders.NONE and args.image_encoder == encoders.NONE:
+        raise UserError("both encoders are none, expected at least one; drop --text_encoder none or the other")
+    for option, source, encoder in (
+        ("item_feature", args.item_feature, args.text_encoder),
+        ("images", args.images, args.image_encoder),
+    ):
+        if encoder != encoders.NONE and source is None:
+            name = "text" if option == "item_feature" else "image"
+            raise UserError(f"--{option} is missing; give it, or leave the modality out with --{name}_encoder none")
+    output = Path(args.output).resolve()
+    for option in ("item_info", "item_feature", "images"):
+        source = getattr(args, option)
+        if source is not None and Path(source).resolve() == output:
+            raise UserError(f"--output {args.output} is the --{option}; inputs are never modified, choose another file")
+    if output.is_dir():
+        raise UserError(f"--output {args.output}: this is a folder, expected the name of a parquet file to write")
+
+
+def load_encoders(args: argparse.Namespace, names: list[str], num_items: int) -> dict[str, Encoder]:
+    """The encoder of each modality, checked to give enough dimensions for --emb_dim."""
+    device = encoders.resolve_device(args.device)
+    encoders.make_deterministic(args.seed)
+    batch_size = args.batch_size or (256 if device.type == "cuda" else 16)
+    loaders = {"text": encoders.load_text_encoder, "image": encoders.load_image_encoder}
+    loaded = {name: loaders[name](getattr(args, f"{name}_encoder"), device, batch_size) for name in names}
+    most = min(num_items - 1, sum(encoder.dim for encoder in loaded.values()))
+    if args.emb_dim > most:
+        raise UserError(
+            f"--emb_dim is {args.emb_dim}, but {num_items} items and {' + '.join(names)} features have at most {most} "
+            f"independent directions; choose --emb_dim {most} or less"
+        )
+    return loaded
+
+
+def check_found(filled: Filled, name: str, source: str, strict: bool) -> None:
+    """Refuse a modality with no content at all and, when strict, one with bad files."""
+    if strict and filled.bad:
+        raise UserError(
+            f"{source}: found {len(filled.bad)} bad images, expected none with --strict: {_first_names(filled.bad)}; "
+            "replace or remove them"
+        )
+    if not filled.keys:
+        wanted = "titles or tags" if name == "text" else "usable images named ITEM_ID.jpg with ids of item_info"
+        raise UserError(f"{source}: found no {wanted}; leave the modality out with --{name}_encoder none")
+
+
+def to_modality(filled: Filled, store: FeatureStore, num_items: int) -> Modality:
+    """Features in the order of item_info, without its row 0."""
+    present = np.zeros(num_items, dtype=bool)
+    features = np.zeros((num_items, store.dim), dtype=np.float32)
+    ids = sorted(filled.keys)
+    rows = np.array(ids) - 1
+    present[rows] = True
+    features[rows] = store.rows([filled.keys[item_id] for item_id in ids])
+    return Modality(features, present)
+
+
+def add_embedding(table: pa.Table, embedding: np.ndarray) -> pa.Table:
+    """The table with its item_emb_d* of this width replaced in place, or appended.
+
+    Args:
+        table: item_info, rows 0 .. num_items.
+        embedding: float32 [num_items, emb_dim]; row 0 of the column becomes zeros.
+    """
+    emb_dim = embedding.shape[1]
+    values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim)
+    name = f"item_emb_d{emb_dim}"
+    if name in table.column_names:
+        table = table.set_column(table.column_names.index(name), name, column)
+    else:
+        table = table.append_column(name, column)
+    return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
+
+
+def write_output(args: argparse.Namespace, table: pa.Table, fused: Fused, manifest: dict) -> None:
+    """OUT, and OUT's name with .build.json: how it was made."""
+    with atomic_path(args.output) as path:
+        pq.write_table(add_embedding(table, fused.embedding), path)
+    write_json(Path(args.output).with_suffix(".build.json"), manifest)
+
+
+def count(filled: Filled, name: str, num_items: int) -> dict[str, int]:
+    """How many items of a modality were found, missing and bad, which add up to num_items."""
+    kinds = [kind for _, kind, _ in filled.bad]
+    counts = {"found": len(filled.keys), "missing": num_items - len(filled.keys) - len(kinds)}
+    if name == "image":
+        counts |= {"corrupt": kinds.count("corrupt"), "oversized": kinds.count("oversized")}
+    return counts
+
+
+def print_summary(args: argparse.Namespace, filled: dict[str, Filled], manifest: dict, unknown: int) -> None:
+    print(f"{'items':<12}{manifest['items']:,}")
+    for name, part in filled.items():
+        counts = ", ".join(f"{kind} {number:,}" for kind, number in manifest[name]["counts"].items())
+        print(f"{name:<12}{counts}")
+        speed = f", {part.computed / part.seconds:,.1f} items/s" if part.computed else ""
+        reused = len(set(part.keys.values())) - part.computed
+        print(f"{'':<12}encoded {part.computed:,}, reused {reused:,} from the store, {part.seconds:,.1f} s{speed}")
+        if part.bad:
+            print(f"{'':<12}bad: {_first_names(part.bad)}")
+    if unknown:
+        print(f"{'':<12}{unknown:,} images of ids that are not in item_info were passed over")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["explained_variance"].items())
+    print(f"{'explained':<12}{shares}")
+    print(f"{'output':<12}{args.output}, column item_emb_d{args.emb_dim}")
+
+
+def _first_names(bad: list[tuple[str, str, str]]) -> str:
+    named = "; ".join(f"{name} {kind} ({reason})" for name, kind, reason in bad[:NAMES_SHOWN])
+    return named + (f"; and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else "")
+
+
+def main() -> None:
+    args = parse_args()
+    check_paths(args)
+    table = read_item_info(args.item_info)
+    num_items = table.num_rows - 1
+    if num_items < 2:
+        raise UserError(f"{args.item_info}: has {num_items} items beside the padding row 0, expected at least 2")
+    sources = {}
+    if args.text_encoder != encoders.NONE:
+        sources["text"] = read_texts(args.item_feature, num_items)
+    if args.image_encoder != encoders.NONE:
+        sources["image"] = ImageSource(args.images, num_items)
+    folder = args.store or Path(args.output).parent / STORE_NAME
+
+    manifest = {"items": num_items, "emb_dim": args.emb_dim, "fusion": args.fusion, "seed": args.seed}
+    filled, modalities = {}, {}
+    for name, encoder in load_encoders(args, list(sources), num_items).items():
+        store = FeatureStore(folder, encoder.id, encoder.dim)
+        filled[name] = fill(store, encoder, sources[name], title=name)
+        path = args.item_feature if name == "text" else args.images
+        check_found(filled[name], name, path, args.strict)
+        modalities[name] = to_modality(filled[name], store, num_items)
+        manifest[name] = {"encoder": encoder.id, "counts": count(filled[name], name, num_items)}
+    fused = FUSIONS[args.fusion](modalities, args.emb_dim, args.seed)
+    manifest["explained_variance"] = fused.explained
+    write_output(args, table, fused, manifest)
+    print_summary(args, filled, manifest, sources["image"].unknown if "image" in sources else 0)
+
+
+if __name__ == "__main__":
+    run_cli(main)

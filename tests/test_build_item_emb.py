@@ -1,0 +1,387 @@
+"""`build_item_emb.py` as users run it: real encoders on small drawn covers, killed runs, bad files and bad options."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import build_item_emb
+from mmctr import feature_store, item_sources
+from mmctr.errors import run_cli
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
+ITEMS = 24
+
+
+def cover(seed: int) -> bytes:
+    """A small JPEG with a few random shapes."""
+    rng = np.random.default_rng(seed)
+    picture = Image.new("RGB", (60, 80), tuple(rng.integers(0, 255, 3).tolist()))
+    for _ in range(3):
+        left, top = rng.integers(0, 50, 2).tolist()
+        box = [left, top, left + int(rng.integers(5, 40)), top + int(rng.integers(5, 40))]
+        ImageDraw.Draw(picture).ellipse(box, fill=tuple(rng.integers(0, 255, 3).tolist()))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_data(folder: Path, items: int = ITEMS) -> Path:
+    """item_info.parquet, item_feature.parquet and images/ of `items` items; item 3 has no text, item 5 no image."""
+    rng = np.random.default_rng(7)
+    titles = [" ".join(rng.choice(WORDS, 4)) for _ in range(items)]
+    tags: list = [list(rng.choice(WORDS, 2)) for _ in range(items)]
+    titles[2], tags[2] = "", None
+    order = rng.permutation(items)
+    feature = {
+        "item_id": pa.array(order + 1),
+        "item_title": pa.array([titles[row] for row in order], pa.large_string()),
+        "item_tags": pa.array([tags[row] for row in order], pa.large_list(pa.large_string())),
+    }
+    info = {
+        "item_tags": pa.array([[0, 0]] + [[0, row] for row in range(items)], pa.list_(pa.int32(), 2)),
+        "item_id": pa.array(range(items + 1), pa.int64()),
+        "item_emb_d8": pa.array([[0.0] * 8] + [[0.5] * 8] * items, pa.list_(pa.float64())),
+        "likes_level": pa.array([0] * (items + 1), pa.int8()),
+    }
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for item in range(1, items + 1):
+        if item != 5:
+            (images / f"{item}.jpg").write_bytes(cover(item))
+    pq.write_table(pa.table(info), folder / "item_info.parquet")
+    pq.write_table(pa.table(feature), folder / "item_feature.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bits depend on the number of threads, and spinning threads are slow on shared cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return make_data(tmp_path / "data")
+
+
+def arguments(data: Path, output: Path, **options) -> list[str]:
+    """The command line; an option of None is left out, one of True is a flag."""
+    named = {
+        "item_info": data / "item_info.parquet",
+        "item_feature": data / "item_feature.parquet",
+        "images": data / "images",
+        "output": output,
+        "emb_dim": 8,
+        "batch_size": 4,
+        "device": "cpu",
+    } | options
+    line = []
+    for name, value in named.items():
+        if value is not None:
+            line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return line
+
+
+def build(data: Path, output: Path, monkeypatch, **options) -> np.ndarray:
+    """Run main in this process; the embedding, float32 [ITEMS + 1, emb_dim]."""
+    monkeypatch.setattr(sys, "argv", ["build_item_emb.py", *arguments(data, output, **options)])
+    build_item_emb.main()
+    return embedding(output, int(options.get("emb_dim", 8)))
+
+
+def embedding(path: Path, emb_dim: int = 8) -> np.ndarray:
+    column = pq.read_table(path).column(f"item_emb_d{emb_dim}").combine_chunks()
+    assert column.type == pa.list_(pa.float32(), emb_dim)
+    return column.flatten().to_numpy().reshape(-1, emb_dim)
+
+
+def fails(data: Path, output: Path, monkeypatch, capsys, **options) -> str:
+    """Run as the script does and expect a user error: exit code 2, one line, nothing written. Returns the line."""
+    monkeypatch.setattr(sys, "argv", ["build_item_emb.py", *arguments(data, output, **options)])
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(build_item_emb.main)
+    message = [line for line in capsys.readouterr().err.splitlines() if "item/s" not in line and line.strip()]
+    assert stopped.value.code == 2
+    assert len(message) == 1 and message[0].startswith("error: ")
+    assert not output.exists() or output.is_dir() or output in before
+    assert before == {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    return message[0]
+
+
+def test_the_command_and_its_repetition(data, tmp_path, monkeypatch, capsys):
+    """The real command, then again: the second run encodes nothing and writes the same bytes."""
+    output = tmp_path / "out" / "item_info.parquet"
+    line = [sys.executable, str(ROOT / "build_item_emb.py"), *arguments(data, output)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^items +24$", done.stdout, re.M)
+    assert re.search(r"^text +found 23, missing 1$", done.stdout, re.M)
+    assert re.search(r"^image +found 23, missing 1, corrupt 0, oversized 0$", done.stdout, re.M)
+    assert "encoded 23, reused 0" in done.stdout and "items/s" in done.stdout
+    assert re.search(r"^explained +text \d+\.\d%, image \d+\.\d%, total \d+\.\d%$", done.stdout, re.M)
+    assert "text:" in done.stderr and "image:" in done.stderr, "progress bars"
+
+    before, after = pq.read_table(data / "item_info.parquet"), pq.read_table(output)
+    assert after.column_names == before.column_names
+    for name in ("item_tags", "item_id", "likes_level"):
+        assert after.column(name).equals(before.column(name))
+    values = embedding(output)
+    assert np.all(values[0] == 0) and np.isfinite(values).all()
+    assert np.square(values[1:]).sum(axis=1).mean() == pytest.approx(1, abs=1e-5)
+    made = json.loads(output.with_suffix(".build.json").read_text())
+    assert made["image"]["counts"] == {"found": 23, "missing": 1, "corrupt": 0, "oversized": 0}
+    assert made["text"]["encoder"].startswith("minilm 53aa5117")
+
+    first = output.read_bytes()
+    build(data, output, monkeypatch)
+    assert capsys.readouterr().out.count("encoded 0, reused 23") == 2
+    assert output.read_bytes() == first
+
+
+def test_another_store_gives_the_same_bytes(data, tmp_path, monkeypatch, capsys):
+    build(data, tmp_path / "a.parquet", monkeypatch, store=tmp_path / "a")
+    build(data, tmp_path / "b.parquet", monkeypatch, store=tmp_path / "b")
+    assert capsys.readouterr().out.count("encoded 23, reused 0") == 4
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+    data = make_data(tmp_path / "data", items=80)
+    store, output = tmp_path / "store", tmp_path / "out.parquet"
+    script = (
+        "import sys, runpy, torch, mmctr.feature_store as store; torch.set_num_threads(1); store.SHARD_ROWS = 4; "
+        f"sys.argv[0] = 'build_item_emb.py'; runpy.run_path({str(ROOT / 'build_item_emb.py')!r}, None, '__main__')"
+    )
+    line = [sys.executable, "-c", script, *arguments(data, output, store=store)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 60
+    while len(list(store.glob("efficientnet*/*.h5"))) < 3:
+        assert process.poll() is None and time.monotonic() < limit, "the run was to be killed in its middle"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not output.exists()
+
+    build(data, output, monkeypatch, store=store)
+    resumed = capsys.readouterr().out
+    encoded, reused = map(int, re.findall(r"encoded (\d+), reused (\d+)", resumed)[1])
+    assert encoded + reused == 79 and reused >= 12 and encoded > 0
+    build(data, tmp_path / "whole.parquet", monkeypatch, store=tmp_path / "fresh")
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_one_changed_cover_costs_one_forward_pass(data, tmp_path, monkeypatch, capsys):
+    options = {"text_encoder": "none", "item_feature": None}
+    first = build(data, tmp_path / "a.parquet", monkeypatch, **options)
+    (data / "images" / "2.jpg").write_bytes(cover(999))
+    second = build(data, tmp_path / "b.parquet", monkeypatch, **options)
+    assert "encoded 1, reused 22" in capsys.readouterr().out
+    assert not np.array_equal(first[2], second[2])
+
+
+def test_zip_and_rar_equal_the_folder(data, tmp_path, monkeypatch, capsys):
+    files = {path.name: path.read_bytes() for path in sorted((data / "images").iterdir())}
+    with zipfile.ZipFile(data / "covers.zip", "w") as packed:
+        for name, content in files.items():
+            packed.writestr(f"some/where/{name}", content)
+        packed.writestr("__MACOSX/._1.jpg", b"rubbish")
+        packed.writestr("README.txt", b"hello")
+        packed.writestr("deep/77.png", cover(77))
+    options = {"text_encoder": "none", "item_feature": None}
+    build(data, tmp_path / "folder.parquet", monkeypatch, **options)
+    build(data, tmp_path / "zip.parquet", monkeypatch, images=data / "covers.zip", store=tmp_path / "z", **options)
+    assert "1 images of ids that are not in item_info" in capsys.readouterr().out
+    assert (tmp_path / "zip.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
+
+    pytest.importorskip("libarchive")
+    (data / "covers.rar").write_bytes(rar({f"covers/{name}": content for name, content in files.items()}))
+    build(data, tmp_path / "rar.parquet", monkeypatch, images=data / "covers.rar", store=tmp_path / "r", **options)
+    assert (tmp_path / "rar.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
+
+
+def rar(files: dict[str, bytes]) -> bytes:
+    """A RAR 4 archive that stores its files without compression."""
+
+    def block(kind: int, flags: int, fields: bytes) -> bytes:
+        head = struct.pack("<BHH", kind, flags, 7 + len(fields)) + fields
+        return struct.pack("<H", zlib.crc32(head) & 0xFFFF) + head
+
+    parts = [b"Rar!\x1a\x07\x00", block(0x73, 0, bytes(6))]
+    for name, content in files.items():
+        size, checksum = len(content), zlib.crc32(content)
+        head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(name), 0o100644)
+        parts += [block(0x74, 0x8000, head + name.encode()), content]
+    return b"".join([*parts, block(0x7B, 0x4000, b"")])
+
+
+def test_without_libarchive_a_rar_says_what_to_install(data, tmp_path, monkeypatch, capsys):
+    (data / "covers.rar").write_bytes(rar({"1.jpg": cover(1)}))
+    monkeypatch.setitem(sys.modules, "libarchive", None)
+    options = {"images": data / "covers.rar", "text_encoder": "none"}
+    message = fails(data, tmp_path / "out.parquet", monkeypatch, capsys, **options)
+    assert "install libarchive-c" in message and "unpack it to a folder" in message
+
+
+def test_bad_images_are_named_and_get_the_mean(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(item_sources, "MAX_IMAGE_PIXELS", 10_000)
+    images = data / "images"
+    whole = (images / "1.jpg").read_bytes()
+    (images / "1.jpg").write_bytes(whole[:-100])
+    (images / "2.jpg").write_bytes(b"<html>not found</html>")
+    (images / "4.jpg").write_bytes(b"")
+    Image.new("RGB", (101, 100)).save(images / "6.jpg")
+    Image.new("P", (50, 50)).save(images / "7.png")
+    (images / "7.jpg").unlink()
+    options = {"text_encoder": "none", "item_feature": None}
+    values = build(data, tmp_path / "out.parquet", monkeypatch, **options)
+    out = capsys.readouterr().out
+    assert "found 19, missing 1, corrupt 3, oversized 1" in out
+    assert "1.jpg corrupt" in out and "6.jpg oversized (101 x 100 pixels" in out
+    assert np.all(values[[0, 1, 2, 4, 5, 6]] == 0), "the mean of image features is the origin"
+    assert np.all(np.any(values[[3, 7, 8]] != 0, axis=1))
+    message = fails(data, tmp_path / "strict.parquet", monkeypatch, capsys, strict=True, **options)
+    assert "found 4 bad images" in message and "2.jpg corrupt (not an image)" in message
+
+
+def test_text_alone_takes_any_title_and_tag_types(data, tmp_path, monkeypatch, capsys):
+    plain = pq.read_table(data / "item_feature.parquet")
+    options = {"image_encoder": "none", "images": None}
+    expected = build(data, tmp_path / "a.parquet", monkeypatch, **options)
+    assert np.all(expected[[0, 3]] == 0)
+    strings = [", ".join(tags or []) for tags in plain.column("item_tags").to_pylist()]
+    titles = plain.column("item_title").cast(pa.string()).combine_chunks().dictionary_encode()
+    table = pa.table({"item_title": titles, "item_tags": strings, "item_id": plain.column("item_id").cast(pa.int32())})
+    keep = [item != 3 for item in plain.column("item_id").to_pylist()]  # a missing row is a missing text
+    pq.write_table(table.filter(pa.array(keep)), data / "item_feature.parquet")
+    values = build(data, tmp_path / "b.parquet", monkeypatch, **options)
+    np.testing.assert_array_equal(values, expected)
+    assert "encoded 0, reused 23" in capsys.readouterr().out, "the same texts, read from other types"
+
+
+def test_emb_dim_names_the_column_and_a_new_one_comes_last(data, tmp_path, monkeypatch):
+    options = {"image_encoder": "none", "images": None, "emb_dim": 6}
+    build(data, tmp_path / "out.parquet", monkeypatch, **options)
+    before, after = pq.read_table(data / "item_info.parquet"), pq.read_table(tmp_path / "out.parquet")
+    assert after.column_names == [*before.column_names, "item_emb_d6"]
+    assert after.select(before.column_names).equals(before)
+
+
+def test_texts_join_title_tags_and_description(tmp_path):
+    table = {
+        "item_id": [2, 1, 4, 3, 0],
+        "item_title": ["Two. ", "One", None, " ", "padding"],
+        "item_tags": [[0, 0, 7], [3, 4], [], [0], [1]],
+        "description": ["about two", None, "only this", "", ""],
+    }
+    pq.write_table(pa.table(table), tmp_path / "f.parquet")
+    texts = {entry.item_id: entry.load().decode() for entry in item_sources.read_texts(tmp_path / "f.parquet", 5)}
+    assert texts == {1: "One. 3, 4", 2: "Two. 7. about two", 4: "only this"}
+
+
+def feature_with(data: Path, **columns) -> Path:
+    """A changed item_feature beside the data."""
+    table = pq.read_table(data / "item_feature.parquet").to_pydict() | columns
+    pq.write_table(pa.table({name: value for name, value in table.items() if value is not None}), data / "f.parquet")
+    return data / "f.parquet"
+
+
+def test_every_bad_option_is_one_clear_error(data, tmp_path, monkeypatch, capsys):
+    def refused(expected: str, output: Path = tmp_path / "out.parquet", **options):
+        message = fails(data, output, monkeypatch, capsys, **options)
+        assert re.search(expected, message), message
+
+    none = {"text_encoder": "none", "image_encoder": "none"}
+    refused("both encoders are none", **none)
+    refused("--item_feature is missing; give it, or .*--text_encoder none", item_feature=None)
+    refused("--images is missing; give it, or .*--image_encoder none", images=None)
+    refused("is the --item_info; inputs are never modified", output=data / "item_info.parquet")
+    refused("is the --item_feature; inputs are never modified", output=data / "item_feature.parquet")
+    refused("this is a folder", output=data)
+    refused("item_info.parquet: no such file", item_info=data / "none" / "item_info.parquet")
+    refused("no such file or folder", images=data / "nowhere")
+    refused("cannot tell what kind of archive", images=data / "item_info.parquet")
+    refused("--device tpu: unknown device", device="tpu")
+    refused("emb_dim is 128, but 24 items .* choose --emb_dim 23 or less", emb_dim=128)
+    refused("--image_encoder vgg: unknown", image_encoder="vgg", text_encoder="none")
+    (data / "file").write_text("")
+    refused("cannot write", store=data / "file")
+
+
+def test_every_bad_input_is_one_clear_error(data, tmp_path, monkeypatch, capsys):
+    def refused(expected: str, **options):
+        message = fails(data, tmp_path / "out.parquet", monkeypatch, capsys, **options)
+        assert re.search(expected, message), message
+
+    ids = pq.read_table(data / "item_feature.parquet").column("item_id").to_pylist()
+    refused("item_id 99 in row 23 is not in item_info", item_feature=feature_with(data, item_id=[*ids[:-1], 99]))
+    refused("item_id -1 in row 0 is not in item_info", item_feature=feature_with(data, item_id=[-1, *ids[1:]]))
+    refused("occurs again in row 23", item_feature=feature_with(data, item_id=[*ids[:-1], ids[0]]))
+    refused("item_id has type string", item_feature=feature_with(data, item_id=[str(item) for item in ids]))
+    refused("column item_id is missing", item_feature=feature_with(data, item_id=None))
+    refused("expected item_title or item_tags", item_feature=feature_with(data, item_title=None, item_tags=None))
+    refused("item_title has type double, expected text", item_feature=feature_with(data, item_title=[0.5] * ITEMS))
+    empty = {"item_title": [""] * ITEMS, "item_tags": [[]] * ITEMS}
+    refused("found no titles or tags", item_feature=feature_with(data, **empty))
+    (data / "f.parquet").write_bytes((data / "item_feature.parquet").read_bytes()[:-50])
+    refused("not a complete parquet file", item_feature=data / "f.parquet")
+    table = pq.read_table(data / "item_info.parquet")
+    pq.write_table(table.slice(1), data / "shifted.parquet")
+    refused("item_id is 1 in row 0, expected 0", item_info=data / "shifted.parquet")
+    pq.write_table(table.slice(0, 1), data / "padding.parquet")
+    refused("has 0 items beside the padding row", item_info=data / "padding.parquet")
+
+    images_only = {"text_encoder": "none", "item_feature": None}
+    (data / "covers.zip").write_bytes(b"PK not a zip")
+    refused("not a complete zip file", images=data / "covers.zip", **images_only)
+    (data / "nothing").mkdir()
+    refused("found no usable images named ITEM_ID.jpg", images=data / "nothing", **images_only)
+    shutil.copy(data / "images" / "1.jpg", data / "images" / "1.png")
+    refused("item 1 has two images, 1.jpg and 1.png", **images_only)
+
+
+def test_a_corrupt_member_of_a_zip_is_one_bad_image(data):
+    with zipfile.ZipFile(data / "covers.zip", "w") as packed:
+        packed.writestr("1.jpg", cover(1))
+        packed.writestr("2.jpg", cover(2))
+    content = bytearray((data / "covers.zip").read_bytes())
+    content[content.index(cover(2)) + 300] ^= 255
+    (data / "covers.zip").write_bytes(content)
+    first, second = item_sources.ImageSource(data / "covers.zip", ITEMS)
+    assert first.load() == cover(1)
+    with pytest.raises(item_sources.BadImage, match="CRC"):
+        second.load()
+
+
+def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature_store, "_encode", interrupt)
+    monkeypatch.setattr(sys, "argv", ["build_item_emb.py", *arguments(data, tmp_path / "out.parquet")])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(build_item_emb.main)
+    assert stopped.value.code == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert not (tmp_path / "out.parquet").exists()

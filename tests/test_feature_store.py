@@ -1,0 +1,130 @@
+"""The feature store: nothing is encoded twice, nothing is lost by an interruption, nothing damaged is believed."""
+
+import numpy as np
+import pytest
+
+from mmctr import feature_store
+from mmctr.errors import UserError
+from mmctr.feature_store import FeatureStore, content_key, fill
+from mmctr.item_sources import BadImage, Entry
+
+
+class Letters:
+    """An encoder whose vector is (length, first byte, 1); texts of equal length share a batch."""
+
+    id, dim, batch_size = "letters v1", 3, 4
+
+    def __init__(self, fail_after: int | None = None):
+        self.batches: list[list[bytes]] = []
+        self.fail_after = fail_after
+
+    def prepare(self, content: bytes):
+        if content.startswith(b"!"):
+            raise BadImage("corrupt", "exclaims")
+        return content, len(content)
+
+    def encode(self, samples):
+        if self.fail_after is not None and len(self.batches) >= self.fail_after:
+            raise KeyboardInterrupt
+        assert len({len(sample) for sample in samples}) == 1, "one shape a batch"
+        self.batches.append(samples)
+        return np.array([[len(sample), sample[0], 1] for sample in samples], dtype=np.float32)
+
+
+def entries(texts: list[str]) -> list[Entry]:
+    return [Entry(row, f"item {row}", lambda text=text: text.encode()) for row, text in enumerate(texts, start=1)]
+
+
+def run(folder, texts: list[str], encoder: Letters | None = None):
+    encoder = encoder or Letters()
+    store = FeatureStore(folder, encoder.id, encoder.dim)
+    return fill(store, encoder, entries(texts), title="letters"), store, encoder
+
+
+def test_equal_contents_are_encoded_once_and_every_item_gets_its_row(tmp_path):
+    texts = ["aa", "b", "aa", "cc", "ddd", "b", "ee", "ff", "gg"]
+    filled, store, encoder = run(tmp_path, texts)
+    assert filled.computed == len(set(texts)) == sum(map(len, encoder.batches))
+    assert max(map(len, encoder.batches)) == encoder.batch_size
+    rows = store.rows([filled.keys[item] for item in range(1, len(texts) + 1)])
+    np.testing.assert_array_equal(rows[:, :2], [[len(text), ord(text[0])] for text in texts])
+
+
+def test_a_second_run_encodes_only_what_changed(tmp_path):
+    texts = [f"{letter}x" for letter in "abcdefghij"]
+    run(tmp_path, texts)
+    again, _, encoder = run(tmp_path, texts)
+    assert again.computed == 0 and encoder.batches == []
+    texts[3] = "changed"
+    changed, _, encoder = run(tmp_path, texts)
+    assert encoder.batches == [[b"changed"]] and changed.computed == 1
+
+
+def test_ctrl_c_keeps_what_was_encoded(tmp_path):
+    texts = [f"{letter}x" for letter in "abcdefghijkl"]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, texts, Letters(fail_after=2))
+    filled, _, _ = run(tmp_path, texts)
+    assert filled.computed == 12 - 2 * 4
+
+
+def test_shards_are_written_as_the_run_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "SHARD_ROWS", 4)
+    store = FeatureStore(tmp_path, "letters v1", 3)
+    for number in range(10):
+        store.add([content_key(bytes([number]))], np.full((1, 3), number, dtype=np.float32))
+    assert len(list(tmp_path.rglob("*.h5"))) == 2
+    reopened = FeatureStore(tmp_path, "letters v1", 3)
+    assert len(reopened) == 8 and content_key(b"\x09") not in reopened
+    monkeypatch.setattr(feature_store, "SHARD_SECONDS", 0.0)
+    store.add([content_key(b"slow")], np.zeros((1, 3), dtype=np.float32))
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 11
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_damaged_shard_is_moved_aside_and_its_items_encoded_again(tmp_path, capsys, damage):
+    run(tmp_path, ["aa", "bb"])
+    [path] = tmp_path.rglob("*.h5")
+    data = bytearray(path.read_bytes())
+    position = data.index(np.array([2, ord("a"), 1], dtype=np.float32).tobytes())
+    if damage == "flip":
+        data[position] ^= 255
+    broken = {"truncate": data[: len(data) // 2], "flip": data, "empty": b"", "text": b"not HDF5"}[damage]
+    path.write_bytes(broken)
+    filled, store, _ = run(tmp_path, ["aa", "bb"])
+    assert "damaged, moved to" in capsys.readouterr().err
+    assert filled.computed == 2
+    np.testing.assert_array_equal(store.rows([filled.keys[1]])[0], [2, ord("a"), 1])
+    assert path.with_suffix(".corrupt").read_bytes() == bytes(broken)
+
+
+def test_a_killed_write_leaves_nothing_that_is_read(tmp_path, capsys):
+    _, store, _ = run(tmp_path, ["aa", "bb"])
+    (store.folder / ".0123.h5.abcd.part").write_bytes(b"half a shard")
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 2
+    assert capsys.readouterr().err.count("damaged") == 0
+
+
+def test_encoders_do_not_see_each_other(tmp_path):
+    run(tmp_path, ["aa", "bb"])
+    assert len(FeatureStore(tmp_path, "letters v2", 3)) == 0
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 2
+
+
+def test_bad_contents_are_named_and_do_not_stop_the_run(tmp_path):
+    filled, _, _ = run(tmp_path, ["aa", "!bad", "cc"])
+    assert sorted(filled.keys) == [1, 3]
+    assert filled.bad == [("item 2", "corrupt", "exclaims")]
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    encoder = Letters()
+    encoder.encode = lambda samples: np.full((len(samples), 3), np.nan, dtype=np.float32)
+    with pytest.raises(UserError, match="letters v1 gave NaN"):
+        run(tmp_path, ["aa"], encoder)
+
+
+def test_an_unwritable_store_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        FeatureStore(tmp_path / "file", "letters v1", 3)
