@@ -76,7 +76,8 @@ def pca(modalities: dict[str, Modality], emb_dim: int, seed: int = 0) -> Fused:
 
     The covariance's eigenvectors, each with its largest entry positive (Jolliffe 2002, ch. 3; the sign is a
     convention). Components keep their variances: no whitening, which would blow the noise of the last ones up to the
-    size of the first. One common factor makes the mean squared norm of a row 1, whatever emb_dim and the encoders are.
+    size of the first. One common factor makes the mean squared norm of a row emb_dim (a column's mean variance 1),
+    whatever the encoders are: a model's first product with it then has the size its initialisation counts on.
 
     Args:
         modalities: by name, over the same n items.
@@ -102,7 +103,7 @@ def pca(modalities: dict[str, Modality], emb_dim: int, seed: int = 0) -> Fused:
             )
         largest = np.abs(vectors).argmax(axis=0)
         vectors = vectors * np.where(vectors[largest, np.arange(emb_dim)] < 0, -1.0, 1.0)
-        embedding = joined @ (vectors / np.sqrt(variances.sum()))
+        embedding = joined @ (vectors * np.sqrt(emb_dim / variances.sum()))
     embedding += 0.0  # no negative zeros: an item without content is zeros, bit for bit
     return Fused(embedding.astype(np.float32), _explained(modalities, covariance, variances, vectors))
 
