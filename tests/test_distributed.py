@@ -1,0 +1,81 @@
+"""Two ranks with half of every batch each train and score as one process with the whole batch."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import ROOT, make_dataset
+
+SETTINGS = ["net_dropout=0", "eval_steps=1", "epochs=2", "batch_size=24", "early_stop_patience=1000", "metrics=[AUC]"]
+
+
+def run(script, ranks, config, runs, *arguments):
+    """Run a script alone or under torchrun; fails with its output."""
+    prefix = [sys.executable]
+    if ranks > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        prefix += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+    command = [*prefix, ROOT / script, "--config", config, "--expid", "FiBiNET_test", "--model_root", runs, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def history(runs):
+    with open(runs / "TEST_DATA" / "FiBiNET_test" / "metrics.csv", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same experiment by one process and by two: (config, runs of one, runs of two)."""
+    folder = tmp_path_factory.mktemp("distributed")
+    config = make_dataset(folder, rows=610)
+    for ranks in (1, 2):
+        run("run_expid.py", ranks, config, folder / f"ranks{ranks}", "--set", *SETTINGS)
+    return config, folder / "ranks1", folder / "ranks2"
+
+
+def test_losses_and_auc_of_every_step_are_equal(pair):
+    _, one, two = pair
+    first, second = history(one), history(two)
+    assert len(first) == len(second) >= 50
+    losses = np.array([[float(row["loss"]) for row in rows] for rows in (first, second)])
+    np.testing.assert_allclose(losses[1, :50], losses[0, :50], rtol=1e-6)
+    aucs = np.array([[float(row["AUC"]) for row in rows] for rows in (first, second)])
+    np.testing.assert_allclose(aucs[1], aucs[0], atol=1e-4)
+
+
+def test_only_rank_0_writes(pair):
+    _, one, two = pair
+
+    def names(runs):
+        return sorted(str(path.relative_to(runs)) for path in runs.rglob("*"))
+
+    assert names(one) == names(two)
+
+
+def test_predictions_of_two_ranks_are_the_same_file(pair, tmp_path):
+    config, runs, _ = pair
+    for ranks in (1, 2):
+        run("prediction.py", ranks, config, runs, "--out", tmp_path / f"{ranks}.zip", "--set", *SETTINGS, "batch_size=16")
+    assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "2.zip") as archive:
+        assert pl.read_csv(archive.read("prediction.csv"))["ID"].to_list() == list(range(152))
+
+
+def test_resume_works_for_two_ranks(pair, tmp_path):
+    config, _, whole = pair
+    run("run_expid.py", 2, config, tmp_path, "--set", *SETTINGS, "epochs=1")
+    run("run_expid.py", 2, config, tmp_path, "--resume", "--set", *SETTINGS)
+    resumed, expected = history(tmp_path), history(whole)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in expected]
+    assert [row["AUC"] for row in resumed] == [row["AUC"] for row in expected]
