@@ -1,6 +1,7 @@
 """The loop follows FuxiCTR's rules, and a run that was stopped anywhere ends as one that was not."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -208,6 +209,13 @@ def test_bf16_stays_close_to_fp32(dataset, tmp_path):
     losses = [Run(dataset, tmp_path / p, precision=p, net_dropout=0).fit()[-1]["loss"] for p in ("fp32", "bf16")]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_a_compiled_model_gives_the_same_losses(dataset, tmp_path, monkeypatch):
+    plain = Run(dataset, tmp_path / "plain", net_dropout=0, epochs=1).fit()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # no C++ build
+    compiled = Run(dataset, tmp_path / "compiled", net_dropout=0, epochs=1, compile="true").fit()
+    assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
 
 
 def test_a_model_learns_and_its_embedding_helps(tmp_path):
