@@ -14,6 +14,7 @@ from mmctr.errors import UserError
 from mmctr.schema import ITEM_ID
 from model_zoo.base import Inputs, MultimodalModel, with_equal_dims
 from model_zoo.layers import DINAttention, mean_pooling
+from model_zoo.similarity import SimilarityFields
 
 HISTORY_POOLINGS = ("mean", "target_attention", "none")
 
@@ -28,6 +29,7 @@ class FieldModel(MultimodalModel):
         attention_hidden_units, attention_dropout: of the target attention.
         id_dropout: share of the training rows whose target's item_id field is zeroed, so that the model learns to
             score an item it has no id embedding for (a cold one) by its content.
+        similarity_fields: add fields that say how like the history the target is (see model_zoo.similarity).
         kwargs: what MultimodalModel takes.
 
     Attributes:
@@ -45,6 +47,7 @@ class FieldModel(MultimodalModel):
         attention_hidden_units=(64,),
         attention_dropout=0.0,
         id_dropout=0.0,
+        similarity_fields=False,
         **kwargs,
     ):
         if history_pooling not in HISTORY_POOLINGS:
@@ -64,6 +67,14 @@ class FieldModel(MultimodalModel):
                 num_history_fields * embedding_dim, attention_hidden_units, dropout_rate=attention_dropout
             )
 
+        self.similarity = None
+        if similarity_fields:
+            features = feature_map.features
+            embeddings = [name for name in self.item_features if features[name]["type"] == "embedding"]
+            tags = [name for name in self.item_features if features[name]["type"] == "sequence"]
+            self.similarity = SimilarityFields(embeddings, (tags or [None])[0], self.level_features, embedding_dim)
+            self.num_fields += self.similarity.num_fields
+
     def fields(self, batch: Inputs) -> Tensor:
         """User and target fields in the feature map's order, then the pooled history's: float [B, F, D]."""
         embedded = self.embed(self.embedding_layer, batch.items)
@@ -80,4 +91,6 @@ class FieldModel(MultimodalModel):
             fields.append(mean_pooling(items, batch.history, batch.mask, batch.padding_row))
         elif self.history_pooling == "target_attention":
             fields.append(self.attention_layer(target, items, batch.history, batch.mask))
+        if self.similarity is not None:
+            fields += self.similarity(batch)
         return torch.cat(fields, dim=-1).view(len(target), -1, self.embedding_dim)

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmctr.errors import UserError
 from model_zoo.autoint import FieldAttention
-from model_zoo.base import distinct_items, pool_sequence
+from model_zoo.base import Inputs, distinct_items, pool_sequence
 from model_zoo.din_att6 import TargetAttention
 from model_zoo.finalmlp import BilinearFusion, ContextGate
 from model_zoo.gdcn import GatedCrossLayer
@@ -28,6 +28,7 @@ from model_zoo.layers import (
     mean_pooling,
 )
 from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
+from model_zoo.similarity import SimilarityFields, cosine_figures
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ITEMS, BATCH, LENGTH, DIM = 11, 6, 5, 8
@@ -276,3 +277,43 @@ def test_distinct_items_name_each_item_once():
     items, rows = distinct_items(index[:, 1:], 12)  # without padding it is there all the same
     assert items.tolist() == [0, 2, 5, 9]
     assert items[rows].equal(index[:, 1:].long())
+
+
+def test_similarity_fields_compare_the_target_with_the_history():
+    items = torch.randn(50, 6)
+    items[0] = 0
+    tags = torch.stack([torch.randperm(7)[:3] + 1 for _ in range(50)])
+    tags[:, 0] = torch.where(torch.rand(50) < 0.5, 0, tags[:, 0])
+    tags[0] = 0
+    levels = torch.randint(0, 11, (50,))
+    target = torch.randint(1, 50, (9,))
+    history = torch.randint(1, 50, (9, 7))
+    history[0] = 0
+    history[1, :6] = 0
+    batch = Inputs({}, {"e": items, "t": tags, "l": levels}, torch.cat([history, target[:, None]], 1), history > 0, 0)
+    figures = SimilarityFields(["e"], "t", ["l"], 4).figures(batch)
+    for row in range(9):
+        real = [h for h in history[row].tolist() if h]
+        own = set(tags[target[row]].tolist()) - {0}
+        cosines = sorted((F.cosine_similarity(items[h], items[target[row]], dim=0).item() for h in real), reverse=True)
+        sets = [set(tags[h].tolist()) - {0} for h in real]
+        difference = [(levels[target[row]] - levels[h]).item() / 10 for h in real]
+        expected = [
+            [sum(cosines) / len(real), sum(cosines[:4]) / len(cosines[:4]), cosines[0]] if real else [0.0] * 3,
+            [sum(bool(s & own) for s in sets) / len(real), sum(len(s & own) / len(s | own) for s in sets) / len(real)]
+            if real
+            else [0.0] * 2,
+            [sum(difference) / len(real), sum(map(abs, difference)) / len(real)] if real else [0.0] * 2,
+        ]
+        for got, want in zip(figures, expected, strict=True):
+            torch.testing.assert_close(got[row], torch.tensor(want), atol=1e-5, rtol=1e-5)
+
+
+def test_cosines_of_few_and_of_many_items_are_the_same():
+    items = torch.randn(30, 5)
+    target, history = torch.randint(0, 30, (8,)), torch.randint(0, 30, (8, 3))
+    real = torch.rand(8, 3) < 0.7
+    count = real.sum(1, keepdim=True).clamp(min=1)
+    few = cosine_figures(items, target, history, real, count)
+    many = cosine_figures(torch.cat([items, torch.randn(100, 5)]), target, history, real, count)
+    torch.testing.assert_close(few, many)

@@ -63,6 +63,7 @@ VARIANTS = {
     "FinalMLP without gates": {"use_fs": False},
     "GDCN with target_attention": {"history_pooling": "target_attention"},
     "FiBiNET with target_attention": {"history_pooling": "target_attention"},
+    "FiBiNET with similarity_fields": {"similarity_fields": True},
     "Transformer_DCN without maximum": {"concat_max_pool": False},
 }
 CASES = [

@@ -1,0 +1,120 @@
+"""How like the history the target is, as fields of their own: per embedding, by tags and by levels.
+
+A bilinear interaction of pooled fields sees the history's mean; whether any single item of it is close to the target
+is lost in that mean. These fields say it: for a cold item, whose id says nothing, it is the strongest evidence there
+is. The comparisons are of the items' raw columns, so they have nothing to learn but how much each figure counts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_zoo.base import Inputs
+
+TOP = 4  # history items nearest to the target
+ITEMS_PER_POSITION = 16  # up to this many items a position, all cosines at once are cheaper than gathered vectors
+
+
+class SimilarityFields(nn.Module):
+    """Fields made of the target's similarity to the history.
+
+    Args:
+        embeddings: names of embedding features; each makes a field of its cosines' mean, top-4 mean and maximum.
+        tags: name of the tag list feature, or None; its field holds the share of history items with a tag in common
+            and the mean Jaccard index.
+        levels: names of the levels that history items carry; their field holds the mean differences to the target's.
+        embedding_dim: D.
+
+    Attributes:
+        num_fields: fields made.
+    """
+
+    def __init__(self, embeddings: list[str], tags: str | None, levels: list[str], embedding_dim: int):
+        super().__init__()
+        self.embeddings, self.tags, self.levels = embeddings, tags, levels
+        sizes = [3] * len(embeddings) + ([2] if tags else []) + ([2 * len(levels)] if levels else [])
+        self.num_fields = len(sizes)
+        self.projections = nn.ModuleList(nn.Linear(size, embedding_dim) for size in sizes)
+
+    def forward(self, batch: Inputs) -> list[Tensor]:
+        """One float [B, D] a field."""
+        figures = self.figures(batch)
+        return [project(values) for project, values in zip(self.projections, figures, strict=True)]
+
+    @torch.no_grad()
+    def figures(self, batch: Inputs) -> list[Tensor]:
+        """The raw figures of each field: float [B, size]; zeros where there is no history."""
+        real = batch.mask > 0
+        count = real.sum(dim=1, keepdim=True).clamp(min=1)
+        figures = [
+            cosine_figures(batch.items[name].float(), batch.target, batch.history, real, count)
+            for name in self.embeddings
+        ]
+        if self.tags:
+            figures.append(tag_figures(batch.items[self.tags], batch.target, batch.history, real, count))
+        if self.levels:
+            figures.append(level_figures([batch.items[name] for name in self.levels], batch, real, count))
+        return figures
+
+
+def cosine_figures(items: Tensor, target: Tensor, history: Tensor, real: Tensor, count: Tensor) -> Tensor:
+    """Mean, top-4 mean and maximum of the cosines between the target and the real history items.
+
+    Args:
+        items: float [M, E].
+        target: integer [B], history: integer [B, L]; rows of `items`.
+        real: bool [B, L].
+        count: integer [B, 1], real positions, at least 1.
+
+    Returns:
+        float [B, 3].
+    """
+    unit = F.normalize(items, dim=-1)
+    chosen = unit.index_select(0, target)
+    if len(items) <= ITEMS_PER_POSITION * history.shape[1]:
+        cosines = (chosen @ unit.T).gather(1, history.long())
+    else:
+        cosines = torch.bmm(F.embedding(history, unit), chosen.unsqueeze(-1)).squeeze(-1)
+    cosines = cosines.masked_fill(~real, 0)
+    mean = cosines.sum(dim=1, keepdim=True) / count
+    nearest = cosines.masked_fill(~real, -2).topk(min(TOP, history.shape[1]), dim=1).values
+    there = nearest > -2
+    top = (nearest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.cat([mean, top, (nearest * there)[:, :1]], dim=1)
+
+
+def tag_figures(tags: Tensor, target: Tensor, history: Tensor, real: Tensor, count: Tensor) -> Tensor:
+    """The share of history items with a tag of the target's, and the mean Jaccard index of the tag sets.
+
+    Args:
+        tags: integer [M, W], 0 = padding, no tag twice in a row.
+        target, history, real, count: as in `cosine_figures`.
+
+    Returns:
+        float [B, 2].
+    """
+    own = tags.index_select(0, target)
+    theirs = F.embedding(history, tags.float()).to(tags.dtype)
+    same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
+    common = same.any(dim=-1).sum(dim=-1).float() * real
+    either = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True) - common
+    shared = (common > 0).float().sum(dim=1, keepdim=True) / count
+    return torch.cat([shared, (common / either.clamp(min=1)).sum(dim=1, keepdim=True) / count], dim=1)
+
+
+def level_figures(levels: list[Tensor], batch: Inputs, real: Tensor, count: Tensor) -> Tensor:
+    """For each level, the mean over the history of (target - item) and of its absolute value, in tenths.
+
+    Args:
+        levels: integer [M] each.
+        batch, real, count: the batch, and as in `cosine_figures`.
+
+    Returns:
+        float [B, 2 * len(levels)].
+    """
+    figures = []
+    for level in levels:
+        difference = (level.index_select(0, batch.target).unsqueeze(1) - level[batch.history.long()]).float() / 10
+        difference = difference * real
+        figures += [difference.sum(dim=1, keepdim=True) / count, difference.abs().sum(dim=1, keepdim=True) / count]
+    return torch.cat(figures, dim=1)
