@@ -11,10 +11,11 @@ from pathlib import Path
 from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
-from mmctr import config, distributed, experiment
+from mmctr import config, distributed, experiment, run_result
 from mmctr.checkpoint import RunCheckpoints
 from mmctr.dataloader import MMCTRDataLoader
 from mmctr.errors import run_cli
+from mmctr.event_files import EventFiles
 from mmctr.item_table import item_side_features, load_item_table
 from mmctr.training import Trainer
 
@@ -82,12 +83,21 @@ def main() -> None:
     if not args.resume and world.is_main:
         checkpoints.clear()
     options = {**params, "checkpoint_every": args.checkpoint_every or params.get("checkpoint_every")}
-    trainer = Trainer(model, checkpoints=checkpoints, on_evaluation=run.write_history, **options)
-    trainer.fit(train_data, valid_data, epochs=params["epochs"], resume=args.resume)
+    observers = [run_result.note_memory, run.write_history]
+    if params.get("tensorboard"):
+        observers.append(EventFiles(run.folder / "tensorboard"))
+
+    def on_evaluation(history: list[dict]) -> None:
+        for observe in observers:
+            observe(history)
+
+    trainer = Trainer(model, checkpoints=checkpoints, on_evaluation=on_evaluation, **options)
+    history = trainer.fit(train_data, valid_data, epochs=params["epochs"], resume=args.resume)
 
     logging.info("****** Validation evaluation ******")
-    result = model.evaluate(valid_data)
+    scores = model.predict(valid_data)
     if world.is_main:
+        result = run_result.write_result(run, params, data, model, history, train_data, valid_data, scores)
         logging.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
         results = Path(params["model_root"]) / f"{Path(args.config).resolve().name}.csv"
         experiment.append_result(results, params, result)

@@ -62,12 +62,12 @@ def load_params(
         UserError: an unknown experiment, dataset, model, key or value.
     """
     changes = dict(_parse_override(text) for text in overrides or [])
-    params = _load_model_config(Path(config_dir), expid)
+    params = load_model_config(Path(config_dir), expid)
     params.update({key: value for key, value in changes.items() if key in ("dataset_id", "model")})
-    dataset = _load_dataset_config(Path(config_dir), params["dataset_id"])
+    dataset = load_dataset_config(Path(config_dir), params["dataset_id"])
     params = {**DEFAULTS, **params, **dataset}
     model_class = find_model(models, params.get("model"))
-    known = set(params) | OTHER_KEYS | set(_arguments(model_class, MMCTRDataLoader, Trainer))
+    known = set(params) | known_settings(model_class)
     for key in changes:
         if key not in known:
             raise UserError(f"--set {key}: unknown key, expected one of {', '.join(sorted(known))}")
@@ -92,6 +92,11 @@ def find_model(models, name: str | None) -> type:
     return getattr(models, name)
 
 
+def known_settings(model_class: type) -> set[str]:
+    """The names that a model, the loader and the trainer know, whether a config sets them or not."""
+    return OTHER_KEYS | set(DEFAULTS) | set(_arguments(model_class, MMCTRDataLoader, Trainer))
+
+
 def require_device(gpu: int) -> None:
     """A `UserError` when a GPU is asked for that is not there (FuxiCTR would train on the CPU and not say so)."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -101,14 +106,15 @@ def require_device(gpu: int) -> None:
 
 def experiment_ids(config_dir: str | Path) -> list[str]:
     """All experiment IDs of a config folder, sorted."""
-    found = {key for config in _config_files(Path(config_dir), "model_config") for key in _read_yaml(config)}
+    found = {key for config in _config_files(Path(config_dir), "model_config") for key in read_yaml(config)}
     return sorted(found - {"Base"})
 
 
-def _load_model_config(config_dir: Path, expid: str) -> dict:
+def load_model_config(config_dir: Path, expid: str) -> dict:
+    """An experiment's settings over those of `Base`, without its data set's."""
     base, own = {}, None
     for path in _config_files(config_dir, "model_config"):
-        content = _read_yaml(path)
+        content = read_yaml(path)
         base.update(content.get("Base") or {})
         own = content.get(expid, own)
     if own is None or expid == "Base":
@@ -121,10 +127,11 @@ def _load_model_config(config_dir: Path, expid: str) -> dict:
     return params
 
 
-def _load_dataset_config(config_dir: Path, dataset_id: str) -> dict:
+def load_dataset_config(config_dir: Path, dataset_id: str) -> dict:
+    """A data set's settings."""
     known = []
     for path in _config_files(config_dir, "dataset_config"):
-        content = _read_yaml(path)
+        content = read_yaml(path)
         if dataset_id in content:
             return {**content[dataset_id], "dataset_id": dataset_id}
         known += content
@@ -139,7 +146,12 @@ def _config_files(config_dir: Path, name: str) -> list[Path]:
     return found
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """A YAML file's mapping, as data: nothing in it is code.
+
+    Raises:
+        UserError: the file cannot be read, or is not a mapping.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:

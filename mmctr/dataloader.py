@@ -23,6 +23,7 @@ from torch import Tensor
 from mmctr import schema
 from mmctr.errors import UserError
 from mmctr.item_table import ItemTable, item_side_features, load_item_table
+from mmctr.memory import keep_freed_memory
 
 BATCH_FORMATS = ("triple", "indices")
 STORAGES = ("auto", "device", "memory", "memmap")
@@ -221,6 +222,8 @@ class MMCTRDataLoader:
             raise UserError("item_info is not set; name item_info.parquet in the dataset config")
         if not str(data_path).endswith(".parquet"):
             data_path = f"{data_path}.parquet"
+        if gpu < 0:
+            keep_freed_memory()
         self.path = str(data_path)
         self.feature_map = feature_map
         self.split = split

@@ -176,11 +176,11 @@ class MultimodalModel(BaseModel):
         table, index = inputs.item_table, inputs.item_index
         mask = index[:, :-1] > 0
         user = self._user_columns(inputs.batch_dict)
-        if index.numel() * 2 >= table.num_items:
-            return Inputs(user, self._item_columns(table.columns), index, mask, 0)
         if index.device.type == "cpu":
             distinct, positions = distinct_items(index, table.num_items)
             return Inputs(user, self._item_columns(table.rows(distinct)), positions, mask, 0)
+        if index.numel() >= table.num_items:
+            return Inputs(user, self._item_columns(table.columns), index, mask, 0)
         rows = self._item_columns(table.rows(index))  # finding the distinct ones would make the GPU wait
         return Inputs(user, rows, torch.arange(index.numel(), device=index.device).view(index.shape), mask, None)
 

@@ -1,0 +1,267 @@
+"""Runs experiments side by side, each in a process and a folder of its own.
+
+A process a run keeps them apart: one that fails, or is killed for memory, is an error beside the others' results, and
+peak memory is the run's own. What is finished is told by the run's result.json and its fingerprint of settings and
+data, so the same command after a kill does only what is missing, and a changed setting does only what it touches.
+Each child inherits a lock on the output folder: when this process was killed without a chance to stop them, its
+successor waits for them instead of training the same run twice.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mmctr import config, experiment, files, run_result
+from mmctr.errors import UserError, explain_os_error
+from mmctr.report import Outcome
+
+SUITES = "benchmark_config.yaml"
+POLL_SECONDS = 0.2
+SECONDS_TO_STOP = 120  # after SIGTERM a run saves its state; then it is killed
+CPU = -1
+
+
+@dataclass
+class Job:
+    """One run.
+
+    Attributes:
+        expid, seed: what is run.
+        model_root: the folder of this run alone.
+        params: of `load_params`; None when the experiment cannot be loaded.
+        fingerprint: of the result that the run should have.
+        error: why there is no result.
+    """
+
+    expid: str
+    seed: int
+    model_root: Path
+    params: dict | None = None
+    fingerprint: str = ""
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return f"{self.expid} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return experiment.RunFolder(self.params).folder
+
+    @property
+    def output(self) -> Path:
+        """What the process prints."""
+        return self.model_root / "output.log"
+
+    def result(self) -> dict | None:
+        """The run's result, None while there is none for these settings and this data."""
+        found = run_result.read_result(self.folder) if self.params else None
+        return found if found and found.get("fingerprint") == self.fingerprint else None
+
+    def outcome(self) -> Outcome:
+        """What the leaderboard needs of it."""
+        result = self.result()
+        scores = run_result.read_scores(self.folder) if result else None
+        error = None if result else self.error or "not run yet"
+        return Outcome(self.expid, self.seed, result, scores, error)
+
+    def state(self) -> str:
+        """How far the run is."""
+        try:
+            header, *lines = (self.folder / "metrics.csv").read_text().splitlines()
+        except (OSError, ValueError):
+            return f"{self.name}: starting"
+        last = dict(zip(header.split(","), lines[-1].split(","), strict=False)) if lines else {}
+        return f"{self.name}: epoch {last.get('epoch', '?')}, AUC {last.get('AUC', '?'):.6}"
+
+
+def find_suite(config_dir: str, name: str) -> list[str]:
+    """The experiment IDs of a suite of benchmark_config.yaml."""
+    path = Path(config_dir) / SUITES
+    suites = config.read_yaml(path)
+    if name not in suites:
+        raise UserError(f"--suite {name}: not in {path}, expected one of {', '.join(map(str, suites))}")
+    if not isinstance(suites[name], list) or not suites[name]:
+        raise UserError(f"{path}: suite {name} is {suites[name]!r}, expected a list of experiment IDs")
+    return [str(expid) for expid in suites[name]]
+
+
+def plan(
+    config_dir: str,
+    expids: list[str],
+    seeds: list[int],
+    models,
+    out: Path,
+    overrides: list[str] | None = None,
+    data_root: str | None = None,
+) -> list[Job]:
+    """The runs, all experiments with the first seed before those with the second.
+
+    Args:
+        config_dir, overrides, data_root, models: of `load_params`.
+        out: each run's folder is out/runs/EXPID/SEED.
+
+    Raises:
+        UserError: an experiment ID that the config does not have. Another mistake in an experiment is its own error.
+    """
+    known = config.experiment_ids(config_dir)
+    for expid in expids:
+        if expid not in known:
+            raise UserError(f"experiment {expid} is not in {config_dir}, expected some of {', '.join(known)}")
+    fingerprints: dict[tuple, dict] = {}
+    jobs = []
+    for seed in dict.fromkeys(seeds):
+        for expid in dict.fromkeys(expids):
+            job = Job(expid, seed, out / "runs" / expid / str(seed))
+            jobs.append(job)
+            settings = [*(overrides or []), f"seed={seed}"]
+            try:
+                job.params = config.load_params(config_dir, expid, models, settings, data_root, str(job.model_root))
+            except UserError as error:
+                job.error = str(error)
+                continue
+            paths = tuple(job.params.get(key) for key in config.DATA_FILES)
+            if paths not in fingerprints:
+                fingerprints[paths] = experiment.data_fingerprint(job.params)
+            job.fingerprint = run_result.fingerprint(job.params, fingerprints[paths])
+    return jobs
+
+
+def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) -> None:
+    """Run what has no result yet; each job that fails keeps its error.
+
+    Args:
+        jobs: of `plan`.
+        command: starts one run when --expid, --gpu, --model_root, --set seed=S and --resume are added.
+        devices: a place for one run at a time each: a GPU's index, or CPU.
+        out: the output folder, locked meanwhile.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
+    """
+    with _locked(out) as lock, _noted_signals() as signals:
+        waiting = [job for job in jobs if job.params and not job.result()]
+        finished = sum(1 for job in jobs if job.params) - len(waiting)
+        free, running = list(devices), {}
+        with tqdm(total=len(waiting) + finished, initial=finished, desc="runs", unit="run") as progress:
+            for job in jobs:
+                if job.error:
+                    progress.write(f"failed  {job.name}: {job.error}")
+            try:
+                while (waiting or running) and not signals:
+                    while waiting and free:
+                        device, job = free.pop(0), waiting.pop(0)
+                        running[_start(job, command, device, len(devices), lock)] = job, device
+                    states = "; ".join(job.state() for job, _ in running.values())
+                    if states != progress.postfix:
+                        progress.set_postfix_str(states)
+                    time.sleep(POLL_SECONDS)
+                    for process in [process for process in running if process.poll() is not None and not signals]:
+                        job, device = running.pop(process)
+                        free.append(device)
+                        progress.write(_close(job, process.returncode))
+                        progress.update()
+            finally:
+                _stop(list(running))
+        if signals:
+            raise KeyboardInterrupt
+
+
+def _start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
+    """The run's process; on the CPU the places share the cores."""
+    arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
+    arguments += ["--set", "verbose=0", f"seed={job.seed}"]
+    environment = dict(os.environ)
+    if device == CPU and places > 1:
+        threads = max(torch.get_num_threads() // places, 1)
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    files.make_folder(job.model_root)
+    try:
+        with open(job.output, "wb") as output:
+            return subprocess.Popen(
+                [*command, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(lock,),
+            )
+    except OSError as error:
+        raise explain_os_error(error, job.output) from error
+
+
+def _close(job: Job, code: int) -> str:
+    """Note how a run ended; returns the line that is shown."""
+    result = job.result()
+    if result:
+        return f"done    {job.name}: AUC {result['metrics']['AUC']:.4f}, {result['train_seconds']:.0f} s of training"
+    job.error = _error_of(job.output, code)
+    return f"failed  {job.name}: {job.error}"
+
+
+def _error_of(output: Path, code: int) -> str:
+    """One sentence of what a process said before it ended without a result."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}; see {output}"
+    lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if stated:
+        return stated[-1]
+    return f"{lines[-1] if lines else 'no output'} (exit code {code}, see {output})"
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """Ask the processes to save and stop, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[int]:
+    """Hold the folder's lock; yields its file descriptor."""
+    path = files.make_folder(out) / ".lock"
+    try:
+        opened = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    with opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{out}: runs of another benchmark are still at work there; waiting for them", file=sys.stderr)
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield opened.fileno()
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C are noted in instead of ending the process."""
+    noted: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
