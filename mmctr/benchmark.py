@@ -151,7 +151,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
     """
-    with _locked(out) as lock, _noted_signals() as signals:
+    with locked(out) as lock, noted_signals() as signals:
         waiting = [job for job in jobs if job.params and not job.result()]
         finished = sum(1 for job in jobs if job.params) - len(waiting)
         free, running = list(devices), {}
@@ -163,7 +163,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) 
                 while (waiting or running) and not signals:
                     while waiting and free:
                         device, job = free.pop(0), waiting.pop(0)
-                        running[_start(job, command, device, len(devices), lock)] = job, device
+                        running[start(job, command, device, len(devices), lock)] = job, device
                     states = "; ".join(job.state() for job, _ in running.values())
                     if states != progress.postfix:
                         progress.set_postfix_str(states)
@@ -174,12 +174,12 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) 
                         progress.write(_close(job, process.returncode))
                         progress.update()
             finally:
-                _stop(list(running))
+                stop(list(running))
         if signals:
             raise KeyboardInterrupt
 
 
-def _start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
+def start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
     """The run's process; on the CPU the places share the cores."""
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
     arguments += ["--set", "verbose=0", f"seed={job.seed}"]
@@ -207,11 +207,11 @@ def _close(job: Job, code: int) -> str:
     result = job.result()
     if result:
         return f"done    {job.name}: AUC {result['metrics']['AUC']:.4f}, {result['train_seconds']:.0f} s of training"
-    job.error = _error_of(job.output, code)
+    job.error = error_of(job.output, code)
     return f"failed  {job.name}: {job.error}"
 
 
-def _error_of(output: Path, code: int) -> str:
+def error_of(output: Path, code: int) -> str:
     """One sentence of what a process said before it ended without a result."""
     if code < 0:
         name = signal.Signals(-code).name
@@ -223,7 +223,7 @@ def _error_of(output: Path, code: int) -> str:
     return f"{lines[-1] if lines else 'no output'} (exit code {code}, see {output})"
 
 
-def _stop(processes: list[subprocess.Popen]) -> None:
+def stop(processes: list[subprocess.Popen]) -> None:
     """Ask the processes to save and stop, and wait until they have."""
     for process in processes:
         process.terminate()
@@ -237,7 +237,7 @@ def _stop(processes: list[subprocess.Popen]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[int]:
+def locked(out: Path) -> Iterator[int]:
     """Hold the folder's lock; yields its file descriptor."""
     path = files.make_folder(out) / ".lock"
     try:
@@ -254,7 +254,7 @@ def _locked(out: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _noted_signals() -> Iterator[list[int]]:
+def noted_signals() -> Iterator[list[int]]:
     """A list that SIGTERM and Ctrl-C are noted in instead of ending the process."""
     noted: list[int] = []
     before = {}

@@ -115,9 +115,9 @@ def test_runs_that_outlive_their_benchmark_are_waited_for(fake, tmp_path, capsys
     (job,) = fake([1])
     (job.folder / "ends").unlink()
     command = [sys.executable, str(tmp_path / "fake.py"), "--jobs", str(tmp_path / "jobs.json")]
-    with benchmark._locked(tmp_path / "out") as lock:
-        process = benchmark._start(job, command, CPU, 1, lock)
-    with benchmark._locked(tmp_path / "out"):
+    with benchmark.locked(tmp_path / "out") as lock:
+        process = benchmark.start(job, command, CPU, 1, lock)
+    with benchmark.locked(tmp_path / "out"):
         assert (job.folder / "ends").exists()
     assert process.wait() == 0
     assert "still at work there; waiting for them" in capsys.readouterr().err

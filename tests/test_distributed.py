@@ -66,7 +66,17 @@ def test_only_rank_0_writes(pair):
 def test_predictions_of_two_ranks_are_the_same_file(pair, tmp_path):
     config, runs, _ = pair
     for ranks in (1, 2):
-        run("prediction.py", ranks, config, runs, "--out", tmp_path / f"{ranks}.zip", "--set", *SETTINGS, "batch_size=16")
+        run(
+            "prediction.py",
+            ranks,
+            config,
+            runs,
+            "--out",
+            tmp_path / f"{ranks}.zip",
+            "--set",
+            *SETTINGS,
+            "batch_size=16",
+        )
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "2.zip") as archive:
         assert pl.read_csv(archive.read("prediction.csv"))["ID"].to_list() == list(range(152))

@@ -1,0 +1,152 @@
+"""The table and the figure of benchmarks/speed.py."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HEAD = ("what", "reference", "ours", "ratio", "target")
+MET, MISSED, PLAIN = "#2a7f62", "#b4472e", "#4c6a92"
+AXIS_NAMES = {"rows": "rows", "items": "items", "max_len": "history length"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table.
+
+    Attributes:
+        what: is measured.
+        unit: "rows/s" (more is better), "s" or "MB" (less is better).
+        reference, ours: medians in that unit.
+        target: the ratio that was asked for.
+        spread: of the repeats, the larger of both sides.
+        note: for the reader.
+    """
+
+    what: str
+    unit: str
+    reference: float
+    ours: float
+    target: float | None = None
+    spread: float = 0.0
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times better ours is."""
+        return self.ours / self.reference if self.unit == "rows/s" else self.reference / self.ours
+
+    def cells(self) -> tuple[str, ...]:
+        """The table's cells."""
+        target = f">= {self.target:g}" if self.target else ""
+        values = (f"{number(value)} {self.unit}" for value in (self.reference, self.ours))
+        return (self.what, *values, f"{number(self.ratio)}x", target)
+
+
+def number(value: float) -> str:
+    """Three digits that count, thousands apart."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def line(result: Result) -> str:
+    """One result for the terminal."""
+    what, reference, ours, ratio, target = result.cells()
+    return f"{what:<46} {reference:>18} {ours:>18} {ratio:>10} {target:>8}  (spread {result.spread:.0%})"
+
+
+def write(folder: Path, machine: dict, bench) -> Path:
+    """Write speed.json, speed.md and speed.png; returns the path of speed.md."""
+    task = bench.task
+    sizes = {**asdict(task.sizes), "batch_size": task.batch_size, "workers": task.workers}
+    content = {
+        "machine": machine,
+        "sizes": sizes,
+        "results": [{**asdict(result), "ratio": result.ratio} for result in bench.results],
+        "curves": bench.curves,
+        "peaks": bench.peaks,
+        "notes": bench.notes,
+    }
+    (folder / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
+    described = ", ".join(f"{key} {value}" for key, value in machine.items())
+    sized = ", ".join(f"{key} {value:,}" for key, value in sizes.items())
+    lines = [described, "", sized, "", *_table(bench.results), "", *(f"- {note}" for note in _notes(bench))]
+    path = folder / "speed.md"
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    draw(folder / "speed.png", bench.results, bench.curves, f"{machine['cpu']}, {machine['cores']} cores")
+    return path
+
+
+def draw(path: Path, results: list[Result], curves: list[dict], title: str) -> None:
+    """The ratios as bars on a log scale, the costs as lines below."""
+    bars = max(len(results), 1)
+    heights = [0.42 * bars + 1.0, *([3.0] if curves else [])]
+    figure = plt.figure(figsize=(10, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 3, height_ratios=heights)
+    _draw_ratios(figure.add_subplot(grid[0, :]), results, title)
+    for column, curve in enumerate(curves):
+        _draw_curve(figure.add_subplot(grid[1, column]), curve)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw_ratios(axes, results: list[Result], title: str) -> None:
+    ratios = [result.ratio for result in results]
+    places = range(len(results))
+    colors = [PLAIN if r.target is None else (MET if r.ratio >= r.target else MISSED) for r in results]
+    axes.barh(places, ratios, color=colors, height=0.62)
+    for place, result in zip(places, results, strict=True):
+        if result.target:
+            axes.plot([result.target] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.6)
+        values = f"{number(result.reference)} to {number(result.ours)} {result.unit}"
+        axes.annotate(
+            f" {number(result.ratio)}x   {values}",
+            (max(result.ratio, result.target or 0), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    axes.set_yticks(places, [result.what for result in results], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(min([1.0, *ratios]) * 0.9, max([10.0, *ratios, *(r.target or 0 for r in results)]) * 40)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("times better than the reference (black mark: target)", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_curve(axes, curve: dict) -> None:
+    values, seconds = curve["values"], curve["seconds"]
+    axes.plot(values, [curve["slope"] * value + curve["intercept"] for value in values], color=PLAIN, linewidth=1.2)
+    axes.plot(values, seconds, "o", color=MET, markersize=5)
+    axes.set_ylim(0, max(seconds) * 1.15)
+    axes.set_xlabel(AXIS_NAMES[curve["what"]], fontsize=9)
+    axes.set_ylabel("seconds: read, train an epoch", fontsize=8.5)
+    axes.set_title(f"R² {curve['r2']:.4f}", fontsize=9, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _table(results: list[Result]) -> list[str]:
+    """A Markdown table whose columns line up as text, too."""
+    rows = [HEAD, *(result.cells() for result in results)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+
+    def text(row: tuple[str, ...]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return f"| {' | '.join(cells)} |"
+
+    rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
+    return [text(rows[0]), rule, *(text(row) for row in rows[1:])]
+
+
+def _notes(bench) -> list[str]:
+    spreads = [f"{result.what}: {result.note}" for result in bench.results if result.note]
+    widest = max((result.spread for result in bench.results), default=0)
+    return [*spreads, *bench.notes, f"medians of {bench.repeats} repeats in turns; widest spread {widest:.0%}"]

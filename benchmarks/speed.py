@@ -1,0 +1,310 @@
+"""How fast, against the challenge's way and FuxiCTR's: one run, one table of ratios, one figure.
+
+python benchmarks/speed.py                          2 CPU cores: about 10 minutes
+python benchmarks/speed.py --gpu 0 --full           the challenge's size on a GPU
+python benchmarks/speed.py --only loader gauc       parts of it
+
+The data is generated (benchmarks/synthetic.py), the other side is written plainly (benchmarks/reference.py) and
+computes the same values (tests/test_benchmarks.py). Whatever is compared is measured in turns in the same run; slow
+references are timed on fewer rows, and every rate is per row. Results: OUT/speed.md, speed.json, speed.png.
+"""
+
+# ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # before site-packages, where FuxiCTR's wheel has a model_zoo of its own
+
+import numpy as np
+import torch
+from fuxictr.metrics import evaluate_metrics
+
+from benchmarks import measure, report
+from benchmarks.contenders import Ours, Reference, Task, first_batch
+from benchmarks.measure import in_turns, median, pass_rows_per_second
+from benchmarks.report import Result
+from benchmarks.synthetic import Sizes, write_data
+from mmctr.errors import UserError, run_cli
+from mmctr.metrics import group_auc
+
+SECTIONS = ("loader", "training", "gauc", "scoring", "scaling", "memory")
+MODELS = ("FiBiNET", "DIN")
+TRAINING_TARGETS = {"FiBiNET": 6.0, "DIN": 2.5}
+ROWS_PER_GROUP = 10
+FULL_ROWS = 3_600_000
+PROBE_SECONDS = 300
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Speed against the challenge's way and FuxiCTR's.")
+    sizes = Sizes()
+    parser.add_argument("--rows", type=int, default=sizes.rows, help="training rows (default: %(default)s)")
+    parser.add_argument("--test_rows", type=int, default=sizes.test_rows, help="rows to score (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=sizes.items, help="items (default: %(default)s)")
+    parser.add_argument("--max_len", type=int, default=sizes.max_len, help="history positions (default: %(default)s)")
+    parser.add_argument("--emb_dim", type=int, default=sizes.emb_dim, help="embedding width (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, help="rows a batch (default: 4096, with --full 8192)")
+    parser.add_argument("--groups", type=int, default=100_000, help="groups of gAUC (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="of the row-wise loader (default: 0, with --full 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
+    parser.add_argument("--full", action="store_true", help="3.6 million rows, batch 8192, whole epochs of ours")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs; the ratios mean nothing")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="parts to measure")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "out"), help="folder of the results")
+    return parser.parse_args()
+
+
+class Bench:
+    """One run's settings and results.
+
+    Attributes:
+        task: what is measured.
+        results: rows of the table.
+        curves: cost against rows, items and history length.
+        peaks: of the machine.
+        notes: lines under the table.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        self.quick, self.full, self.groups = args.quick, args.full, args.groups
+        self.repeats = args.repeats
+        sizes = Sizes(args.rows, args.test_rows, args.items, args.max_len, args.emb_dim)
+        batch_size = args.batch_size or 4096
+        if args.full:
+            sizes, batch_size = dataclasses.replace(sizes, rows=FULL_ROWS), args.batch_size or 8192
+        if args.quick:
+            sizes, batch_size = Sizes(500, 300, 60, 8, 16), 64
+            self.groups, self.repeats = 20, 2
+        workers = args.workers if args.workers is not None else (3 if args.full else 0)
+        self.task = Task(folder, sizes, batch_size, args.gpu, workers, small=args.quick)
+        self.out = Path(args.out)
+        self.results: list[Result] = []
+        self.curves: list[dict] = []
+        self.peaks: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def add(self, what: str, unit: str, reference: list[float], ours: list[float], **more) -> None:
+        """One line of the table from the repeats' values; shown at once."""
+        spreads = [measure.spread(values) for values in (reference, ours)]
+        self.results.append(Result(what, unit, median(reference), median(ours), spread=max(spreads), **more))
+        print(report.line(self.results[-1]), flush=True)
+
+    def note(self, text: str) -> None:
+        """A line under the table."""
+        self.notes.append(text)
+        print(f"  {text}", flush=True)
+
+    def loader(self) -> None:
+        """(a) Rows/s of loading alone, shuffled."""
+        task, slow_batches, fast_batches = self.task, 3, 12 if self.quick else 100
+        ours = Ours("DIN", task)
+        row_wise = Reference("DIN", dataclasses.replace(task, workers=0)).loader
+        triple = ours.load("train", "triple", shuffle=True)
+        rates = [
+            lambda: self._row_wise_pass(row_wise, slow_batches),
+            lambda: self._pass(ours.loader, fast_batches * 4),
+            lambda: self._pass(triple, max(fast_batches // 4, 2)),
+        ]
+        for rate in rates[1:]:
+            rate()
+        slow, indices, triples = in_turns(self.repeats, *rates)
+        self.add("loader, indices / row-wise", "rows/s", slow, indices, target=300.0)
+        self.add("loader, triple / row-wise", "rows/s", slow, triples, target=15.0)
+        with_workers = Reference("DIN", dataclasses.replace(task, workers=3)).loader
+        rate = measure.TimedBatches(with_workers, 9, 7, 0, task.batch_size, torch.device("cpu"))
+        for _ in rate:
+            pass
+        self.add("loader, triple / row-wise, 3 workers", "rows/s", [rate.rows_per_second], triples)
+        if self.quick:
+            return
+        try:
+            stock = self._probe("ray")["rows_per_second"]
+            self.add("loader, indices / FuxiCTR's parquet loader", "rows/s", [stock], indices)
+        except (subprocess.SubprocessError, ValueError, IndexError) as error:
+            self.note(f"FuxiCTR's parquet loader did not run: {str(error)[-200:]}")
+
+    def training(self) -> None:
+        """(b) Rows/s of training, loading included, and the share of the machine's peak."""
+        device = self.task.device
+        self.peaks = {
+            "fp32": measure.peak_flops(device, torch.float32),
+            "bf16": measure.peak_flops(device, torch.bfloat16),
+            "bytes": measure.peak_bandwidth(device),
+        }
+        self.note(
+            f"peak of the machine: {self.peaks['fp32'] / 1e9:,.0f} GFLOP/s fp32, {self.peaks['bf16'] / 1e9:,.0f} "
+            f"GFLOP/s bf16 (matrix product), {self.peaks['bytes'] / 1e9:,.1f} GB/s (copy, read + written)"
+        )
+        for name in MODELS:
+            self._train(name)
+
+    def gauc(self) -> None:
+        """(c) gAUC of many groups; FuxiCTR's once, it takes minutes."""
+        rng = np.random.default_rng(0)
+        rows = self.groups * ROWS_PER_GROUP
+        group = rng.permutation(np.repeat(np.arange(self.groups), ROWS_PER_GROUP))
+        label = (rng.random(rows) < 0.25).astype(np.float64)
+        score = np.round(rng.random(rows), 4)  # with ties
+        times = []
+        for _ in range(self.repeats):
+            started = time.perf_counter()
+            value = group_auc(label, score, group)
+            times.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        expected = evaluate_metrics(label, score, ["gAUC"], group)["gAUC"]
+        stock = time.perf_counter() - started
+        self.add(f"gAUC, {self.groups:,} groups", "s", [stock], times, target=50.0)
+        self.note(f"gAUC: FuxiCTR's {expected:.12f}, ours {value:.12f}")
+
+    def scoring(self) -> None:
+        """(d) Seconds to score the test split."""
+        for name in MODELS:
+            reference, ours = Reference(name, self.task), Ours(name, self.task)
+            rows = self.task.sizes.test_rows
+            test, row_wise = ours.load("test"), reference.load("test")
+            ours.model(first_batch(test))
+            count, warm_up = (12, 7) if self.task.workers else (2, 1)
+            seconds = [rows / reference.score(row_wise, count, warm_up)]
+            self.add(f"scoring {rows:,} rows, {name}", "s", seconds, [rows / ours.score(test)])
+
+    def scaling(self) -> None:
+        """(e) Cost of reading and training one epoch, against rows, items and history length, with a small model."""
+        base = Sizes(rows=20_000, test_rows=0, items=20_000, max_len=32, emb_dim=64)
+        values = {
+            "rows": [20_000, 40_000, 60_000, 80_000, 100_000],
+            "items": [20_000, 40_000, 60_000, 80_000, 100_000],
+            "max_len": [32, 64, 96, 128, 160],
+        }
+        if self.quick:
+            base = Sizes(rows=200, test_rows=0, items=50, max_len=4, emb_dim=8)
+            values = {"rows": [200, 300, 400], "items": [50, 80, 110], "max_len": [4, 6, 8]}
+        for what, points in values.items():
+            tasks = []
+            for value in points:
+                folder = self.task.folder / f"{what}_{value}"
+                sizes = dataclasses.replace(base, **{what: value})
+                write_data(folder, sizes)
+                tasks.append(Task(folder, sizes, 64 if self.quick else 2048, self.task.gpu, small=True))
+            self._read_and_train(tasks[0])
+            works = [lambda task=task: self._read_and_train(task) for task in tasks]
+            seconds = [median(times) for times in in_turns(self.repeats, *works)]
+            curve = {"what": what, "values": points, "seconds": seconds, **measure.line_fit(points, seconds)}
+            self.curves.append(curve)
+            self.note(
+                f"cost against {what}: {curve['slope'] * 1e6:.2f} s per million + {curve['intercept']:.2f} s, "
+                f"R² {curve['r2']:.4f}"
+            )
+
+    def memory(self) -> None:
+        """(f) Peak memory of training FiBiNET, beyond that of the imports."""
+        imports = self._probe("memory", "imports")
+        reference, ours = self._probe("memory", "reference"), self._probe("memory", "ours")
+        for kind in ("cpu", "gpu"):
+            if reference[kind]:
+                self.add(
+                    f"peak {kind.upper()} memory, FiBiNET training",
+                    "MB",
+                    [(reference[kind] - imports[kind]) / 1e6],
+                    [max(ours[kind] - imports[kind], 1) / 1e6],
+                )
+
+    def _train(self, name: str) -> None:
+        reference, ours = Reference(name, self.task), Ours(name, self.task)
+        short = self._steps(3 if name == "FiBiNET" else 2)
+        whole = len(ours.loader) if self.full else short
+        slow, slow_warm_up = (16, 8) if self.task.workers else (1, 0)
+        ours.train(2)
+        reference.train(1, 0)
+        stock, rates = in_turns(self.repeats, lambda: reference.train(slow, slow_warm_up), lambda: ours.train(whole))
+        seconds = [self.task.sizes.rows / median(values) for values in (stock, rates)]
+        note = f"{seconds[0]:,.1f} s -> {seconds[1]:,.1f} s an epoch of {self.task.sizes.rows:,} rows"
+        self.add(f"training {name}, fp32", "rows/s", stock, rates, target=TRAINING_TARGETS[name], note=note)
+        flops = measure.step_flops(ours.model, first_batch(ours.loader)) / self.task.batch_size
+        self._share_of_peak(name, "fp32", flops, median(rates))
+        self._profile(name, ours)
+        ours = Ours(name, self.task, precision="bf16")
+        ours.train(1)
+        rates = [ours.train(whole) for _ in range(self.repeats)]
+        self.add(f"training {name}, ours in bf16", "rows/s", stock, rates)
+        self._share_of_peak(name, "bf16", flops, median(rates))
+
+    def _steps(self, steps: int) -> int:
+        """Steps of ours on the clock."""
+        if self.quick:
+            return 2
+        return 100 if self.task.gpu >= 0 else steps
+
+    def _share_of_peak(self, name: str, precision: str, flops_per_row: float, rows_per_second: float) -> None:
+        reached = flops_per_row * rows_per_second
+        self.note(
+            f"{name} {precision}: {flops_per_row / 1e6:,.1f} MFLOP a row, {reached / 1e9:,.0f} GFLOP/s reached, "
+            f"{reached / self.peaks[precision]:.0%} of peak"
+        )
+
+    def _profile(self, name: str, ours: Ours) -> None:
+        """Where the time of a few steps goes, as a text file."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        sort_by = "self_cpu_time_total"
+        if self.task.gpu >= 0:
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+            sort_by = "self_cuda_time_total"
+        with torch.profiler.profile(activities=activities) as profiler:
+            ours.train(self._steps(2), warm_up=0)
+        table = profiler.key_averages().table(sort_by=sort_by, row_limit=25)
+        (self.out / f"profile_{name}.txt").write_text(table)
+
+    def _read_and_train(self, task: Task) -> float:
+        """Seconds to read a split and train an epoch on it."""
+        started = measure.now(task.device)
+        ours = Ours("FiBiNET", task)
+        ours.train(len(ours.loader), warm_up=0)
+        return measure.now(task.device) - started
+
+    def _pass(self, loader, batches: int) -> float:
+        return pass_rows_per_second(loader, batches, self.task.batch_size, self.task.device)
+
+    def _row_wise_pass(self, loader, batches: int) -> float:
+        with measure.shipped_malloc():
+            return self._pass(loader, batches)
+
+    def _probe(self, *arguments: str) -> dict[str, float]:
+        """A measurement in a process of its own."""
+        command = [sys.executable, str(ROOT / "benchmarks" / "probe.py"), *arguments, self.task.to_json()]
+        environment = {**os.environ, "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment)
+        if done.returncode:
+            raise ValueError(done.stderr.strip() or f"exit status {done.returncode}")
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = parse_arguments()
+    if args.gpu >= 0 and not torch.cuda.is_available():
+        raise UserError(f"--gpu {args.gpu}: found no CUDA device; use --gpu -1 for the CPU")
+    logging.disable(logging.INFO)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mmctr-speed-") as folder:
+        bench = Bench(args, Path(folder))
+        write_data(bench.task.folder, bench.task.sizes)
+        for section in SECTIONS:
+            if section in args.only:
+                getattr(bench, section)()
+    written = report.write(bench.out, measure.machine(bench.task.device), bench)
+    print(written.read_text())
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,421 @@
+"""The tuner: FuxiCTR's grid, Optuna's trials as processes, the best by the validation split, never the test split."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fuxictr.autotuner
+import pytest
+import yaml
+from conftest import EMB_DIM, NUM_ITEMS, NUM_TAGS, ROOT, make_dataset, run_script
+from sklearn.metrics import roc_auc_score
+
+import model_zoo
+from mmctr import benchmark, config, run_result
+from mmctr.errors import UserError
+from mmctr.run_result import read_scores
+from mmctr.tuner import Search, read_tuner
+from mmctr.tuner_optuna import run_trials
+
+# The organisers' files: a template whose dataset_id is open, and a tuner that brings the data set along.
+DIN_DEFAULT = """
+Base:
+    model_root: './checkpoints/'
+    num_workers: 3
+    verbose: 1
+    early_stop_patience: 3
+    pickle_feature_encoder: True
+    save_best_only: True
+    eval_steps: null
+    debug_mode: False
+    group_id: user_id
+    use_features: null
+    feature_specs: null
+    feature_config: null
+
+DIN_default: # This is a config template
+    model: DIN
+    dataset_id: TBD
+    loss: 'binary_crossentropy'
+    metrics: [AUC, logloss]
+    task: binary_classification
+    optimizer: adam
+    learning_rate: 1.0e-3
+    embedding_regularizer: 0
+    net_regularizer: 0
+    batch_size: 4096
+    embedding_dim: 8
+    dnn_hidden_units: [16]
+    dnn_activations: ReLU
+    attention_hidden_units: [8]
+    attention_hidden_activations: ReLU
+    attention_output_activation: null
+    attention_dropout: 0.1
+    din_use_softmax: False
+    net_dropout: 0
+    batch_norm: True
+    epochs: 2
+    shuffle: True
+    seed: 20242025
+    monitor: "AUC"
+    monitor_mode: 'max'
+    max_len: 10
+    accumulation_steps: 1
+"""
+ORGANISERS = """
+base_config: ./din_config/
+base_expid: DIN_default
+dataset_id: MicroLens_1M_x1
+
+dataset_config:
+    MicroLens_1M_x1:
+        data_root: {data}/
+        data_format: parquet
+        train_data: {data}/train.parquet
+        valid_data: {data}/valid.parquet
+        test_data: {data}/no_such_test.parquet
+        item_info: {data}/item_info.parquet
+        rebuild_dataset: False
+        feature_cols:
+            - {{name: user_id, active: True, dtype: int, type: meta}}
+            - {{name: item_seq, active: True, dtype: int, type: meta}}
+            - {{name: likes_level, active: True, dtype: int, type: categorical, vocab_size: 11}}
+            - {{name: views_level, active: True, dtype: int, type: categorical, vocab_size: 11}}
+            - {{name: item_id, active: True, dtype: int, type: categorical, vocab_size: {items}, source: item}}
+            - {{name: item_tags, dtype: int, type: sequence, max_len: 5, vocab_size: {tags}, source: item}}
+            - {{name: item_emb_d16, active: True, dtype: float, type: embedding, source: item, embedding_dim: {width}}}
+        label_col: {{name: label, dtype: float}}
+
+tuner_space:
+    embedding_regularizer: [1.e-6, 1.e-7]
+    net_regularizer: 0
+    net_dropout: 0.1
+    learning_rate: 5.e-3
+    batch_size: 64
+"""
+
+# Stands for run_expid.py where only processes matter: three evaluations whose AUC is learning_rate, or by trial.
+FAKE_RUN = """
+import argparse, json, sys, time, yaml
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for name in ("--config", "--expid", "--gpu", "--model_root", "--data_root"): parser.add_argument(name)
+parser.add_argument("--set", nargs="+", action="extend")
+parser.add_argument("--resume", action="store_true")
+args = parser.parse_args()
+params = yaml.safe_load((Path(args.config) / "model_config.yaml").read_text())[args.expid]
+folder = Path(args.model_root) / params["dataset_id"] / args.expid
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "starts", "a") as starts: starts.write("start\\n")
+if params["batch_size"] == 13: sys.exit("error: the data is not there")
+number, text = int(args.expid.split("_")[2]), "epoch,AUC\\n"
+behind = 0.4 - number / 50 if number > 5 else None
+level = {7: 0.5}.get(number, 0.4 - number / 50) if params["batch_size"] == 7 else params["learning_rate"]
+for epoch in (1, 2, 3):
+    auc = level + epoch / 100
+    text += f"{epoch},{auc}\\n"
+    (folder / "next.csv").write_text(text)
+    (folder / "next.csv").rename(folder / "metrics.csv")
+    time.sleep(0.15 if level != behind else 30)  # what falls behind waits to be stopped
+(folder / "valid_scores.parquet").touch()
+metrics = {"AUC": auc, "logloss": 0.5, "gAUC": 0.5}
+(folder / "result.json").write_text(json.dumps({"fingerprint": "fp", "metrics": metrics, "train_seconds": 1}))
+"""
+
+
+def write_organisers(folder: Path, data: Path) -> Path:
+    (folder / "din_config").mkdir()
+    (folder / "din_config/model_config.yaml").write_text(DIN_DEFAULT)
+    path = folder / "din_tuner_01.yaml"
+    path.write_text(ORGANISERS.format(data=data, items=NUM_ITEMS, tags=NUM_TAGS, width=EMB_DIM))
+    return path
+
+
+def write_tuner(folder: Path, base: Path, space: str, more: str = "") -> Path:
+    path = folder / "tuner.yaml"
+    path.write_text(f"base_config: {base}\nbase_expid: FiBiNET_test\n{more}\ntuner_space: {space}\n")
+    return path
+
+
+def make_search(tuner: Path, out: Path, script: str | Path = "run_expid.py", **settings) -> Search:
+    return Search(read_tuner(tuner, model_zoo), model_zoo, out, [sys.executable, str(script)], [-1], **settings)
+
+
+def generated(folder: Path) -> tuple[dict, dict]:
+    return tuple(yaml.safe_load((folder / f"{name}_config.yaml").read_text()) for name in ("dataset", "model"))
+
+
+def read_results(out: Path) -> list[dict]:
+    with open(out / "results.csv", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_grid_is_fuxictrs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "run_all", lambda *_: None)
+    first = write_organisers(tmp_path, Path("data"))
+    more = first.read_text().replace("batch_size: 64", "batch_size: [64, 128]\n    net_dropout: [0, 0.5, [0.1, 0.2]]")
+    second = tmp_path / "several.yaml"
+    second.write_text(more.replace("rebuild_dataset: False", "rebuild_dataset: True"))
+    third = tmp_path / "of_folders.yaml"
+    third.write_text("base_config: repository\nbase_expid: FiBiNET_demo\ntuner_space: {embedding_dim: [16, 32]}\n")
+    (tmp_path / "repository/model_config").mkdir(parents=True)
+    fibinet = (ROOT / "config/model_config/fibinet.yaml").read_text().replace("Base:", "Base:\n    debug_mode: False")
+    (tmp_path / "repository/model_config/fibinet.yaml").write_text(fibinet)
+    (tmp_path / "repository/dataset_config").symlink_to(ROOT / "config/dataset_config")
+    for path, number in ((first, 2), (second, 12), (third, 2)):
+        search = make_search(path, tmp_path / "out" / path.stem)
+        search.run_grid()
+        datasets, experiments = generated(Path(fuxictr.autotuner.enumerate_params(path.name)))
+        for settings in datasets.values():
+            del settings["test_data"]
+        assert generated(search.out) == (datasets, experiments)
+        assert len(experiments) == number == len(search.rows)
+
+
+def test_values_that_vary_the_data_get_a_data_set_each(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "run_all", lambda *_: None)
+    columns = "[[{name: user_id, type: meta}], [{name: item_seq, type: meta}]]"
+    path = write_tuner(tmp_path, dataset, f"{{feature_cols: {columns}, id_dropout: [0, 0.5], seed: [3, 4]}}")
+    search = make_search(path, tmp_path / "out")
+    search.run_grid()
+    datasets, experiments = generated(search.out)
+    assert len(datasets) == 2 and len(experiments) == 8
+    assert {(row["seed"], row["id_dropout"], str(row["feature_cols"])) for row in search.rows} == {
+        (seed, dropout, str([{"name": name, "type": "meta"}]))
+        for seed in (3, 4)
+        for dropout in (0, 0.5)
+        for name in ("user_id", "item_seq")
+    }
+    assert {job.seed for job in search.plan(list(experiments))} == {3, 4}
+
+
+def test_organisers_tuner(tmp_path, monkeypatch, capsys):
+    """The real command: the grid, its table, the best experiment, and its command once more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_dataset(tmp_path / "set", rows=900)
+    path = write_organisers(tmp_path, tmp_path / "set/TEST_DATA")
+    out = tmp_path / "tuner/din_tuner_01"
+    code, printed, error = run_script("run_param_tuner", "--config", path.name, capsys=capsys)
+    assert code == 0, error
+    assert "test_data is left out" in printed
+    datasets, experiments = generated(out)
+    assert list(datasets) == ["MicroLens_1M_x1"] and "test_data" not in datasets["MicroLens_1M_x1"]
+
+    rows = read_results(out)
+    assert {row["expid"] for row in rows} == set(experiments)
+    values = []
+    for row in rows:
+        (folder,) = (out / "runs" / row["expid"]).glob("*/MicroLens_1M_x1/DIN_*/")
+        scores = read_scores(folder)
+        values.append(roc_auc_score(scores["label"], scores["score"]))
+        assert float(row["valid_monitor"]) == pytest.approx(values[-1])
+        assert not {"test_data"} & set(json.loads((folder / "manifest.json").read_text())["data"])
+        assert json.loads((folder / "manifest.json").read_text())["config"]["embedding_regularizer"] == float(
+            row["embedding_regularizer"]
+        )
+    assert values == sorted(values, reverse=True)
+    shown = dict(line.split(maxsplit=1) for line in printed.splitlines()[-3:])
+    assert shown["best"] == rows[0]["expid"] and Path(shown["results"]) == Path("tuner/din_tuner_01/results.csv")
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
+    tagged = run_script("run_param_tuner", "--config", path.name, "--tag", rows[1]["expid"][-8:], capsys=capsys)
+    assert tagged[0] == 0 and f"best      {rows[1]['expid']}" in tagged[1]
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == before
+
+    python, script, *arguments = shlex.split(shown["repeat"])
+    assert (python, Path(script).resolve()) == ("python", ROOT / "run_expid.py")
+    assert run_script("run_expid", *arguments, capsys=capsys)[0] == 0
+    repeated = json.loads((tmp_path / f"checkpoints/MicroLens_1M_x1/{shown['best']}/result.json").read_text())
+    assert repeated["metrics"]["AUC"] == pytest.approx(values[0], abs=1e-6)
+
+
+@pytest.fixture
+def fake(dataset, tmp_path, monkeypatch):
+    """A function: a search over this space whose runs are the fake's."""
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(run_result, "fingerprint", lambda params, data: "fp")
+    monkeypatch.setattr(benchmark, "POLL_SECONDS", 0.02)
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE_RUN)
+
+    def search(space: str, out: str = "out", **settings) -> Search:
+        tuner = write_tuner(tmp_path, dataset, space)
+        return make_search(tuner, tmp_path / out, script, overrides=["epochs=3"], **settings)
+
+    return search
+
+
+def trials_of(search: Search) -> list:
+    optuna = pytest.importorskip("optuna")
+    backend = optuna.storages.journal.JournalFileBackend(str(search.out / "study.journal"))
+    return optuna.load_study(study_name="FiBiNET_test", storage=optuna.storages.JournalStorage(backend)).trials
+
+
+def test_trials_that_fall_behind_are_pruned(fake, capsys):
+    search = fake("{learning_rate: {low: 0.1, high: 0.9}, batch_size: 7}")
+    run_trials(search, 8)
+    printed = capsys.readouterr().out
+    trials = trials_of(search)  # each behind all before it, but for the seventh; the rule needs five to compare with
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5 + ["PRUNED", "COMPLETE", "PRUNED"]
+    for trial in trials:
+        level = {7: 0.5}.get(trial.number + 1, 0.4 - (trial.number + 1) / 50)
+        steps = len(trial.intermediate_values)
+        assert trial.intermediate_values == {n: pytest.approx(level + n / 100) for n in range(1, steps + 1)}
+        assert (steps == 3) == (trial.state.name == "COMPLETE")
+    assert search.best()["expid"] == trials[6].user_attrs["expid"]
+    assert f"pruned  {trials[5].user_attrs['expid']}: behind after evaluation" in printed
+    rows = read_results(search.out)
+    assert [row["state"] for row in rows] == ["done"] * 6 + ["pruned"] * 2
+    assert [row["expid"][13:16] for row in rows] == ["007", "001", "002", "003", "004", "005", "006", "008"]
+    _, experiments = generated(search.out)
+    assert experiments[rows[0]["expid"]]["learning_rate"] == trials[6].params["learning_rate"]
+
+
+def test_a_stopped_search_goes_on_as_if_it_had_not(fake):
+    space = "{learning_rate: {low: 1.0e-3, high: 0.5, log: True}, batch_size: {low: 32, high: 64, step: 16}}"
+    whole = fake(space, "whole")
+    run_trials(whole, 4)
+    stopped = fake(space, "stopped")
+
+    def stop_in_third():
+        while not list((stopped.out / "runs").glob("FiBiNET_test_003_*/*/*/*/starts")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_in_third, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(stopped, 4)
+    assert [row["state"] for row in stopped.rows] == ["done", "done", "stopped"]
+    again = fake(space, "stopped")
+    run_trials(again, 4)
+    assert [trial.params for trial in trials_of(again)] == [trial.params for trial in trials_of(whole)]
+    assert again.rows == whole.rows and len(again.rows) == 4
+    starts = {path.parent.name[:16]: len(path.read_text().split()) for path in again.out.rglob("starts")}
+    assert starts == {f"FiBiNET_test_00{n}": 1 + (n == 3) for n in (1, 2, 3, 4)}
+    assert {row["batch_size"] for row in again.rows} <= {32, 48, 64}
+    run_trials(fake(space, "stopped"), 4)
+    assert len(trials_of(again)) == 4
+    with pytest.raises(UserError, match="a search over other settings or data"):
+        run_trials(fake("{learning_rate: [0.1, 0.2]}", "stopped"), 4)
+
+
+def test_a_combination_runs_once_and_a_failed_one_is_a_row(fake):
+    search = fake("{hidden_units: [[8], [8, 4]], batch_size: [13, 64], learning_rate: 0.2}", seed=4)
+    run_trials(search, 9)
+    trials = trials_of(search)
+    fine = [trial for trial in trials if trial.params["batch_size"] == "64"]
+    assert len(trials) == 9 > len(search.rows)
+    assert {trial.state.name for trial in fine} == {"COMPLETE"}
+    assert {trial.state.name for trial in trials if trial not in fine} == {"FAIL"}
+    done = [row for row in search.rows if row["state"] == "done"]
+    assert len(done) == len({trial.params["hidden_units"] for trial in fine}) < len(fine)
+    assert {row["error"] for row in search.rows if row["state"] == "failed"} == {"the data is not there"}
+    assert all(row["hidden_units"] in ([8], [8, 4]) for row in search.rows)
+
+
+def test_a_weighted_monitor_that_should_fall(fake):
+    space = "{monitor: {AUC: 1, logloss: -2}, monitor_mode: min, learning_rate: [0.3, 0.1, 0.2]}"
+    for name, run in (("grid", Search.run_grid), ("trials", lambda search: run_trials(search, 3))):
+        search = fake(space, name)
+        run(search)
+        values = [row["valid_monitor"] for row in search.rows]
+        assert values == [pytest.approx(row["learning_rate"] + 0.03 - 2 * 0.5) for row in search.rows]
+        assert values == sorted(values) and search.best() == search.rows[0]
+
+
+def test_optuna_command(tmp_path, monkeypatch, capsys):
+    """The real command under Optuna: a trial's value is its run's AUC on the validation split."""
+    pytest.importorskip("optuna")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    base = make_dataset(tmp_path, rows=300)
+    tuner = write_tuner(tmp_path, base, "{learning_rate: {low: 1e-3, high: 1e-2, log: true}, epochs: 1}")
+    out = tmp_path / "out"
+    code, printed, error = run_script("run_param_tuner", "--config", tuner, "--optuna", 1, "--out", out, capsys=capsys)
+    assert code == 0, error
+    (row,) = read_results(out)
+    (folder,) = (out / "runs").glob("*/*/*/FiBiNET_*/")
+    scores = read_scores(folder)
+    assert float(row["valid_monitor"]) == pytest.approx(roc_auc_score(scores["label"], scores["score"]))
+    assert 1e-3 <= float(row["learning_rate"]) <= 1e-2
+    assert not list(folder.glob("*.ckpt")) and list(folder.parent.glob("*.model"))
+    assert f"best      {row['expid']}" in printed and row["expid"].startswith("FiBiNET_test_001_")
+    assert config.load_params(str(out), row["expid"], model_zoo)["learning_rate"] == float(row["learning_rate"])
+
+
+def test_optuna_that_is_missing_is_said(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    search = make_search(write_tuner(tmp_path, dataset, "{learning_rate: [0.1]}"), tmp_path / "out")
+    with pytest.raises(UserError, match="pip install optuna"):
+        run_trials(search, 1)
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "arguments", "message"),
+    [
+        ("{no_such: [1, 2]}", "", [], "tuner_space has no_such, expected some of "),
+        ("{learning_rate: []}", "", [], "tuner_space has learning_rate: [], expected a list of values"),
+        ("{learning_rate: {low: 2, high: 1}}", "", ["--optuna", "1"], "or low < high"),
+        ("{learning_rate: {low: 0, high: 1, log: true}}", "", ["--optuna", "1"], "log (low above 0)"),
+        ("{epochs: {low: 0.5, high: 3, type: int}}", "", ["--optuna", "1"], "or low < high"),
+        ("{learning_rate: {low: 0.1, high: 1}}", "", [], "learning_rate is a range, which needs --optuna N"),
+        ("{test_data: [a, b]}", "", [], "a tuner does not look at the test split"),
+        ("{valid_data: TEST}", "", [], "valid_data is the test split"),
+        ("{epochs: 1}", "", ["--set", "test_data=x"], "--set test_data: a tuner does not look at the test split"),
+        ("{epochs: 1}", "", ["--set", "valid_data=TEST"], "valid_data is the test split"),
+        ("{epochs: [1, 2]}", "", ["--set", "epochs=3"], "--set epochs: tuner_space varies it"),
+        ("{epochs: 1}", "", ["--set", "seed=3"], "--set seed: expected --seed instead"),
+        ("{seed: [1, 2]}", "", ["--seed", "3"], "--seed: tuner_space varies the seed"),
+        ("{monitor: [AUC, gAUC]}", "", [], "tuner_space varies monitor"),
+        ("{model: [FiBiNET, NoSuch]}", "", [], "model 'NoSuch' is unknown"),
+        ("{epochs: 1}", "", ["--tag", "none"], "--tag none: in no experiment ID, they are like FiBiNET_test_001_"),
+        ("{epochs: 1}", "", ["--optuna", "0"], "--optuna 0: expected at least 1"),
+        ("{epochs: 1}", "", ["--workers", "0"], "--workers 0: expected at least 1"),
+        ("{epochs: 1}", "", ["--gpu", "99"], "--gpu 99: found"),
+        ("{epochs: 1}", "dataset_id: Nope", [], "dataset_id Nope: not in"),
+        (
+            "{epochs: 1}",
+            "dataset_id: Nope\ndataset_config: {A: {}}",
+            [],
+            "dataset_config has no Nope, expected one of A",
+        ),
+        (
+            "{epochs: 1}",
+            "model_config: {A: {}}",
+            [],
+            "base_expid FiBiNET_test is not in model_config, expected one of A",
+        ),
+        ("3", "", [], "expected base_expid, and tuner_space"),
+        ("{learning_rate: [fast]}", "", ["--optuna", "1"], "learning_rate"),
+    ],
+)
+def test_bad_input(dataset, tmp_path, space, more, arguments, message, capsys):
+    if "--optuna" in arguments:
+        pytest.importorskip("optuna")
+    test = dataset.parent / "TEST_DATA/test.parquet"
+    tuner = write_tuner(tmp_path, dataset, space.replace("TEST", str(test)), more)
+    arguments = [argument.replace("TEST", str(test)) for argument in arguments]
+    arguments = ["--config", tuner, "--out", tmp_path / "out", *arguments]
+    code, _, error = run_script("run_param_tuner", *arguments, capsys=capsys)
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out/runs").exists()
+
+
+def test_base_config_is_looked_for_beside_the_tuner(tmp_path):
+    path = write_organisers(tmp_path, tmp_path)
+    assert read_tuner(path, model_zoo).name == "DIN_MicroLens_1M_x1"
+    path.write_text(path.read_text().replace("din_config", "nowhere"))
+    with pytest.raises(UserError, match="base_config nowhere: no such folder"):
+        read_tuner(path, model_zoo)
+
+
+def test_the_example_is_sound():
+    tuner = read_tuner(ROOT / "config/tuner/FiBiNET_demo.yaml", model_zoo)
+    assert len(tuner.combine(tuner.space)[1]) == 8
