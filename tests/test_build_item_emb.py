@@ -149,7 +149,7 @@ def test_the_command_and_its_repetition(data, tmp_path, monkeypatch, capsys):
         assert after.column(name).equals(before.column(name))
     values = embedding(output)
     assert np.all(values[0] == 0) and np.isfinite(values).all()
-    assert np.square(values[1:]).sum(axis=1).mean() == pytest.approx(1, abs=1e-5)
+    assert np.square(values[1:]).sum(axis=1).mean() == pytest.approx(8, rel=1e-5)  # a mean variance of 1 a column
     made = json.loads(output.with_suffix(".build.json").read_text())
     assert made["image"]["counts"] == {"found": 23, "missing": 1, "corrupt": 0, "oversized": 0}
     assert made["text"]["encoder"].startswith("minilm 53aa5117")
