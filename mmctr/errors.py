@@ -29,10 +29,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was saved is kept: the same command, with --resume where it has one, goes on",
-            file=sys.stderr,
-        )
+        print("interrupted: run the same command again to go on, with --resume where it has that", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
 
