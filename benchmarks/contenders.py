@@ -1,7 +1,10 @@
-"""Ours and the challenge's way, set up alike: the same data, hyper-parameters and batch size, one class for each."""
+"""Ours, the challenge's way and FuxiCTR's loader, set up alike: the same data, hyper-parameters and batch size."""
 
-import dataclasses
-import json
+import logging
+import resource
+import sys
+import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +13,10 @@ from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
 from benchmarks import reference
-from benchmarks.measure import TimedBatches, now, shipped_malloc
+from benchmarks.measure import TimedBatches, pass_rows_per_second, step_flops
 from benchmarks.synthetic import Sizes, feature_map
 from mmctr.dataloader import MMCTRDataLoader
+from mmctr.memory import keep_freed_memory
 from mmctr.training import Trainer, predict
 
 SEED = 2025
@@ -57,6 +61,7 @@ class Task:
         gpu: GPU index, -1 = CPU.
         workers: of the row-wise loader.
         small: small models instead of the official sizes, for tests and for the cost curves.
+        threads: of torch on CPU, 0 = its default.
     """
 
     folder: Path
@@ -65,6 +70,7 @@ class Task:
     gpu: int = -1
     workers: int = 0
     small: bool = False
+    threads: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -88,33 +94,41 @@ class Task:
         """Of a model; DIN takes the embedding field in its own width, FiBiNET needs equal widths."""
         return feature_map(self.sizes, self.sizes.emb_dim if name == "DIN" else None)
 
-    def to_json(self) -> str:
-        """For another process."""
-        return json.dumps({**dataclasses.asdict(self), "folder": str(self.folder)})
 
-    @classmethod
-    def from_json(cls, text: str) -> "Task":
-        """Of `to_json`."""
-        values = json.loads(text)
-        return cls(**{**values, "folder": Path(values["folder"]), "sizes": Sizes(**values["sizes"])})
-
-
-class Ours:
-    """A model of the zoo on MMCTRDataLoader, trained by our loop.
+class Contender:
+    """One side of a comparison.
 
     Args:
         name: of the model.
         task: what is measured.
+    """
+
+    def __init__(self, name: str, task: Task):
+        self.memory_before = peak_memory(task)
+        if task.threads:
+            torch.set_num_threads(task.threads)
+        seed_everything(SEED)
+        self.name, self.task = name, task
+        self.hyper_parameters = task.hyper_parameters(name)
+        self.columns = task.feature_map(name)
+
+    def memory(self) -> dict[str, float]:
+        """Peak of the process so far, beyond what its imports take: {"cpu" and "gpu": bytes}."""
+        return {kind: bytes_ - self.memory_before[kind] for kind, bytes_ in peak_memory(self.task).items()}
+
+
+class Ours(Contender):
+    """A model of the zoo on MMCTRDataLoader, trained by our loop.
+
+    Args:
         precision: "fp32" or "bf16".
     """
 
     def __init__(self, name: str, task: Task, precision: str = "fp32"):
-        seed_everything(SEED)
-        self.task, self.precision = task, precision
-        self.hyper_parameters = task.hyper_parameters(name)
-        self.columns = task.feature_map(name)
+        super().__init__(name, task)
+        self.precision = precision
         self.model = getattr(model_zoo, name)(self.columns, **self.hyper_parameters)
-        self.model.checkpoint = str(task.folder / f"{name}.model")
+        self.model.checkpoint = str(task.folder / f"{name}_{precision}.model")
         self.loader = self.load("train", shuffle=True)
 
     def load(self, split: str, batch_format: str = "indices", **options) -> MMCTRDataLoader:
@@ -126,61 +140,125 @@ class Ours:
             self.columns, task.data_path(split), split, task.batch_size, batch_format=batch_format, **options
         )
 
-    def train(self, count: int, warm_up: int = 1) -> float:
-        """Rows/s of `count` steps, loading included."""
+    def pass_over(self, batch_format: str, batches: int) -> float:
+        """Rows/s of loading alone, after one batch that does not count."""
+        loader = self.load("train", batch_format, shuffle=True, item_info=self.loader.item_table)
+        pass_rows_per_second(loader, 1, self.task.batch_size, self.task.device)
+        return pass_rows_per_second(loader, batches, self.task.batch_size, self.task.device)
+
+    def train(self, count: int | None = None, warm_up: int = 1) -> float:
+        """Rows/s of `count` steps, or of an epoch, loading included."""
         task = self.task
-        timed = TimedBatches(self.loader, count, warm_up, 1, task.batch_size, task.device)
+        timed = TimedBatches(self.loader, count or len(self.loader), warm_up, 1, task.batch_size, task.device)
         Trainer(self.model, precision=self.precision).fit(timed, None)
         return timed.rows_per_second
 
-    def score(self, loader) -> float:
-        """Rows/s of scoring a whole split."""
-        started = now(self.task.device)
-        predict(self.model, loader)
-        return loader.num_samples / (now(self.task.device) - started)
+    def score(self, count: int | None = None) -> float:
+        """Rows/s of scoring `count` batches of the test split, or all of it."""
+        loader = self.load("test")
+        timed = TimedBatches(loader, count or len(loader), 1, 0, self.task.batch_size, self.task.device)
+        predict(self.model, timed)
+        return timed.rows_per_second
+
+    def flops_per_row(self) -> float:
+        """FLOPs of forward and backward, see `step_flops`."""
+        return step_flops(self.model, next(iter(self.loader))) / self.task.batch_size
+
+    def profile(self, path: Path, steps: int) -> None:
+        """Write where the time of a few steps goes, operator by operator."""
+        activities, sort_by = [torch.profiler.ProfilerActivity.CPU], "self_cpu_time_total"
+        if self.task.gpu >= 0:
+            activities, sort_by = [*activities, torch.profiler.ProfilerActivity.CUDA], "self_cuda_time_total"
+        with torch.profiler.profile(activities=activities) as profiler:
+            self.train(steps, warm_up=0)
+        path.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=25))
 
 
-class Reference:
-    """The same model on FuxiCTR's layers and the row-wise loader, trained by FuxiCTR's loop."""
+class Reference(Contender):
+    """The same model on FuxiCTR's layers and the row-wise loader, trained by FuxiCTR's loop.
 
-    def __init__(self, name: str, task: Task):
-        seed_everything(SEED)
-        self.task = task
-        self.hyper_parameters = task.hyper_parameters(name)
-        self.columns = task.feature_map(name)
+    Args:
+        keep_memory: set malloc up as our loader does, to tell what that alone brings.
+    """
+
+    def __init__(self, name: str, task: Task, keep_memory: bool = False):
+        super().__init__(name, task)
+        if keep_memory:
+            keep_freed_memory()
         self.model = getattr(reference, f"Stock{name}")(self.columns, **self.hyper_parameters)
         self.loader = self.load("train", shuffle=True)
 
-    def load(self, split: str, **options):
+    def load(self, split: str, shuffle: bool = False):
         """A split's loader."""
         task = self.task
-        options = {"num_workers": task.workers, "shuffle": False, **options}
-        options["history_levels"] = self.hyper_parameters.get("history_levels", False)
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
         return reference.row_wise_loader(
             self.columns,
             task.data_path(split),
             task.item_info,
             task.batch_size,
             task.sizes.max_len,
+            shuffle=shuffle,
+            num_workers=task.workers,
+            history_levels=self.hyper_parameters.get("history_levels", False),
             labels=split != "test",
-            **options,
         )
+
+    def pass_over(self, batches: int, warm_up: int = 0) -> float:
+        """Rows/s of loading alone."""
+        timed = TimedBatches(self.loader, batches, warm_up, 0, self.task.batch_size, torch.device("cpu"))
+        for _ in timed:
+            pass
+        return timed.rows_per_second
 
     def train(self, count: int, warm_up: int = 1) -> float:
         """Rows/s of `count` steps, loading included."""
         timed = TimedBatches(self.loader, count, warm_up, 0, self.task.batch_size, self.task.device)
-        with shipped_malloc():
-            self.model.train_epoch(timed)
+        self.model.train_epoch(timed)
         return timed.rows_per_second
 
-    def score(self, loader, count: int, warm_up: int = 0) -> float:
-        """Rows/s of scoring `count` batches."""
-        timed = TimedBatches(loader, count, warm_up, 0, self.task.batch_size, self.task.device)
-        with shipped_malloc():
-            self.model.predict(timed)
+    def score(self, count: int, warm_up: int) -> float:
+        """Rows/s of scoring `count` batches of the test split."""
+        timed = TimedBatches(self.load("test"), count, warm_up, 0, self.task.batch_size, self.task.device)
+        self.model.predict(timed)
         return timed.rows_per_second
 
 
-def first_batch(loader):
-    """One batch of a loader."""
-    return next(iter(loader))
+class FuxiCTRLoader(Contender):
+    """FuxiCTR's own parquet loader, which starts Ray and joins no items."""
+
+    def pass_over(self, seconds: float) -> float:
+        """Rows/s of one unshuffled pass, cut off after some seconds; a short pass before it starts Ray's workers."""
+        import ray
+        from fuxictr.pytorch.dataloaders.parquet_dataloader import ParquetDataLoader
+
+        logging.disable(logging.WARNING)
+        features = self.columns.features
+        joined = [name for name, spec in features.items() if spec.get("source") == "item" and name != "item_id"]
+        self.columns.features = {name: spec for name, spec in features.items() if name not in joined}
+        loader = ParquetDataLoader(self.columns, self.task.data_path("train"), batch_size=self.task.batch_size)
+        next(iter(loader))
+        rows, started = 0, time.perf_counter()
+        for batch in loader:
+            rows += len(batch["item_id"])
+            if time.perf_counter() - started > seconds:
+                break
+        rate = rows / (time.perf_counter() - started)
+        ray.shutdown()
+        return rate
+
+
+def peak_memory(task: Task) -> dict[str, float]:
+    """Peaks of this process, in bytes."""
+    return {"cpu": _peak_resident(), "gpu": torch.cuda.max_memory_allocated() if task.gpu >= 0 else 0}
+
+
+def _peak_resident() -> float:
+    """Linux's VmHWM: getrusage's peak also counts the parent, up to the start of this program."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

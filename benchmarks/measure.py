@@ -4,8 +4,6 @@ What is compared runs in turns (A B A B), so that a machine that slows down slow
 it counts; the median is reported, and the spread of the repeats beside it.
 """
 
-import contextlib
-import ctypes
 import platform
 import statistics
 import time
@@ -16,40 +14,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmctr.memory import M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD, keep_freed_memory
-
-M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-
 
 def now(device: torch.device) -> float:
     """Seconds, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-@contextlib.contextmanager
-def shipped_malloc() -> Iterator[None]:
-    """glibc's malloc as it is without our loader (mmctr.memory): large blocks go back to the system when freed.
-
-    The thresholds are those its own adaption ends at, which serves the reference best.
-    """
-    if not keep_freed_memory():
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    for option, value in (
-        (M_MMAP_MAX, 65_536),
-        (M_MMAP_THRESHOLD, 32 << 20),
-        (M_TRIM_THRESHOLD, 64 << 20),
-        (M_TOP_PAD, 0),
-    ):
-        libc.mallopt(option, value)
-    libc.malloc_trim(0)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
 
 
 def in_turns(repeats: int, *works: Callable[[], float]) -> list[list[float]]:

@@ -5,18 +5,17 @@ python benchmarks/speed.py --gpu 0 --full           the challenge's size on a GP
 python benchmarks/speed.py --only loader gauc       parts of it
 
 The data is generated (benchmarks/synthetic.py), the other side is written plainly (benchmarks/reference.py) and
-computes the same values (tests/test_benchmarks.py). Whatever is compared is measured in turns in the same run; slow
-references are timed on fewer rows, and every rate is per row. Results: OUT/speed.md, speed.json, speed.png.
+computes the same values (tests/test_benchmarks.py). Whatever is compared is measured in turns, each side in a process
+of its own; slow references are timed on fewer rows, and every rate is per row. Results: speed.md, speed.json and
+speed.png in --out.
 """
 
 # ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,14 +23,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # before site-packages, where FuxiCTR's wheel has a model_zoo of its own
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's: nothing but its table
 
 import numpy as np
 import torch
 from fuxictr.metrics import evaluate_metrics
 
 from benchmarks import measure, report
-from benchmarks.contenders import Ours, Reference, Task, first_batch
-from benchmarks.measure import in_turns, median, pass_rows_per_second
+from benchmarks.contenders import FuxiCTRLoader, Ours, Reference, Task
+from benchmarks.measure import in_turns, median
+from benchmarks.remote import Remote, RemoteError
 from benchmarks.report import Result
 from benchmarks.synthetic import Sizes, write_data
 from mmctr.errors import UserError, run_cli
@@ -42,7 +43,8 @@ MODELS = ("FiBiNET", "DIN")
 TRAINING_TARGETS = {"FiBiNET": 6.0, "DIN": 2.5}
 ROWS_PER_GROUP = 10
 FULL_ROWS = 3_600_000
-PROBE_SECONDS = 300
+RAY_SECONDS = 30
+PREFETCHED = 7  # batches that 3 workers may have ready: 2 each, and the one in hand
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, help="rows a batch (default: 4096, with --full 8192)")
     parser.add_argument("--groups", type=int, default=100_000, help="groups of gAUC (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="of the row-wise loader (default: 0, with --full 3)")
+    parser.add_argument("--threads", type=int, default=0, help="of torch on CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
     parser.add_argument("--full", action="store_true", help="3.6 million rows, batch 8192, whole epochs of ours")
@@ -88,7 +91,10 @@ class Bench:
             sizes, batch_size = Sizes(500, 300, 60, 8, 16), 64
             self.groups, self.repeats = 20, 2
         workers = args.workers if args.workers is not None else (3 if args.full else 0)
-        self.task = Task(folder, sizes, batch_size, args.gpu, workers, small=args.quick)
+        threads = 1 if args.quick else args.threads  # tiny tensors: threads would only wait for each other
+        self.task = Task(folder, sizes, batch_size, args.gpu, workers, args.quick, threads)
+        if threads:
+            torch.set_num_threads(threads)
         self.out = Path(args.out)
         self.results: list[Result] = []
         self.curves: list[dict] = []
@@ -108,32 +114,28 @@ class Bench:
 
     def loader(self) -> None:
         """(a) Rows/s of loading alone, shuffled."""
-        task, slow_batches, fast_batches = self.task, 3, 12 if self.quick else 100
-        ours = Ours("DIN", task)
-        row_wise = Reference("DIN", dataclasses.replace(task, workers=0)).loader
-        triple = ours.load("train", "triple", shuffle=True)
-        rates = [
-            lambda: self._row_wise_pass(row_wise, slow_batches),
-            lambda: self._pass(ours.loader, fast_batches * 4),
-            lambda: self._pass(triple, max(fast_batches // 4, 2)),
-        ]
-        for rate in rates[1:]:
-            rate()
-        slow, indices, triples = in_turns(self.repeats, *rates)
+        batches = 12 if self.quick else 100
+        without_workers = dataclasses.replace(self.task, workers=0)
+        with Remote(Ours, "DIN", self.task) as ours, Remote(Reference, "DIN", without_workers) as reference:
+            slow, indices, triples = in_turns(
+                self.repeats,
+                lambda: reference.pass_over(3),
+                lambda: ours.pass_over("indices", batches * 4),
+                lambda: ours.pass_over("triple", max(batches // 4, 2)),
+            )
         self.add("loader, indices / row-wise", "rows/s", slow, indices, target=300.0)
         self.add("loader, triple / row-wise", "rows/s", slow, triples, target=15.0)
-        with_workers = Reference("DIN", dataclasses.replace(task, workers=3)).loader
-        rate = measure.TimedBatches(with_workers, 9, 7, 0, task.batch_size, torch.device("cpu"))
-        for _ in rate:
-            pass
-        self.add("loader, triple / row-wise, 3 workers", "rows/s", [rate.rows_per_second], triples)
+        with Remote(Reference, "DIN", dataclasses.replace(self.task, workers=3)) as reference:
+            rate = reference.pass_over(9, PREFETCHED)
+        self.add("loader, triple / row-wise, 3 workers", "rows/s", [rate], triples)
         if self.quick:
             return
         try:
-            stock = self._probe("ray")["rows_per_second"]
-            self.add("loader, indices / FuxiCTR's parquet loader", "rows/s", [stock], indices)
-        except (subprocess.SubprocessError, ValueError, IndexError) as error:
-            self.note(f"FuxiCTR's parquet loader did not run: {str(error)[-200:]}")
+            with Remote(FuxiCTRLoader, "DIN", self.task, seconds=RAY_SECONDS * 3) as stock:
+                rate = stock.pass_over(RAY_SECONDS)
+            self.add("loader, indices / FuxiCTR's parquet", "rows/s", [rate], indices)
+        except RemoteError as error:
+            self.note(f"FuxiCTR's parquet loader did not run: {str(error).strip().splitlines()[-1]}")
 
     def training(self) -> None:
         """(b) Rows/s of training, loading included, and the share of the machine's peak."""
@@ -169,15 +171,18 @@ class Bench:
         self.note(f"gAUC: FuxiCTR's {expected:.12f}, ours {value:.12f}")
 
     def scoring(self) -> None:
-        """(d) Seconds to score the test split."""
+        """(d) Seconds to score the test split, from the rate over some of its batches; with a GPU ours scores all."""
+        rows = self.task.sizes.test_rows
+        slow, warm_up = (12, PREFETCHED) if self.task.workers else (2, 1)
+        fast = None if self.task.gpu >= 0 else 8
         for name in MODELS:
-            reference, ours = Reference(name, self.task), Ours(name, self.task)
-            rows = self.task.sizes.test_rows
-            test, row_wise = ours.load("test"), reference.load("test")
-            ours.model(first_batch(test))
-            count, warm_up = (12, 7) if self.task.workers else (2, 1)
-            seconds = [rows / reference.score(row_wise, count, warm_up)]
-            self.add(f"scoring {rows:,} rows, {name}", "s", seconds, [rows / ours.score(test)])
+            with Remote(Ours, name, self.task) as ours, Remote(Reference, name, self.task) as reference:
+                seconds = in_turns(
+                    min(self.repeats, 2),
+                    lambda: rows / reference.score(slow, warm_up),
+                    lambda: rows / ours.score(fast),
+                )
+            self.add(f"scoring {rows:,} rows, {name}", "s", *seconds)
 
     def scaling(self) -> None:
         """(e) Cost of reading and training one epoch, against rows, items and history length, with a small model."""
@@ -196,7 +201,9 @@ class Bench:
                 folder = self.task.folder / f"{what}_{value}"
                 sizes = dataclasses.replace(base, **{what: value})
                 write_data(folder, sizes)
-                tasks.append(Task(folder, sizes, 64 if self.quick else 2048, self.task.gpu, small=True))
+                batch_size = 64 if self.quick else 2048
+                task = dataclasses.replace(self.task, folder=folder, sizes=sizes, batch_size=batch_size, small=True)
+                tasks.append(task)
             self._read_and_train(tasks[0])
             works = [lambda task=task: self._read_and_train(task) for task in tasks]
             seconds = [median(times) for times in in_turns(self.repeats, *works)]
@@ -209,36 +216,41 @@ class Bench:
 
     def memory(self) -> None:
         """(f) Peak memory of training FiBiNET, beyond that of the imports."""
-        imports = self._probe("memory", "imports")
-        reference, ours = self._probe("memory", "reference"), self._probe("memory", "ours")
+        peaks = []
+        for kind in (Reference, Ours):
+            with Remote(kind, "FiBiNET", self.task) as contender:
+                contender.train(2, 0)
+                peaks.append(contender.memory())
         for kind in ("cpu", "gpu"):
-            if reference[kind]:
-                self.add(
-                    f"peak {kind.upper()} memory, FiBiNET training",
-                    "MB",
-                    [(reference[kind] - imports[kind]) / 1e6],
-                    [max(ours[kind] - imports[kind], 1) / 1e6],
-                )
+            if peaks[0][kind]:
+                values = [[peak[kind] / 1e6] for peak in peaks]
+                self.add(f"peak {kind.upper()} memory, training FiBiNET", "MB", *values)
 
     def _train(self, name: str) -> None:
-        reference, ours = Reference(name, self.task), Ours(name, self.task)
-        short = self._steps(3 if name == "FiBiNET" else 2)
-        whole = len(ours.loader) if self.full else short
-        slow, slow_warm_up = (16, 8) if self.task.workers else (1, 0)
-        ours.train(2)
-        reference.train(1, 0)
-        stock, rates = in_turns(self.repeats, lambda: reference.train(slow, slow_warm_up), lambda: ours.train(whole))
-        seconds = [self.task.sizes.rows / median(values) for values in (stock, rates)]
-        note = f"{seconds[0]:,.1f} s -> {seconds[1]:,.1f} s an epoch of {self.task.sizes.rows:,} rows"
-        self.add(f"training {name}, fp32", "rows/s", stock, rates, target=TRAINING_TARGETS[name], note=note)
-        flops = measure.step_flops(ours.model, first_batch(ours.loader)) / self.task.batch_size
-        self._share_of_peak(name, "fp32", flops, median(rates))
-        self._profile(name, ours)
-        ours = Ours(name, self.task, precision="bf16")
-        ours.train(1)
-        rates = [ours.train(whole) for _ in range(self.repeats)]
-        self.add(f"training {name}, ours in bf16", "rows/s", stock, rates)
-        self._share_of_peak(name, "bf16", flops, median(rates))
+        task = self.task
+        steps = None if self.full else self._steps(8 if name == "FiBiNET" else 4)
+        slow, warm_up = (16, PREFETCHED) if task.workers else (1, 0)
+        with Remote(Ours, name, task) as ours, Remote(Reference, name, task) as reference:
+            ours.train(2)
+            reference.train(1, 0)
+            stock, own = in_turns(self.repeats, lambda: reference.train(slow, warm_up), lambda: ours.train(steps))
+            flops = ours.flops_per_row()
+            ours.profile(self.out / f"profile_{name}.txt", self._steps(2))
+        seconds = [task.sizes.rows / median(values) for values in (stock, own)]
+        note = f"{seconds[0]:,.1f} s -> {seconds[1]:,.1f} s an epoch of {task.sizes.rows:,} rows"
+        target = TRAINING_TARGETS[name]
+        self.add(f"training {name}, fp32", "rows/s", stock, own, target=target, note=note)
+        self._share_of_peak(name, "fp32", flops, median(own))
+        with Remote(Ours, name, task, "bf16") as ours:
+            ours.train(2)
+            own = [ours.train(steps) for _ in range(self.repeats)]
+        self.add(f"training {name}, ours in bf16", "rows/s", stock, own)
+        self._share_of_peak(name, "bf16", flops, median(own))
+        if task.gpu < 0 and not self.quick:
+            with Remote(Reference, name, task, True) as reference:
+                reference.train(1, 0)
+                rate = reference.train(slow, warm_up)
+            self.note(f"{name}: the reference with a malloc that keeps freed memory trains at {rate:,.0f} rows/s")
 
     def _steps(self, steps: int) -> int:
         """Steps of ours on the clock."""
@@ -253,40 +265,11 @@ class Bench:
             f"{reached / self.peaks[precision]:.0%} of peak"
         )
 
-    def _profile(self, name: str, ours: Ours) -> None:
-        """Where the time of a few steps goes, as a text file."""
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        sort_by = "self_cpu_time_total"
-        if self.task.gpu >= 0:
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-            sort_by = "self_cuda_time_total"
-        with torch.profiler.profile(activities=activities) as profiler:
-            ours.train(self._steps(2), warm_up=0)
-        table = profiler.key_averages().table(sort_by=sort_by, row_limit=25)
-        (self.out / f"profile_{name}.txt").write_text(table)
-
     def _read_and_train(self, task: Task) -> float:
         """Seconds to read a split and train an epoch on it."""
         started = measure.now(task.device)
-        ours = Ours("FiBiNET", task)
-        ours.train(len(ours.loader), warm_up=0)
+        Ours("FiBiNET", task).train(warm_up=0)
         return measure.now(task.device) - started
-
-    def _pass(self, loader, batches: int) -> float:
-        return pass_rows_per_second(loader, batches, self.task.batch_size, self.task.device)
-
-    def _row_wise_pass(self, loader, batches: int) -> float:
-        with measure.shipped_malloc():
-            return self._pass(loader, batches)
-
-    def _probe(self, *arguments: str) -> dict[str, float]:
-        """A measurement in a process of its own."""
-        command = [sys.executable, str(ROOT / "benchmarks" / "probe.py"), *arguments, self.task.to_json()]
-        environment = {**os.environ, "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment)
-        if done.returncode:
-            raise ValueError(done.stderr.strip() or f"exit status {done.returncode}")
-        return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> None:

@@ -1,0 +1,170 @@
+"""The speed benchmark runs, and compares like with like: its references compute what ours computes."""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import contenders, measure, speed
+from benchmarks.contenders import Ours, Reference, Task
+from benchmarks.remote import Remote, RemoteError
+from benchmarks.report import Result
+from benchmarks.synthetic import Sizes, write_data
+from mmctr import memory, schema
+from mmctr.data_check import main as check_data
+from mmctr.errors import run_cli
+
+SIZES = Sizes(rows=200, test_rows=70, items=40, max_len=6, emb_dim=12)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return Task(write_data(tmp_path_factory.mktemp("speed"), SIZES), SIZES, batch_size=32, small=True)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_malloc(monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "0")
+
+
+def test_the_generated_data_keeps_the_contract(task, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["schema", "check", str(task.folder)])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(check_data)
+    assert not stopped.value.code, capsys.readouterr()
+    history = np.stack(next(schema.read_slices(task.data_path("train"), ["item_seq"]))[1]["item_seq"].to_pylist())
+    assert (np.diff((history > 0).astype(int), axis=1) >= 0).all()  # padding in front only
+    assert (history == 0).any() and (history[:, -5:] > 0).all()
+
+
+def test_the_row_wise_loader_yields_our_triple(task):
+    ours, theirs = Ours("FiBiNET", task), Reference("FiBiNET", task)
+    for split, with_label in (("train", True), ("test", False)):
+        for own, other in zip(ours.load(split, "triple"), theirs.load(split), strict=True):
+            assert set(other[0]) == {"likes_level", "views_level", "user_id", *(["label"] if with_label else [])}
+            assert set(other[1]) == set(own[1]) == {*theirs.model.item_features, "likes_level", "views_level"}
+            for one, reference in zip(own[:2], other[:2], strict=True):
+                for name in reference:
+                    torch.testing.assert_close(one[name], reference[name], check_dtype=False, rtol=0, atol=0)
+            assert torch.equal(own[2], other[2])
+
+
+@pytest.mark.parametrize("name", speed.MODELS)
+def test_the_reference_scores_as_ours_from_the_same_weights(task, name):
+    ours, theirs = Ours(name, task), Reference(name, task)
+    with torch.no_grad():
+        for key, values in ours.model.state_dict().items():
+            if values.is_floating_point() and "running" not in key:
+                values.normal_(std=0.3)
+            if key.endswith(("item_id.weight", "item_tags.weight", "level.weight")):
+                values[0] = 0  # as FuxiCTR initialises the padding id
+    theirs.model.load_state_dict(ours.model.state_dict())
+    scores, expected = ours.model.predict(ours.load("test")), theirs.model.predict(theirs.load("test"))
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", speed.MODELS)
+def test_a_training_step_of_the_reference_is_ours(task, name):
+    """Without dropout, one step of both loops on the same batch gives the same weights."""
+    ours, theirs = Ours(name, task), Reference(name, task)
+    theirs.model.load_state_dict(ours.model.state_dict())
+    for model in (ours.model, theirs.model):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ours.loader, theirs.loader = [next(iter(ours.load("train")))] * 2, [next(iter(theirs.load("train")))]
+    ours.train(1, warm_up=0)  # and the step after the clock
+    theirs.loader *= 2
+    theirs.model.train_epoch(theirs.loader)
+    expected = theirs.model.state_dict()
+    for key, values in ours.model.state_dict().items():
+        torch.testing.assert_close(
+            values, expected[key], rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_timed_batches_counts_what_is_on_the_clock():
+    seen = []
+    timed = measure.TimedBatches(range(10), 4, warm_up=2, tail=1, batch_size=5, device=torch.device("cpu"))
+    for batch in timed:
+        seen.append(batch)
+    assert seen == list(range(7)) and len(timed) == 7
+    assert timed.rows_per_second == pytest.approx(20 / timed.seconds)
+    assert len(measure.TimedBatches(range(5), 100, 1, 1, 5, torch.device("cpu"))) == 5
+
+
+def test_line_fit_and_ratio():
+    fit = measure.line_fit([1, 2, 3, 4], [3, 5, 7, 9])
+    assert fit == pytest.approx({"slope": 2, "intercept": 1, "r2": 1})
+    assert measure.line_fit([0, 1, 2], [0, 1, 0])["r2"] == pytest.approx(0, abs=1e-12)
+    assert Result("loader", "rows/s", 10, 40).ratio == 4
+    assert Result("scoring", "s", 10, 40).ratio == 0.25
+
+
+def test_step_flops_counts_forward_and_backward():
+    model = _Scored(torch.nn.Linear(8, 4))
+    flops = measure.step_flops(model, torch.ones(5, 8))
+    assert flops == 2 * 5 * 8 * 4 * 2  # forward and the weights' gradient; the inputs need none
+    assert model.layer.weight.grad is None
+
+
+class _Scored(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs):
+        return {"y_pred": self.layer(inputs)}
+
+
+class Local:
+    """Stands in for Remote: the contender in this process."""
+
+    def __init__(self, kind, *arguments, seconds=None):
+        self.contender = kind(*arguments)
+
+    def __enter__(self):
+        return self.contender
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "Remote", Local)
+    megabytes = itertools.count(1)
+    monkeypatch.setattr(contenders, "peak_memory", lambda task: {"cpu": next(megabytes) * 1e6, "gpu": 0})
+    monkeypatch.setattr(measure, "peak_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(measure, "peak_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--quick", "--out", str(tmp_path)])
+    speed.main()
+    content = json.loads((tmp_path / "speed.json").read_text())
+    lines = (tmp_path / "speed.md").read_text().splitlines()
+    results = {result["what"]: result for result in content["results"]}
+    assert results["peak CPU memory, training FiBiNET"]["ours"] == 1
+    for what in ("loader, indices / row-wise", "training FiBiNET, fp32", "training DIN, fp32", "gAUC, 20 groups"):
+        assert results[what]["target"] and results[what]["ours"] > 0
+    assert sum(line.startswith("| ") for line in lines) == len(results) + 1
+    assert [curve["what"] for curve in content["curves"]] == ["rows", "items", "max_len"]
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    assert (tmp_path / "profile_DIN.txt").exists()
+    own, stock = [float(word.rstrip(",")) for word in _note(content, "gAUC: ").split() if word[0] == "0"]
+    assert own == pytest.approx(stock, abs=1e-12)
+
+
+def test_a_contender_answers_from_its_own_process():
+    with Remote(list, [3, 1, 2]) as other:
+        assert other.index(2) == 2
+        other.append(4)
+        assert other.count(4) == 1
+        with pytest.raises(RemoteError, match="ValueError"):
+            other.index(9)
+
+
+def _note(content, start):
+    return next(note for note in content["notes"] if note.startswith(start))
