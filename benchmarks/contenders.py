@@ -228,7 +228,7 @@ class FuxiCTRLoader(Contender):
     """FuxiCTR's own parquet loader, which starts Ray and joins no items."""
 
     def pass_over(self, seconds: float) -> float:
-        """Rows/s of one unshuffled pass, cut off after some seconds; a short pass before it starts Ray's workers."""
+        """Rows/s of one shuffled pass, cut off after some seconds; a short pass before it starts Ray's workers."""
         import ray
         from fuxictr.pytorch.dataloaders.parquet_dataloader import ParquetDataLoader
 
@@ -236,7 +236,8 @@ class FuxiCTRLoader(Contender):
         features = self.columns.features
         joined = [name for name, spec in features.items() if spec.get("source") == "item" and name != "item_id"]
         self.columns.features = {name: spec for name, spec in features.items() if name not in joined}
-        loader = ParquetDataLoader(self.columns, self.task.data_path("train"), batch_size=self.task.batch_size)
+        path, rows_a_batch = self.task.data_path("train"), self.task.batch_size
+        loader = ParquetDataLoader(self.columns, path, batch_size=rows_a_batch, shuffle=True)
         next(iter(loader))
         rows, started = 0, time.perf_counter()
         for batch in loader:
