@@ -5,10 +5,15 @@ peak memory is a number of a whole process. So each side is made in a fresh proc
 """
 
 import contextlib
-import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import traceback
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 CALL_SECONDS = 1800
 
 
@@ -26,12 +31,12 @@ class Remote:
     """
 
     def __init__(self, kind: type, *arguments, seconds: float = CALL_SECONDS):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kind, arguments))
         self._seconds = seconds
-        self._process.start()
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-m", "benchmarks.remote", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
         theirs.close()
+        self._pipe.send((kind, arguments))
 
     def __getattr__(self, method: str):
         return lambda *arguments, **keywords: self._call(method, arguments, keywords)
@@ -41,36 +46,41 @@ class Remote:
 
     def __exit__(self, *error) -> None:
         self._pipe.close()  # the other process ends when it reads the end of the pipe
-        self._process.join(5)
-        if self._process.is_alive():
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
 
     def _call(self, method: str, arguments: tuple, keywords: dict):
-        self._pipe.send((method, arguments, keywords))
-        if not self._pipe.poll(self._seconds):
-            self._process.kill()
-            raise RemoteError(f"{method} took more than {self._seconds} s")
         try:
+            self._pipe.send((method, arguments, keywords))
+            if not self._pipe.poll(self._seconds):
+                raise RemoteError(f"{method} took more than {self._seconds} s")
             succeeded, value = self._pipe.recv()
-        except EOFError as error:
-            self._process.join()
-            raise RemoteError(f"{method}: the process ended with status {self._process.exitcode}") from error
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise RemoteError(f"{method}: the process ended with status {self._process.wait()}") from error
         if not succeeded:
             raise RemoteError(value)
         return value
 
 
-def _serve(pipe, kind: type, arguments: tuple) -> None:
-    """Answer calls until the pipe is closed."""
+def serve(pipe: Connection) -> None:
+    """Make the contender, answer calls until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which closes the pipe
     contender = None
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        kind, made_of = pipe.recv()
         while True:
             method, positional, keywords = pipe.recv()
             try:
-                contender = contender or kind(*arguments)
+                contender = contender or kind(*made_of)
                 answer = True, getattr(contender, method)(*positional, **keywords)
             except Exception:
                 answer = False, traceback.format_exc()
             pipe.send(answer)
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
+    os._exit(0)  # at once: what the contender holds is not worth freeing

@@ -95,7 +95,7 @@ class Bench:
         self.task = Task(folder, sizes, batch_size, args.gpu, workers, args.quick, threads)
         if threads:
             torch.set_num_threads(threads)
-        self.out = Path(args.out)
+        self.out = Path(args.out).resolve()
         self.results: list[Result] = []
         self.curves: list[dict] = []
         self.peaks: dict[str, float] = {}
