@@ -168,7 +168,7 @@ class Ours(Contender):
         """Write where the time of a few steps goes, operator by operator."""
         activities, sort_by = [torch.profiler.ProfilerActivity.CPU], "self_cpu_time_total"
         if self.task.gpu >= 0:
-            activities, sort_by = [*activities, torch.profiler.ProfilerActivity.CUDA], "self_cuda_time_total"
+            activities, sort_by = [*activities, torch.profiler.ProfilerActivity.CUDA], "self_device_time_total"
         with torch.profiler.profile(activities=activities) as profiler:
             self.train(steps, warm_up=0)
         path.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=25))
@@ -251,7 +251,7 @@ class FuxiCTRLoader(Contender):
 
 def peak_memory(task: Task) -> dict[str, float]:
     """Peaks of this process, in bytes."""
-    return {"cpu": _peak_resident(), "gpu": torch.cuda.max_memory_allocated() if task.gpu >= 0 else 0}
+    return {"cpu": _peak_resident(), "gpu": torch.cuda.max_memory_allocated(task.device) if task.gpu >= 0 else 0}
 
 
 def _peak_resident() -> float:

@@ -95,28 +95,39 @@ def draw(path: Path, results: list[Result], curves: list[dict], title: str) -> N
 
 def _draw_ratios(axes, results: list[Result], title: str) -> None:
     ratios = [result.ratio for result in results]
-    places = range(len(results))
-    colors = [PLAIN if r.target is None else (MET if r.ratio >= r.target else MISSED) for r in results]
-    axes.barh(places, ratios, color=colors, height=0.62)
-    for place, result in zip(places, results, strict=True):
+    targets = [result.target or 0 for result in results]
+    for place, result in enumerate(results):
+        met = result.target is None or result.ratio >= result.target
+        color = PLAIN if result.target is None else (MET if met else MISSED)
+        axes.barh(place, result.ratio - 1, left=1, color=color, height=0.62)
         if result.target:
             axes.plot([result.target] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.6)
-        values = f"{number(result.reference)} to {number(result.ours)} {result.unit}"
         axes.annotate(
-            f" {number(result.ratio)}x   {values}",
-            (max(result.ratio, result.target or 0), place),
-            xytext=(4, 0),
+            f"{number(result.ratio)}x",
+            (max(result.ratio, result.target or 1, 1), place),
+            xytext=(6, 0),
             textcoords="offset points",
             va="center",
-            fontsize=8.5,
+            fontsize=9,
+            weight="bold",
         )
-    axes.set_yticks(places, [result.what for result in results], fontsize=9)
+        axes.annotate(
+            f"{number(result.reference)} to {number(result.ours)} {result.unit}",
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            fontsize=8.5,
+            color="#444444",
+        )
+    axes.set_yticks(range(len(results)), [result.what for result in results], fontsize=9)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(min([1.0, *ratios]) * 0.9, max([10.0, *ratios, *(r.target or 0 for r in results)]) * 40)
-    axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("times better than the reference (black mark: target)", fontsize=9)
+    axes.set_xlim(min([1.0, *ratios]), max([10.0, *ratios, *targets]) * 60)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.set_xlabel("times better than the reference; black mark: target; right: reference to ours", fontsize=9)
     axes.set_title(title, fontsize=10, loc="left")
+    axes.tick_params(axis="x", labelsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -127,7 +138,7 @@ def _draw_curve(axes, curve: dict) -> None:
     axes.set_ylim(0, max(seconds) * 1.15)
     axes.set_xlabel(AXIS_NAMES[curve["what"]], fontsize=9)
     axes.set_ylabel("seconds: read, train an epoch", fontsize=8.5)
-    axes.set_title(f"R² {curve['r2']:.4f}", fontsize=9, loc="left")
+    axes.set_title(f"cost against {AXIS_NAMES[curve['what']]}, R² {curve['r2']:.4f}", fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--emb_dim", type=int, default=sizes.emb_dim, help="embedding width (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, help="rows a batch (default: 4096, with --full 8192)")
     parser.add_argument("--groups", type=int, default=100_000, help="groups of gAUC (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="of the row-wise loader (default: 0, with --full 3)")
+    parser.add_argument("--workers", type=int, help="of the row-wise loader (default: 0, on a GPU 3)")
     parser.add_argument("--threads", type=int, default=0, help="of torch on CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
@@ -90,7 +90,7 @@ class Bench:
         if args.quick:
             sizes, batch_size = Sizes(500, 300, 60, 8, 16), 64
             self.groups, self.repeats = 20, 2
-        workers = args.workers if args.workers is not None else (3 if args.full else 0)
+        workers = args.workers if args.workers is not None else (3 if args.gpu >= 0 else 0)
         threads = 1 if args.quick else args.threads  # tiny tensors: threads would only wait for each other
         self.task = Task(folder, sizes, batch_size, args.gpu, workers, args.quick, threads)
         if threads:
@@ -186,10 +186,10 @@ class Bench:
 
     def scaling(self) -> None:
         """(e) Cost of reading and training one epoch, against rows, items and history length, with a small model."""
-        base = Sizes(rows=20_000, test_rows=0, items=20_000, max_len=32, emb_dim=64)
+        base = Sizes(rows=30_000, test_rows=0, items=20_000, max_len=32, emb_dim=64)
         values = {
             "rows": [20_000, 40_000, 60_000, 80_000, 100_000],
-            "items": [20_000, 40_000, 60_000, 80_000, 100_000],
+            "items": [20_000, 60_000, 100_000, 140_000, 180_000],
             "max_len": [32, 64, 96, 128, 160],
         }
         if self.quick:
@@ -206,11 +206,11 @@ class Bench:
                 tasks.append(task)
             self._read_and_train(tasks[0])
             works = [lambda task=task: self._read_and_train(task) for task in tasks]
-            seconds = [median(times) for times in in_turns(self.repeats, *works)]
+            seconds = [median(times) for times in in_turns(self.repeats + 2, *works)]
             curve = {"what": what, "values": points, "seconds": seconds, **measure.line_fit(points, seconds)}
             self.curves.append(curve)
             self.note(
-                f"cost against {what}: {curve['slope'] * 1e6:.2f} s per million + {curve['intercept']:.2f} s, "
+                f"cost against {what}: {curve['slope'] * 1e6:,.2f} µs each + {curve['intercept']:.2f} s, "
                 f"R² {curve['r2']:.4f}"
             )
 
