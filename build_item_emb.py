@@ -30,6 +30,7 @@ from mmctr.schema import read_item_info
 
 STORE_NAME = ".mmctr_features"
 NAMES_SHOWN = 5
+PREFIXES = {"text": "txt_emb", "image": "img_emb"}  # as item_feature names the organisers' features
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,6 +61,9 @@ def parse_args() -> argparse.Namespace:
         help="efficientnet_lite0 (in the package), open_clip:NAME:TAG_OR_FILE, or none (default: %(default)s)",
     )
     method.add_argument("--fusion", choices=sorted(FUSIONS), default="pca", help="default: %(default)s")
+    method.add_argument(
+        "--per_modality", action="store_true", help="add txt_emb_dN and img_emb_dN, the fusion of each modality alone"
+    )
     method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -102,10 +106,12 @@ def load_encoders(args: argparse.Namespace, names: list[str], num_items: int) ->
     batch_size = args.batch_size or (256 if device.type == "cuda" else 16)
     loaders = {"text": encoders.load_text_encoder, "image": encoders.load_image_encoder}
     loaded = {name: loaders[name](getattr(args, f"{name}_encoder"), device, batch_size) for name in names}
-    most = min(num_items - 1, sum(encoder.dim for encoder in loaded.values()))
+    dims = [encoder.dim for encoder in loaded.values()]
+    most = min(num_items - 1, min(dims) if args.per_modality else sum(dims))
     if args.emb_dim > most:
+        joined = " or ".join(names) if args.per_modality else " + ".join(names)
         raise UserError(
-            f"--emb_dim is {args.emb_dim}, but {num_items} items and {' + '.join(names)} features have at most {most} "
+            f"--emb_dim is {args.emb_dim}, but {num_items} items and {joined} features have at most {most} "
             f"independent directions; choose --emb_dim {most} or less"
         )
     return loaded
@@ -134,17 +140,18 @@ def to_modality(filled: Filled, store: FeatureStore, num_items: int) -> Modality
     return Modality(features, present)
 
 
-def add_embedding(table: pa.Table, embedding: np.ndarray) -> pa.Table:
+def add_embedding(table: pa.Table, embedding: np.ndarray, prefix: str = "item_emb") -> pa.Table:
     """The table with its item_emb_d* of this width replaced in place, or appended.
 
     Args:
         table: item_info, rows 0 .. num_items.
         embedding: float32 [num_items, emb_dim]; row 0 of the column becomes zeros.
+        prefix: of the column's name, before _d*.
     """
     emb_dim = embedding.shape[1]
     values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim)
-    name = f"item_emb_d{emb_dim}"
+    name = f"{prefix}_d{emb_dim}"
     if name in table.column_names:
         table = table.set_column(table.column_names.index(name), name, column)
     else:
@@ -152,10 +159,12 @@ def add_embedding(table: pa.Table, embedding: np.ndarray) -> pa.Table:
     return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
 
 
-def write_output(args: argparse.Namespace, table: pa.Table, fused: Fused, manifest: dict) -> None:
-    """OUT, and OUT's name with .build.json: how it was made."""
+def write_output(args: argparse.Namespace, table: pa.Table, embeddings: dict[str, Fused], manifest: dict) -> None:
+    """OUT, and OUT's name with .build.json: how it was made; embeddings by their columns' prefix."""
+    for prefix, fused in embeddings.items():
+        table = add_embedding(table, fused.embedding, prefix)
     with atomic_path(args.output) as path:
-        pq.write_table(add_embedding(table, fused.embedding), path)
+        pq.write_table(table, path)
     write_json(Path(args.output).with_suffix(".build.json"), manifest)
 
 
@@ -182,7 +191,7 @@ def print_summary(args: argparse.Namespace, filled: dict[str, Filled], manifest:
         print(f"{'':<12}{unknown:,} images of ids that are not in item_info were passed over")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["explained_variance"].items())
     print(f"{'explained':<12}{shares}")
-    print(f"{'output':<12}{args.output}, column item_emb_d{args.emb_dim}")
+    print(f"{'output':<12}{args.output}, column {', '.join(manifest['columns'])}")
 
 
 def _first_names(bad: list[tuple[str, str, str]]) -> str:
@@ -214,8 +223,13 @@ def main() -> None:
         modalities[name] = to_modality(filled[name], store, num_items)
         manifest[name] = {"encoder": encoder.id, "counts": count(filled[name], name, num_items)}
     fused = FUSIONS[args.fusion](modalities, args.emb_dim, args.seed)
+    embeddings = {"item_emb": fused}
+    if args.per_modality:
+        for name, modality in modalities.items():
+            embeddings[PREFIXES[name]] = FUSIONS[args.fusion]({name: modality}, args.emb_dim, args.seed)
     manifest["explained_variance"] = fused.explained
-    write_output(args, table, fused, manifest)
+    manifest["columns"] = [f"{prefix}_d{args.emb_dim}" for prefix in embeddings]
+    write_output(args, table, embeddings, manifest)
     print_summary(args, filled, manifest, sources["image"].unknown if "image" in sources else 0)
 
 

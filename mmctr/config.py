@@ -26,7 +26,16 @@ REAL_NUMBERS = {
     "embedding_regularizer",
     "net_regularizer",
 }  # 0 by default in places
-OTHER_KEYS = {"gpu", "model_root", "item_feature", "test_data", "tensorboard", "use_features", "feature_specs"}
+OTHER_KEYS = {
+    "gpu",
+    "model_root",
+    "item_feature",
+    "test_data",
+    "tensorboard",
+    "use_features",
+    "feature_specs",
+    "user_id_field",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -208,6 +217,8 @@ def _check_params(params: dict) -> None:
             raise UserError(f"{key} is {params[key]!r}, expected a whole number above 0")
     if not isinstance(params["seed"], int):
         raise UserError(f"seed is {params['seed']!r}, expected a whole number")
+    if not isinstance(params.get("user_id_field", False), bool):
+        raise UserError(f"user_id_field is {params['user_id_field']!r}, expected True or False")
     if not params.get("item_info"):
         raise UserError(f"dataset {params['dataset_id']}: item_info is not set, expected the path of item_info.parquet")
     if not params.get("feature_cols"):

@@ -24,6 +24,7 @@ from mmctr.config import DATA_FILES
 from mmctr.errors import UserError, explain_os_error
 from mmctr.item_table import embedding_width
 
+USER_ID = "user_id"
 SEQUENCE_ENCODERS = ("layers.MaskedAveragePooling()", "layers.MaskedSumPooling()")
 FEATURE_TYPES = ("meta", "numeric", "categorical", "sequence", "embedding")
 # Settings that change where or how long a run goes, not what it computes up to a given step.
@@ -38,13 +39,15 @@ def build_feature_map(params: dict) -> FeatureMap:
     data.
 
     Args:
-        params: of `load_params`.
+        params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta.
     """
     used = params.get("use_features")
     features = {}
     for column in _expanded_columns(params):
         if column.get("active", True) is not False and (not used or column["name"] in used):
             features[column["name"]] = _feature_spec(column, params)
+    if params.get("user_id_field"):
+        features[USER_ID] = _user_id_spec(features.get(USER_ID), params)
     for name in used or []:
         if name not in features:
             raise UserError(f"use_features has {name!r}, expected active features of {params['dataset_id']}")
@@ -186,6 +189,13 @@ def _expanded_columns(params: dict) -> list[dict]:
         names = column["name"] if isinstance(column["name"], list) else [column["name"]]
         columns += [{**column, "name": name} for name in names]
     return columns
+
+
+def _user_id_spec(spec: dict | None, params: dict) -> dict:
+    """user_id as a categorical feature, whatever the data set says it is."""
+    if spec is None:
+        raise UserError(f"user_id_field: dataset {params['dataset_id']} has no active feature {USER_ID}")
+    return spec if spec["type"] != "meta" else _feature_spec({"name": USER_ID, "type": "categorical"}, params)
 
 
 def _feature_spec(column: dict, params: dict) -> dict:

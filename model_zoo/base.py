@@ -78,7 +78,10 @@ class MultimodalModel(BaseModel):
         item_features: features of source `item`, in the feature map's order.
         level_features: the levels that items carry besides, with history_levels; else empty.
         user_features: the row's own features (user, context, the target's levels), in the feature map's order.
+        compared_features: item features that are read but not embedded (see FieldModel); else empty.
     """
+
+    compared_features: tuple[str, ...] | list[str] = ()
 
     def __init__(self, feature_map, history_levels=False, **kwargs):
         super().__init__(feature_map, **{**KWARG_DEFAULTS, **kwargs})
@@ -196,7 +199,7 @@ class MultimodalModel(BaseModel):
         return {name: batch_dict[name].to(self.device, non_blocking=True) for name in self.user_features}
 
     def _item_columns(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = [*self.item_features, *self.level_features]
+        names = [*self.item_features, *self.level_features, *self.compared_features]
         missing = [name for name in names if name not in columns]
         if missing:
             raise UserError(

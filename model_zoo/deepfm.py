@@ -28,7 +28,7 @@ class DeepFM(FieldModel):
         **kwargs,
     ):
         super().__init__(feature_map, model_id=model_id, **kwargs)
-        self.lr_layer = LinearPart(feature_map)
+        self.lr_layer = LinearPart(feature_map, self.field_features)
         self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
         self.mlp = MLP_Block(
             input_dim=self.num_fields * self.embedding_dim,

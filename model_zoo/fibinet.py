@@ -3,7 +3,8 @@
 SENET re-weights the fields; both the fields and the re-weighted fields interact bilinearly in all pairs; an MLP reads
 the interactions, and a linear part is added.
 
-With `history_pooling: none` and no embedding field this is FuxiCTR's FiBiNET: same weight names, same outputs.
+With `history_pooling: none` and no embedding field this is FuxiCTR's FiBiNET: same weight names, same outputs. With
+`feature_norm`, `senet_plus` and `bilinear_plus` it is FiBiNET++ (Zhang et al., CIKM 2022) beside that linear part.
 """
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from model_zoo.fields import FieldModel
 from model_zoo.layers import BilinearInteraction, LinearPart
+from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
 class FiBiNET(FieldModel):
@@ -23,6 +25,12 @@ class FiBiNET(FieldModel):
         excitation_activation: of SENET, "ReLU" or "Sigmoid".
         reduction_ratio: of SENET.
         bilinear_type: "field_all", "field_each" or "field_interaction".
+        feature_norm: normalise the fields first, as FiBiNET++ does.
+        senet_plus: FiBiNET++'s SENET+ in place of SENET.
+        bilinear_plus: FiBiNET++'s bilinear+ over the fields; the MLP then reads the re-weighted fields themselves in
+            place of their interactions.
+        num_groups: of SENET+.
+        bilinear_output_dim: of bilinear+.
         kwargs: what FieldModel takes.
     """
 
@@ -36,18 +44,33 @@ class FiBiNET(FieldModel):
         excitation_activation="ReLU",
         reduction_ratio=3,
         bilinear_type="field_interaction",
+        feature_norm=False,
+        senet_plus=False,
+        bilinear_plus=False,
+        num_groups=2,
+        bilinear_output_dim=50,
         net_dropout=0.0,
         batch_norm=False,
         **kwargs,
     ):
         super().__init__(feature_map, model_id=model_id, **kwargs)
         num_fields, dim = self.num_fields, self.embedding_dim
-        self.senet_layer = SqueezeExcitation(num_fields, reduction_ratio, excitation_activation)
-        self.bilinear_interaction1 = BilinearInteraction(num_fields, dim, bilinear_type)
-        self.bilinear_interaction2 = BilinearInteraction(num_fields, dim, bilinear_type)
-        self.lr_layer = LinearPart(feature_map)
+        self.feature_norm = FieldNorm(dim, self.numeric_fields) if feature_norm else None
+        if senet_plus:
+            self.senet_layer = SENETPlus(num_fields, dim, reduction_ratio, num_groups)
+        else:
+            self.senet_layer = SqueezeExcitation(num_fields, reduction_ratio, excitation_activation)
+        if bilinear_plus:
+            self.bilinear_interaction1 = BilinearPlus(num_fields, dim, bilinear_type, bilinear_output_dim)
+            self.bilinear_interaction2 = None
+            input_dim = bilinear_output_dim + num_fields * dim
+        else:
+            self.bilinear_interaction1 = BilinearInteraction(num_fields, dim, bilinear_type)
+            self.bilinear_interaction2 = BilinearInteraction(num_fields, dim, bilinear_type)
+            input_dim = num_fields * (num_fields - 1) * dim
+        self.lr_layer = LinearPart(feature_map, self.field_features)
         self.dnn = MLP_Block(
-            input_dim=num_fields * (num_fields - 1) * dim,
+            input_dim=input_dim,
             output_dim=1,
             hidden_units=list(hidden_units),
             hidden_activations=hidden_activations,
@@ -67,8 +90,13 @@ class FiBiNET(FieldModel):
         """
         batch = self.read_batch(inputs)
         fields = self.fields(batch)
-        interactions = torch.cat(
-            [self.bilinear_interaction1(fields), self.bilinear_interaction2(self.senet_layer(fields))], dim=1
-        )
-        logit = self.lr_layer(batch.target_columns()) + self.dnn(interactions)
+        logit = self.lr_layer(batch.target_columns()) + self.dnn(self.interactions(fields))
         return {"y_pred": self.output_activation(logit.float())}
+
+    def interactions(self, fields: Tensor) -> Tensor:
+        """What the MLP reads: float [B, F, D] to float [B, I]."""
+        if self.feature_norm is not None:
+            fields = self.feature_norm(fields)
+        weighted = self.senet_layer(fields)
+        second = weighted.flatten(1) if self.bilinear_interaction2 is None else self.bilinear_interaction2(weighted)
+        return torch.cat([self.bilinear_interaction1(fields), second], dim=1)

@@ -8,7 +8,7 @@ the row's own features already.
 
 import torch
 from fuxictr.pytorch.layers import FeatureEmbedding
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmctr.errors import UserError
 from mmctr.schema import ITEM_ID
@@ -30,13 +30,19 @@ class FieldModel(MultimodalModel):
         id_dropout: share of the training rows whose target's item_id field is zeroed, so that the model learns to
             score an item it has no id embedding for (a cold one) by its content.
         similarity_fields: add fields that say how like the history the target is (see model_zoo.similarity).
+        similarity_only: item features that are compared there and are no fields themselves, for example the
+            embeddings of each modality beside the fused one.
+        modality_gating: each element of an embedding field is scaled by a gate between 0 and 2 that reads all of the
+            item's fields, so that an item can lean on its id or on its content.
         kwargs: what MultimodalModel takes.
 
     Attributes:
         num_fields: F.
+        field_features: the features that are fields.
+        numeric_fields: F flags, which fields come from numbers.
 
     Raises:
-        UserError: history_pooling is none of the three.
+        UserError: history_pooling is none of the three, or similarity_only names what cannot be compared.
     """
 
     def __init__(
@@ -48,38 +54,54 @@ class FieldModel(MultimodalModel):
         attention_dropout=0.0,
         id_dropout=0.0,
         similarity_fields=False,
+        similarity_only=(),
+        modality_gating=False,
         **kwargs,
     ):
         if history_pooling not in HISTORY_POOLINGS:
             raise UserError(f"history_pooling is {history_pooling!r}, expected one of {', '.join(HISTORY_POOLINGS)}")
         feature_map = with_equal_dims(feature_map)
         super().__init__(feature_map, **kwargs)
+        features = feature_map.features
+        self.compared_features = self._compared_features(similarity_fields, list(similarity_only or ()))
+        self.item_features = [name for name in self.item_features if name not in self.compared_features]
+        self.field_features = [name for name in features if features[name]["type"] != "meta"]
+        self.field_features = [name for name in self.field_features if name not in self.compared_features]
         self.history_pooling = history_pooling
         self.id_dropout = id_dropout
         self.embedding_dim = embedding_dim
-        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
-        num_history_fields = len(self.item_features) + len(self.level_features)
-        self.num_fields = len(self.user_features) + len(self.item_features)
+        self.embedding_layer = FeatureEmbedding(
+            feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None
+        )
+        vector_features = [*self.item_features, *self.level_features]
+        self.numeric_fields = [features[name]["type"] == "numeric" for name in self.field_features]
         if history_pooling != "none":
-            self.num_fields += num_history_fields
+            self.numeric_fields += [features[name]["type"] == "numeric" for name in vector_features]
         if history_pooling == "target_attention":
             self.attention_layer = DINAttention(
-                num_history_fields * embedding_dim, attention_hidden_units, dropout_rate=attention_dropout
+                len(vector_features) * embedding_dim, attention_hidden_units, dropout_rate=attention_dropout
             )
-
+        self.gate = None
+        if modality_gating:
+            gated = [name for name in self.item_features if features[name]["type"] == "embedding"]
+            self.gate = ModalityGate(vector_features, gated, embedding_dim)
         self.similarity = None
         if similarity_fields:
-            features = feature_map.features
-            embeddings = [name for name in self.item_features if features[name]["type"] == "embedding"]
-            tags = [name for name in self.item_features if features[name]["type"] == "sequence"]
+            of_items = [*self.item_features, *self.compared_features]
+            embeddings = [name for name in of_items if features[name]["type"] == "embedding"]
+            tags = [name for name in of_items if features[name]["type"] == "sequence"]
             self.similarity = SimilarityFields(embeddings, (tags or [None])[0], self.level_features, embedding_dim)
-            self.num_fields += self.similarity.num_fields
+            self.numeric_fields += [True] * self.similarity.num_fields
+        self.num_fields = len(self.numeric_fields)
 
     def fields(self, batch: Inputs) -> Tensor:
         """User and target fields in the feature map's order, then the pooled history's: float [B, F, D]."""
-        embedded = self.embed(self.embedding_layer, batch.items)
+        columns = {name: batch.items[name] for name in batch.items if name not in self.compared_features}
+        embedded = self.embed(self.embedding_layer, columns)
         names = [*self.item_features, *self.level_features]
         items = torch.cat([embedded[name] for name in names], dim=-1)
+        if self.gate is not None:
+            items = self.gate(items)
         target = items.index_select(0, batch.target)
         per_field = dict(zip(names, target.split(self.embedding_dim, dim=-1), strict=True))
         if self.training and self.id_dropout and ITEM_ID in per_field:
@@ -94,3 +116,37 @@ class FieldModel(MultimodalModel):
         if self.similarity is not None:
             fields += self.similarity(batch)
         return torch.cat(fields, dim=-1).view(len(target), -1, self.embedding_dim)
+
+    def _compared_features(self, similarity_fields: bool, names: list[str]) -> list[str]:
+        """`similarity_only`, checked."""
+        for name in names:
+            spec = self.feature_map.features.get(name, {})
+            if not similarity_fields or spec.get("source") != "item" or spec["type"] not in ("embedding", "sequence"):
+                raise UserError(
+                    f"similarity_only has {name!r}, expected features of source item and of type embedding or "
+                    "sequence, and similarity_fields: True"
+                )
+        return names
+
+
+class ModalityGate(nn.Module):
+    """Scales the embedding fields of an item, element by element, by what all its fields say.
+
+    Args:
+        names: the fields of an item's vector, in their order.
+        gated: those of them that are scaled.
+        embedding_dim: D.
+    """
+
+    def __init__(self, names: list[str], gated: list[str], embedding_dim: int):
+        super().__init__()
+        self.is_gated = [name in gated for name in names]
+        self.embedding_dim = embedding_dim
+        self.linear = nn.Linear(len(names) * embedding_dim, len(gated) * embedding_dim)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """float [M, W] to the same shape; a gate of 1, where training starts, changes nothing."""
+        gates = iter((2 * self.linear(items).sigmoid()).split(self.embedding_dim, dim=-1))
+        fields = items.split(self.embedding_dim, dim=-1)
+        scaled = [field * next(gates) if flag else field for field, flag in zip(fields, self.is_gated, strict=True)]
+        return torch.cat(scaled, dim=-1)

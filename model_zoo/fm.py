@@ -22,7 +22,7 @@ class FM(FieldModel):
     def __init__(self, feature_map, model_id="FM", learning_rate=1e-3, **kwargs):
         super().__init__(feature_map, model_id=model_id, **kwargs)
         self.bias = nn.Parameter(torch.zeros(1))
-        self.lr_layer = LinearPart(feature_map)
+        self.lr_layer = LinearPart(feature_map, self.field_features)
         self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
         self.finish(learning_rate, **kwargs)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model_zoo.base import Inputs
 
 TOP = 4  # history items nearest to the target
+RECENCY = 0.85  # the weight of a history item, to the power of the positions after it
 ITEMS_PER_POSITION = 16  # up to this many items a position, all cosines at once are cheaper than gathered vectors
 
 
@@ -19,10 +20,12 @@ class SimilarityFields(nn.Module):
     """Fields made of the target's similarity to the history.
 
     Args:
-        embeddings: names of embedding features; each makes a field of its cosines' mean, top-4 mean and maximum.
-        tags: name of the tag list feature, or None; its field holds the share of history items with a tag in common
-            and the mean Jaccard index.
-        levels: names of the levels that history items carry; their field holds the mean differences to the target's.
+        embeddings: names of embedding features; each makes a field of its cosines' mean, top-4 mean, maximum and
+            recent mean.
+        tags: name of the tag list feature, or None; its field holds the share of history items with a tag in common,
+            and the mean and recent mean of the Jaccard index.
+        levels: names of the levels that history items carry; their field holds the mean and recent mean of the
+            differences to the target's, with and without sign.
         embedding_dim: D.
 
     Attributes:
@@ -32,7 +35,7 @@ class SimilarityFields(nn.Module):
     def __init__(self, embeddings: list[str], tags: str | None, levels: list[str], embedding_dim: int):
         super().__init__()
         self.embeddings, self.tags, self.levels = embeddings, tags, levels
-        sizes = [3] * len(embeddings) + ([2] if tags else []) + ([2 * len(levels)] if levels else [])
+        sizes = [4] * len(embeddings) + ([3] if tags else []) + ([4 * len(levels)] if levels else [])
         self.num_fields = len(sizes)
         self.projections = nn.ModuleList(nn.Linear(size, embedding_dim) for size in sizes)
 
@@ -45,29 +48,48 @@ class SimilarityFields(nn.Module):
     def figures(self, batch: Inputs) -> list[Tensor]:
         """The raw figures of each field: float [B, size]; zeros where there is no history."""
         real = batch.mask > 0
-        count = real.sum(dim=1, keepdim=True).clamp(min=1)
+        weights = history_weights(real)
         figures = [
-            cosine_figures(batch.items[name].float(), batch.target, batch.history, real, count)
+            cosine_figures(batch.items[name].float(), batch.target, batch.history, real, weights)
             for name in self.embeddings
         ]
         if self.tags:
-            figures.append(tag_figures(batch.items[self.tags], batch.target, batch.history, real, count))
+            figures.append(tag_figures(batch.items[self.tags], batch.target, batch.history, weights))
         if self.levels:
-            figures.append(level_figures([batch.items[name] for name in self.levels], batch, real, count))
+            figures.append(level_figures([batch.items[name] for name in self.levels], batch, weights))
         return figures
 
 
-def cosine_figures(items: Tensor, target: Tensor, history: Tensor, real: Tensor, count: Tensor) -> Tensor:
-    """Mean, top-4 mean and maximum of the cosines between the target and the real history items.
+def history_weights(real: Tensor) -> Tensor:
+    """Weights of the history's positions for a mean and for a recent mean, whose weights fall with age.
+
+    Args:
+        real: bool [B, L].
+
+    Returns:
+        float [B, 2, L]; each sums to 1 over the real positions, or is zero where there are none.
+    """
+    age = torch.arange(real.shape[1] - 1, -1, -1, device=real.device)
+    weights = torch.stack([torch.ones_like(age, dtype=torch.float32), RECENCY**age]) * real.unsqueeze(1)
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
+    """float [B, L] and [B, 2, L] to [B, 2]."""
+    return torch.bmm(weights, values.unsqueeze(-1)).squeeze(-1)
+
+
+def cosine_figures(items: Tensor, target: Tensor, history: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+    """Mean, top-4 mean, maximum and recent mean of the cosines between the target and the real history items.
 
     Args:
         items: float [M, E].
         target: integer [B], history: integer [B, L]; rows of `items`.
         real: bool [B, L].
-        count: integer [B, 1], real positions, at least 1.
+        weights: of `history_weights`.
 
     Returns:
-        float [B, 3].
+        float [B, 4].
     """
     unit = F.normalize(items, dim=-1)
     chosen = unit.index_select(0, target)
@@ -75,46 +97,45 @@ def cosine_figures(items: Tensor, target: Tensor, history: Tensor, real: Tensor,
         cosines = (chosen @ unit.T).gather(1, history.long())
     else:
         cosines = torch.bmm(F.embedding(history, unit), chosen.unsqueeze(-1)).squeeze(-1)
-    cosines = cosines.masked_fill(~real, 0)
-    mean = cosines.sum(dim=1, keepdim=True) / count
+    mean, recent = weighted_means(cosines, weights).split(1, dim=1)
     nearest = cosines.masked_fill(~real, -2).topk(min(TOP, history.shape[1]), dim=1).values
     there = nearest > -2
     top = (nearest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.cat([mean, top, (nearest * there)[:, :1]], dim=1)
+    return torch.cat([mean, top, (nearest * there)[:, :1], recent], dim=1)
 
 
-def tag_figures(tags: Tensor, target: Tensor, history: Tensor, real: Tensor, count: Tensor) -> Tensor:
-    """The share of history items with a tag of the target's, and the mean Jaccard index of the tag sets.
+def tag_figures(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor) -> Tensor:
+    """The share of history items with a tag of the target's, the mean and recent mean Jaccard index of the tag sets.
 
     Args:
         tags: integer [M, W], 0 = padding, no tag twice in a row.
-        target, history, real, count: as in `cosine_figures`.
+        target, history, weights: as in `cosine_figures`.
 
     Returns:
-        float [B, 2].
+        float [B, 3].
     """
     own = tags.index_select(0, target)
     theirs = F.embedding(history, tags.float()).to(tags.dtype)
     same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
-    common = same.any(dim=-1).sum(dim=-1).float() * real
+    common = same.any(dim=-1).sum(dim=-1).float()
     either = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True) - common
-    shared = (common > 0).float().sum(dim=1, keepdim=True) / count
-    return torch.cat([shared, (common / either.clamp(min=1)).sum(dim=1, keepdim=True) / count], dim=1)
+    shared = weighted_means((common > 0).float(), weights)[:, :1]
+    return torch.cat([shared, weighted_means(common / either.clamp(min=1), weights)], dim=1)
 
 
-def level_figures(levels: list[Tensor], batch: Inputs, real: Tensor, count: Tensor) -> Tensor:
-    """For each level, the mean over the history of (target - item) and of its absolute value, in tenths.
+def level_figures(levels: list[Tensor], batch: Inputs, weights: Tensor) -> Tensor:
+    """For each level, mean and recent mean over the history of (target - item) and of its absolute value, in tenths.
 
     Args:
         levels: integer [M] each.
-        batch, real, count: the batch, and as in `cosine_figures`.
+        batch: the batch.
+        weights: as in `cosine_figures`.
 
     Returns:
-        float [B, 2 * len(levels)].
+        float [B, 4 * len(levels)].
     """
     figures = []
     for level in levels:
         difference = (level.index_select(0, batch.target).unsqueeze(1) - level[batch.history.long()]).float() / 10
-        difference = difference * real
-        figures += [difference.sum(dim=1, keepdim=True) / count, difference.abs().sum(dim=1, keepdim=True) / count]
+        figures += [weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
     return torch.cat(figures, dim=1)

@@ -30,7 +30,7 @@ class xDeepFM(FieldModel):
         **kwargs,
     ):
         super().__init__(feature_map, model_id=model_id, **kwargs)
-        self.lr_layer = LinearPart(feature_map)
+        self.lr_layer = LinearPart(feature_map, self.field_features)
         self.cin = CompressedInteractionNet(self.num_fields, list(cin_hidden_units), output_dim=1)
         self.dnn = MLP_Block(
             input_dim=self.num_fields * self.embedding_dim,

@@ -288,6 +288,18 @@ def test_emb_dim_names_the_column_and_a_new_one_comes_last(data, tmp_path, monke
     assert after.select(before.column_names).equals(before)
 
 
+def test_per_modality_adds_what_each_encoder_alone_gives(data, tmp_path, monkeypatch, capsys):
+    fused = build(data, tmp_path / "all.parquet", monkeypatch, per_modality=True)
+    table = pq.read_table(tmp_path / "all.parquet")
+    assert table.column_names[-2:] == ["txt_emb_d8", "img_emb_d8"]
+    assert "column item_emb_d8, txt_emb_d8, img_emb_d8" in capsys.readouterr().out
+    np.testing.assert_array_equal(fused, build(data, tmp_path / "fused.parquet", monkeypatch))
+    for column, other in (("txt_emb_d8", "image_encoder"), ("img_emb_d8", "text_encoder")):
+        alone = build(data, tmp_path / f"{column}.parquet", monkeypatch, **{other: "none"})
+        values = table.column(column).combine_chunks().flatten().to_numpy().reshape(-1, 8)
+        np.testing.assert_array_equal(values, alone)
+
+
 def test_texts_join_title_tags_and_description(tmp_path):
     table = {
         "item_id": [2, 1, 4, 3, 0],

@@ -28,7 +28,7 @@ from model_zoo.layers import (
     mean_pooling,
 )
 from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
-from model_zoo.similarity import SimilarityFields, cosine_figures
+from model_zoo.similarity import SimilarityFields, cosine_figures, history_weights
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ITEMS, BATCH, LENGTH, DIM = 11, 6, 5, 8
@@ -293,17 +293,23 @@ def test_similarity_fields_compare_the_target_with_the_history():
     batch = Inputs({}, {"e": items, "t": tags, "l": levels}, torch.cat([history, target[:, None]], 1), history > 0, 0)
     figures = SimilarityFields(["e"], "t", ["l"], 4).figures(batch)
     for row in range(9):
-        real = [h for h in history[row].tolist() if h]
+        real = [(h, 0.85**age) for age, h in enumerate(reversed(history[row].tolist())) if h]
         own = set(tags[target[row]].tolist()) - {0}
-        cosines = sorted((F.cosine_similarity(items[h], items[target[row]], dim=0).item() for h in real), reverse=True)
-        sets = [set(tags[h].tolist()) - {0} for h in real]
-        difference = [(levels[target[row]] - levels[h]).item() / 10 for h in real]
+
+        def means(values, real=real):  # one value a history item, the newest first
+            weights = [weight for _, weight in real]
+            recent = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights) if real else 0.0
+            return [sum(values) / max(len(values), 1), recent]
+
+        cosines = [F.cosine_similarity(items[h], items[target[row]], dim=0).item() for h, _ in real]
+        nearest = sorted(cosines, reverse=True)[:4]
+        sets = [set(tags[h].tolist()) - {0} for h, _ in real]
+        difference = [(levels[target[row]] - levels[h]).item() / 10 for h, _ in real]
+        mean, recent = means(cosines)
         expected = [
-            [sum(cosines) / len(real), sum(cosines[:4]) / len(cosines[:4]), cosines[0]] if real else [0.0] * 3,
-            [sum(bool(s & own) for s in sets) / len(real), sum(len(s & own) / len(s | own) for s in sets) / len(real)]
-            if real
-            else [0.0] * 2,
-            [sum(difference) / len(real), sum(map(abs, difference)) / len(real)] if real else [0.0] * 2,
+            [mean, sum(nearest) / max(len(nearest), 1), max(nearest, default=0.0), recent],
+            [means([float(bool(s & own)) for s in sets])[0], *means([len(s & own) / len(s | own) for s in sets])],
+            [*means(difference), *means([abs(d) for d in difference])],
         ]
         for got, want in zip(figures, expected, strict=True):
             torch.testing.assert_close(got[row], torch.tensor(want), atol=1e-5, rtol=1e-5)
@@ -313,7 +319,7 @@ def test_cosines_of_few_and_of_many_items_are_the_same():
     items = torch.randn(30, 5)
     target, history = torch.randint(0, 30, (8,)), torch.randint(0, 30, (8, 3))
     real = torch.rand(8, 3) < 0.7
-    count = real.sum(1, keepdim=True).clamp(min=1)
-    few = cosine_figures(items, target, history, real, count)
-    many = cosine_figures(torch.cat([items, torch.randn(100, 5)]), target, history, real, count)
+    weights = history_weights(real)
+    few = cosine_figures(items, target, history, real, weights)
+    many = cosine_figures(torch.cat([items, torch.randn(100, 5)]), target, history, real, weights)
     torch.testing.assert_close(few, many)

@@ -64,6 +64,15 @@ VARIANTS = {
     "GDCN with target_attention": {"history_pooling": "target_attention"},
     "FiBiNET with target_attention": {"history_pooling": "target_attention"},
     "FiBiNET with similarity_fields": {"similarity_fields": True},
+    "FiBiNET with similarity_only": {"similarity_fields": True, "similarity_only": ["item_emb_d128"]},
+    "FiBiNET with modality_gating": {"modality_gating": True},
+    "FiBiNET with senet_plus": {"senet_plus": True},
+    "FiBiNET with bilinear_plus": {"bilinear_plus": True},
+    "FiBiNET with all of FiBiNET++": {
+        **dict.fromkeys(("feature_norm", "senet_plus", "bilinear_plus", "similarity_fields"), True),
+        "bilinear_type": "field_all",
+        "history_levels": True,
+    },
     "Transformer_DCN without maximum": {"concat_max_pool": False},
 }
 CASES = [
@@ -323,6 +332,14 @@ def test_fm_sums_the_products_of_all_pairs():
     ("case", "message"),
     [
         (("FM", {"history_pooling": "max"}), "history_pooling is 'max', expected one of mean"),
+        (
+            ("FiBiNET", {"similarity_only": ["item_emb_d128"]}),
+            "similarity_only has 'item_emb_d128', .* similarity_fields",
+        ),
+        (
+            ("FiBiNET", {"similarity_fields": True, "similarity_only": ["views"]}),
+            "similarity_only has 'views', expected",
+        ),
         (("DCNv2", {"model_structure": "stacked"}), "model_structure is 'stacked', expected parallel"),
         (("DIN_att6", {"if_use_self_attn": True}), "if_use_self_attn is true"),
         (("DIN_att6", {"embedding_dim": 9, "history_levels": False}), "34 wide, expected a multiple of 4"),

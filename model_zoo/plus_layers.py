@@ -1,0 +1,117 @@
+"""FiBiNET++'s layers: SENET+ and bilinear+ (Zhang et al., CIKM 2022, section 3).
+
+FiBiNET multiplies every pair of fields to a vector and hands P * D numbers to its MLP, twice. FiBiNET++ hands it one
+number a pair, compressed, and beside them the fields themselves, re-weighted element by element. Its MLP is then a
+fraction of the size, and what a single field says reaches it without passing through a product.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class FieldNorm(nn.Module):
+    """Normalises each field: a layer norm for embedded fields, a batch norm for numeric ones (FiBiNET++, eq. 8).
+
+    A numeric field is a number times a vector; a layer norm would take the number away.
+
+    Args:
+        embedding_dim: D.
+        numeric: F flags, which fields come from numbers.
+    """
+
+    def __init__(self, embedding_dim: int, numeric: list[bool]):
+        super().__init__()
+        self.embedded = [i for i, flag in enumerate(numeric) if not flag]
+        self.numeric = [i for i, flag in enumerate(numeric) if flag]
+        order = [*self.embedded, *self.numeric]
+        self.register_buffer("place", torch.tensor(order).argsort(), persistent=False)
+        self.weight = nn.Parameter(torch.ones(len(self.embedded), embedding_dim))
+        self.bias = nn.Parameter(torch.zeros(len(self.embedded), embedding_dim))
+        self.batch_norm = nn.BatchNorm1d(len(self.numeric) * embedding_dim) if self.numeric else None
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """float [B, F, D] to the same shape."""
+        normed = nn.functional.layer_norm(fields[:, self.embedded], fields.shape[-1:]) * self.weight + self.bias
+        if self.batch_norm is None:
+            return normed
+        numbers = fields[:, self.numeric]
+        numbers = self.batch_norm(numbers.flatten(1)).view_as(numbers)
+        return torch.cat([normed, numbers], dim=1).index_select(1, self.place)
+
+
+class SENETPlus(nn.Module):
+    """Re-weights every element of every field, adds the field, and normalises (FiBiNET++, section 3.3).
+
+    Squeeze: each field in `num_groups` groups, of each its maximum and its mean. Excitation: two linear maps with a
+    ReLU between them, to one weight an element. Fuse: the re-weighted field plus the field, layer-normed.
+
+    Args:
+        num_fields: F.
+        embedding_dim: D, a multiple of num_groups.
+        reduction_ratio: the hidden layer has 2 F num_groups / reduction_ratio units.
+        num_groups: groups of a field.
+    """
+
+    def __init__(self, num_fields: int, embedding_dim: int, reduction_ratio: float = 3, num_groups: int = 2):
+        super().__init__()
+        self.num_groups = num_groups
+        squeezed = 2 * num_groups * num_fields
+        hidden = max(int(squeezed / reduction_ratio), 1)
+        self.excitation = nn.Sequential(
+            nn.Linear(squeezed, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, num_fields * embedding_dim, bias=False),
+        )
+        self.weight = nn.Parameter(torch.ones(num_fields, embedding_dim))
+        self.bias = nn.Parameter(torch.zeros(num_fields, embedding_dim))
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """float [B, F, D] to the same shape."""
+        groups = fields.unflatten(-1, (self.num_groups, -1))
+        squeezed = torch.cat([groups.amax(dim=-1), groups.mean(dim=-1)], dim=-1).flatten(1)
+        weights = self.excitation(squeezed).view_as(fields)
+        fused = fields * weights + fields
+        return nn.functional.layer_norm(fused, fused.shape[-1:]) * self.weight + self.bias
+
+
+class BilinearPlus(nn.Module):
+    """Bilinear interactions as one number a pair, then a linear layer over all pairs (FiBiNET++, eq. 10-12).
+
+    Args:
+        num_fields: F.
+        embedding_dim: D.
+        bilinear_type: "field_all" (the paper's: one W), "field_each" or "field_interaction".
+        output_dim: M, of the linear layer (the paper's low-rank layer).
+    """
+
+    def __init__(self, num_fields: int, embedding_dim: int, bilinear_type: str = "field_all", output_dim: int = 50):
+        super().__init__()
+        first, second = torch.triu_indices(num_fields, num_fields, offset=1)
+        self.register_buffer("flat_index", first * num_fields + second, persistent=False)
+        self.bilinear_type = bilinear_type
+        self.num_pairs = len(first)
+        blocks = {"field_all": (), "field_each": (num_fields,), "field_interaction": (self.num_pairs,)}[bilinear_type]
+        self.bilinear_W = nn.Parameter(torch.empty(*blocks, embedding_dim, embedding_dim))
+        nn.init.xavier_normal_(self.bilinear_W)
+        self.low_rank = nn.Linear(self.num_pairs, output_dim)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """float [B, F, D] to float [B, M]."""
+        return self.low_rank(self.products(fields))
+
+    def products(self, fields: Tensor) -> Tensor:
+        """<v_i W, v_j> of all pairs i < j, in the order (0,1), (0,2), ..., (F-2,F-1): float [B, P]."""
+        if self.bilinear_type == "field_interaction":
+            num_fields, dim, first, products = fields.shape[1], fields.shape[2], 0, []
+            for i in range(num_fields - 1):
+                count = num_fields - 1 - i
+                weights = self.bilinear_W[first : first + count].transpose(0, 1).reshape(dim, -1)
+                left = (fields[:, i] @ weights).view(-1, count, dim)
+                products.append((left * fields[:, i + 1 :]).sum(dim=-1))
+                first += count
+            return torch.cat(products, dim=1)
+        if self.bilinear_type == "field_each":
+            left = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
+        else:
+            left = fields @ self.bilinear_W
+        return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.flat_index)
