@@ -137,6 +137,8 @@ def data_fingerprint(params: dict) -> dict[str, dict]:
 def run_fingerprint(params: dict, data: dict[str, dict]) -> str:
     """Text that is equal for two runs exactly when one may continue the other's checkpoint."""
     settings = {key: value for key, value in params.items() if key not in NOT_IN_FINGERPRINT}
+    if params.get("lr_schedule") == "linear":  # each step's learning rate depends on how many there will be
+        settings["epochs"] = params["epochs"]
     training_data = {key: entry["sha256"] for key, entry in data.items() if key != "test_data"}
     text = json.dumps([settings, training_data], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -33,6 +33,7 @@ from mmctr.metrics import evaluate_metrics
 __all__ = ["Interrupted", "Trainer", "evaluate", "load_weights", "predict", "save_weights"]
 
 PRECISIONS = ("fp32", "bf16")
+LR_SCHEDULES = ("plateau", "linear")
 MIN_DELTA = 1e-6  # FuxiCTR's: a smaller gain is no improvement
 MIN_LR = 1e-6
 STEPS_BETWEEN_LOSS_CHECKS = 100  # reading the loss makes a GPU wait
@@ -52,6 +53,8 @@ class Trainer:
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
         precision: "fp32", or "bf16" for autocast; weights stay fp32.
         compile: run the model through torch.compile.
+        lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear" lowers
+            it at every step, from the first to nothing at the end of the last epoch.
         lr_decay_factor: on a plateau the learning rate is multiplied by it.
         checkpoints: where to save and resume the run's state; None for neither.
         checkpoint_every: steps between two saved states; None saves at every evaluation only.
@@ -67,6 +70,7 @@ class Trainer:
         accumulation_steps: int = 1,
         precision: str = "fp32",
         compile: bool = False,
+        lr_schedule: str = "plateau",
         lr_decay_factor: float = 0.1,
         checkpoints: RunCheckpoints | None = None,
         checkpoint_every: int | None = None,
@@ -75,11 +79,16 @@ class Trainer:
     ):
         if precision not in PRECISIONS:
             raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if lr_schedule not in LR_SCHEDULES:
+            raise UserError(f"lr_schedule is {lr_schedule!r}, expected one of {', '.join(LR_SCHEDULES)}")
         self.model = model
         self.world = distributed.current()
         self.max_gradient_norm = max_gradient_norm
         self.accumulation_steps = max(int(accumulation_steps), 1)
+        self.lr_schedule = lr_schedule
         self.lr_decay_factor = lr_decay_factor
+        self.first_lr = model.optimizer.param_groups[0]["lr"]
+        self.planned_steps = 0
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
         self.on_evaluation = on_evaluation
@@ -118,6 +127,7 @@ class Trainer:
             self._restore(state)
             logging.info("Resumed at epoch %d, step %d", self.epoch + 1, self.step)
         steps = len(train_data)
+        self.planned_steps = epochs * steps
         eval_steps = self.model._eval_steps or steps
         logging.info("Start training: %d batches/epoch", steps)
         with self._signals():
@@ -194,6 +204,9 @@ class Trainer:
     def _update(self) -> None:
         for power, weight, parameters in self.penalties:
             _add_penalty_gradient(parameters, power, weight)
+        if self.lr_schedule == "linear":
+            for group in self.model.optimizer.param_groups:
+                group["lr"] = self.first_lr * (1 - (self.total_steps - 1) / self.planned_steps)
         nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm, foreach=True)
         self.model.optimizer.step()
         self.model.optimizer.zero_grad(set_to_none=True)
@@ -230,7 +243,7 @@ class Trainer:
             return
         self.bad_evaluations += 1
         logging.info("Monitor(%s)=%.6f STOP!", model._monitor_mode, value)
-        if model._reduce_lr_on_plateau:
+        if model._reduce_lr_on_plateau and self.lr_schedule == "plateau":
             for group in model.optimizer.param_groups:
                 group["lr"] = max(group["lr"] * self.lr_decay_factor, MIN_LR)
             logging.info("Reduce learning rate on plateau: %.6f", model.optimizer.param_groups[0]["lr"])

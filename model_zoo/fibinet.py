@@ -9,7 +9,7 @@ With `history_pooling: none` and no embedding field this is FuxiCTR's FiBiNET: s
 
 import torch
 from fuxictr.pytorch.layers import MLP_Block, SqueezeExcitation
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_zoo.fields import FieldModel
 from model_zoo.layers import BilinearInteraction, LinearPart
@@ -29,6 +29,8 @@ class FiBiNET(FieldModel):
         senet_plus: FiBiNET++'s SENET+ in place of SENET.
         bilinear_plus: FiBiNET++'s bilinear+ over the fields; the MLP then reads the re-weighted fields themselves in
             place of their interactions.
+        similarity_to_mlp: the MLP reads the figures behind the similarity fields too, batch-normed, so that it can bend
+            them before they meet other fields.
         num_groups: of SENET+.
         bilinear_output_dim: of bilinear+.
         kwargs: what FieldModel takes.
@@ -47,6 +49,7 @@ class FiBiNET(FieldModel):
         feature_norm=False,
         senet_plus=False,
         bilinear_plus=False,
+        similarity_to_mlp=False,
         num_groups=2,
         bilinear_output_dim=50,
         net_dropout=0.0,
@@ -68,6 +71,10 @@ class FiBiNET(FieldModel):
             self.bilinear_interaction1 = BilinearInteraction(num_fields, dim, bilinear_type)
             self.bilinear_interaction2 = BilinearInteraction(num_fields, dim, bilinear_type)
             input_dim = num_fields * (num_fields - 1) * dim
+        self.figure_norm = None
+        if similarity_to_mlp and self.similarity is not None:
+            self.figure_norm = nn.BatchNorm1d(self.similarity.num_figures)
+            input_dim += self.similarity.num_figures
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.dnn = MLP_Block(
             input_dim=input_dim,
@@ -89,12 +96,15 @@ class FiBiNET(FieldModel):
             {"y_pred": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        fields = self.fields(batch)
-        logit = self.lr_layer(batch.target_columns()) + self.dnn(self.interactions(fields))
+        figures = self.similarity.figures(batch) if self.similarity is not None else None
+        read = self.interactions(self.fields(batch, figures))
+        if self.figure_norm is not None:
+            read = torch.cat([read, self.figure_norm(torch.cat(figures, dim=1))], dim=1)
+        logit = self.lr_layer(batch.target_columns()) + self.dnn(read)
         return {"y_pred": self.output_activation(logit.float())}
 
     def interactions(self, fields: Tensor) -> Tensor:
-        """What the MLP reads: float [B, F, D] to float [B, I]."""
+        """What the MLP reads of the fields: float [B, F, D] to float [B, I]."""
         if self.feature_norm is not None:
             fields = self.feature_norm(fields)
         weighted = self.senet_layer(fields)

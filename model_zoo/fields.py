@@ -94,8 +94,16 @@ class FieldModel(MultimodalModel):
             self.numeric_fields += [True] * self.similarity.num_fields
         self.num_fields = len(self.numeric_fields)
 
-    def fields(self, batch: Inputs) -> Tensor:
-        """User and target fields in the feature map's order, then the pooled history's: float [B, F, D]."""
+    def fields(self, batch: Inputs, figures: list[Tensor] | None = None) -> Tensor:
+        """User and target fields in the feature map's order, then the pooled history's, then those of similarity.
+
+        Args:
+            batch: the batch.
+            figures: of `self.similarity.figures`, where they have been computed already.
+
+        Returns:
+            float [B, F, D].
+        """
         columns = {name: batch.items[name] for name in batch.items if name not in self.compared_features}
         embedded = self.embed(self.embedding_layer, columns)
         names = [*self.item_features, *self.level_features]
@@ -114,7 +122,7 @@ class FieldModel(MultimodalModel):
         elif self.history_pooling == "target_attention":
             fields.append(self.attention_layer(target, items, batch.history, batch.mask))
         if self.similarity is not None:
-            fields += self.similarity(batch)
+            fields += self.similarity(self.similarity.figures(batch) if figures is None else figures)
         return torch.cat(fields, dim=-1).view(len(target), -1, self.embedding_dim)
 
     def _compared_features(self, similarity_fields: bool, names: list[str]) -> list[str]:

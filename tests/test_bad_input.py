@@ -211,6 +211,7 @@ def test_bad_data(folder, spoil, capsys):
         (["--set", "batch_norm=2"], "batch_norm is 2, expected True or False"),
         (["--set", "use_features=[item_id, colour]"], "use_features has 'colour'"),
         (["--set", "precision=fp8"], "precision is 'fp8', expected one of"),
+        (["--set", "lr_schedule=cosine"], "lr_schedule is 'cosine', expected one of"),
         (["--gpu", "7"], "--gpu 7: found"),
         (["--data_root", "/nowhere"], "/nowhere/TEST_DATA/item_info.parquet: no such file"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, Golden
@@ -10,6 +11,7 @@ from fuxictr.utils import load_config
 
 import model_zoo
 from mmctr.config import experiment_ids, load_params
+from mmctr.errors import UserError
 from mmctr.experiment import build_feature_map, save_feature_map
 
 SHIPPED = experiment_ids(ROOT / "config")
@@ -54,6 +56,21 @@ def test_feature_map_is_what_fuxictr_loads(dataset, tmp_path):
     for name in ("features", "labels", "group_id", "num_fields", "input_length", "column_index", "default_emb_dim"):
         assert getattr(feature_map, name) == getattr(loaded, name), name
     assert json.loads((tmp_path / "feature_map.json").read_text())["dataset_id"] == "TEST_DATA"
+
+
+def test_user_id_becomes_a_field(dataset):
+    params = load_params(str(dataset), "FiBiNET_test", model_zoo, ["user_id_field=true"])
+    users = [
+        pq.read_table(params[key])["user_id"].to_numpy().max() for key in ("train_data", "valid_data", "test_data")
+    ]
+    spec = build_feature_map(params).features["user_id"]
+    assert (spec["type"], spec["source"], spec["vocab_size"]) == ("categorical", "", max(users) + 1)
+    plain = load_params(str(dataset), "FiBiNET_test", model_zoo)
+    assert build_feature_map(plain).features["user_id"] == {"type": "meta"}
+    with pytest.raises(UserError, match="user_id_field: dataset TEST_DATA has no active feature user_id"):
+        build_feature_map({**params, "use_features": ["item_id", "likes_level"]})
+    with pytest.raises(UserError, match="user_id_field is 'yes', expected True or False"):
+        load_params(str(dataset), "FiBiNET_test", model_zoo, ["user_id_field='yes'"])
 
 
 def test_feature_specs_are_those_of_the_published_models(dataset):

@@ -73,6 +73,29 @@ def test_bilinear_interaction_is_fuxictrs(bilinear_type):
     assert_same(ours(fields), theirs(fields).flatten(1), inputs, expected_inputs)
 
 
+def test_bilinear_interaction_in_bf16_is_its_formula():
+    layer = BilinearInteraction(4, DIM)
+    fields = torch.randn(BATCH, 4, DIM, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(fields)
+        pairs = enumerate(torch.triu_indices(4, 4, offset=1).t().tolist())
+        expected = torch.cat([(fields[:, i] @ layer.bilinear_W[p]) * fields[:, j] for p, (i, j) in pairs], dim=1)
+    assert output.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(output, expected)
+    inputs = (fields, layer.bilinear_W)
+    for ours, theirs in zip(gradients(output, *inputs), gradients(expected, *inputs), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_bilinear_interaction_keeps_its_inputs_only():
+    layer, fields = BilinearInteraction(5, DIM), torch.randn(BATCH, 5, DIM, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        layer(fields)
+    assert kept == [fields.shape, layer.bilinear_W.shape]
+
+
 def test_unknown_bilinear_type_is_refused():
     with pytest.raises(UserError, match="bilinear_type is 'field'"):
         BilinearInteraction(3, 4, "field")
@@ -309,7 +332,7 @@ def test_similarity_fields_compare_the_target_with_the_history():
         expected = [
             [mean, sum(nearest) / max(len(nearest), 1), max(nearest, default=0.0), recent],
             [means([float(bool(s & own)) for s in sets])[0], *means([len(s & own) / len(s | own) for s in sets])],
-            [*means(difference), *means([abs(d) for d in difference])],
+            [levels[target[row]].item() / 10, *means(difference), *means([abs(d) for d in difference])],
         ]
         for got, want in zip(figures, expected, strict=True):
             torch.testing.assert_close(got[row], torch.tensor(want), atol=1e-5, rtol=1e-5)

@@ -68,8 +68,10 @@ VARIANTS = {
     "FiBiNET with modality_gating": {"modality_gating": True},
     "FiBiNET with senet_plus": {"senet_plus": True},
     "FiBiNET with bilinear_plus": {"bilinear_plus": True},
+    "FiBiNET with similarity_to_mlp": {"similarity_fields": True, "similarity_to_mlp": True},
     "FiBiNET with all of FiBiNET++": {
         **dict.fromkeys(("feature_norm", "senet_plus", "bilinear_plus", "similarity_fields"), True),
+        "similarity_to_mlp": True,
         "bilinear_type": "field_all",
         "history_levels": True,
     },

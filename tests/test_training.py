@@ -102,6 +102,17 @@ def test_early_stopping_and_learning_rate_follow_fuxictr(dataset, tmp_path, monk
     assert len(history) == 6
 
 
+def test_a_linear_schedule_ends_at_nothing(dataset, tmp_path, monkeypatch):
+    run = Run(dataset, tmp_path, lr_schedule="linear", epochs=3, learning_rate=0.02)
+    optimizer, rates = run.model.optimizer, []
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: (rates.append(optimizer.param_groups[0]["lr"]), step()))
+    history = run.fit()
+    steps = 3 * len(run.train)
+    np.testing.assert_allclose(rates, 0.02 * (steps - np.arange(steps)) / steps, rtol=1e-12)
+    assert len(history) == 3
+
+
 def test_evaluation_equals_fuxictrs(dataset, tmp_path):
     run = Run(dataset, tmp_path)
     run.model.eval()
@@ -130,9 +141,11 @@ class Stop(Exception):
     """Stands for a power cut."""
 
 
-@pytest.mark.parametrize("stops", [[3], [9, 10, 14], [1, 2, 17]])
-def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops):
-    whole = Run(dataset, tmp_path / "whole", batch_norm=True)
+@pytest.mark.parametrize(
+    ("stops", "schedule"), [([3], "plateau"), ([9, 10, 14], "plateau"), ([1, 2, 17], "plateau"), ([5, 13], "linear")]
+)
+def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, schedule):
+    whole = Run(dataset, tmp_path / "whole", batch_norm=True, lr_schedule=schedule)
     whole_history = whole.fit(checkpoint_every=2)
 
     step = Trainer._train_step
@@ -149,7 +162,7 @@ def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops):
     monkeypatch.setattr(Trainer, "_train_step", stopping)
     history = None
     while history is None:
-        run = Run(dataset, tmp_path / "stopped", batch_norm=True)
+        run = Run(dataset, tmp_path / "stopped", batch_norm=True, lr_schedule=schedule)
         try:
             history = run.fit(resume=True, checkpoint_every=2)
         except Stop:
