@@ -53,8 +53,8 @@ class Trainer:
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
         precision: "fp32", or "bf16" for autocast; weights stay fp32.
         compile: run the model through torch.compile.
-        lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear" lowers
-            it at every step, from the first to nothing at the end of the last epoch.
+        lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
+            lowers it at every step, from the first to nothing at the end of the last epoch.
         lr_decay_factor: on a plateau the learning rate is multiplied by it.
         checkpoints: where to save and resume the run's state; None for neither.
         checkpoint_every: steps between two saved states; None saves at every evaluation only.

@@ -29,6 +29,8 @@ class FieldModel(MultimodalModel):
         attention_hidden_units, attention_dropout: of the target attention.
         id_dropout: share of the training rows whose target's item_id field is zeroed, so that the model learns to
             score an item it has no id embedding for (a cold one) by its content.
+        modality_dropout: the same for the target's embedding fields, which tell one item from another as ids do, so
+            that a model of few items does not learn them by heart.
         similarity_fields: add fields that say how like the history the target is (see model_zoo.similarity).
         similarity_only: item features that are compared there and are no fields themselves, for example the
             embeddings of each modality beside the fused one.
@@ -53,6 +55,7 @@ class FieldModel(MultimodalModel):
         attention_hidden_units=(64,),
         attention_dropout=0.0,
         id_dropout=0.0,
+        modality_dropout=0.0,
         similarity_fields=False,
         similarity_only=(),
         modality_gating=False,
@@ -68,7 +71,10 @@ class FieldModel(MultimodalModel):
         self.field_features = [name for name in features if features[name]["type"] != "meta"]
         self.field_features = [name for name in self.field_features if name not in self.compared_features]
         self.history_pooling = history_pooling
-        self.id_dropout = id_dropout
+        self.dropped_fields = {ITEM_ID: id_dropout} if ITEM_ID in self.item_features else {}
+        for name in self.item_features:
+            if features[name]["type"] == "embedding":
+                self.dropped_fields[name] = modality_dropout
         self.embedding_dim = embedding_dim
         self.embedding_layer = FeatureEmbedding(
             feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None
@@ -112,9 +118,9 @@ class FieldModel(MultimodalModel):
             items = self.gate(items)
         target = items.index_select(0, batch.target)
         per_field = dict(zip(names, target.split(self.embedding_dim, dim=-1), strict=True))
-        if self.training and self.id_dropout and ITEM_ID in per_field:
-            kept = torch.rand(len(target), 1, device=target.device) >= self.id_dropout
-            per_field[ITEM_ID] = per_field[ITEM_ID] * kept
+        for name, share in self.dropped_fields.items():
+            if self.training and share:
+                per_field[name] = per_field[name] * (torch.rand(len(target), 1, device=target.device) >= share)
         per_field.update(self.embed(self.embedding_layer, batch.user))
         fields = [per_field[name] for name in self.feature_map.features if name in per_field]
         if self.history_pooling == "mean":

@@ -298,6 +298,23 @@ def test_without_history_pooling_the_history_is_not_read(name):
     assert_equal_scores(scores(model, {**target, **row}), scores(model, batch))
 
 
+@pytest.mark.parametrize(("dropped", "field"), [("id_dropout", "item_id"), ("modality_dropout", "item_emb_d128")])
+def test_dropped_fields_of_the_target(dropped, field):
+    """In training the target's field is zero in about that share of the rows, in evaluation in none."""
+    model = make_model(("GDCN", {**SIZES["GDCN"], "history_pooling": "none"}), **{dropped: 0.4})
+    inputs = model.read_batch(make_batch())
+    place = model.field_features.index(field)
+    whole = model.fields(inputs)
+    torch.manual_seed(0)
+    partly = model.train().fields(inputs)
+    zero = (partly[:, place] == 0).all(dim=1)
+    assert 0.3 < zero.float().mean() < 0.5
+    assert not (whole[:, place] == 0).all(dim=1).any()
+    assert partly[~zero].equal(whole[~zero])
+    others = [i for i in range(model.num_fields) if i != place]
+    assert partly[:, others].equal(whole[:, others])
+
+
 def test_lr_is_a_sum_of_weights():
     model, batch = make_model(("LR", {"history_levels": True})), make_batch()
     tables = {
