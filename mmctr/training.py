@@ -29,6 +29,7 @@ from mmctr import distributed
 from mmctr.checkpoint import RunCheckpoints, load_weights, save_weights
 from mmctr.errors import UserError
 from mmctr.metrics import evaluate_metrics
+from mmctr.weight_average import WeightAverage
 
 __all__ = ["Interrupted", "Trainer", "evaluate", "load_weights", "predict", "save_weights"]
 
@@ -56,6 +57,7 @@ class Trainer:
         lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
             lowers it at every step, from the first to nothing at the end of the last epoch.
         lr_decay_factor: on a plateau the learning rate is multiplied by it.
+        ema_decay: evaluate and keep a moving average of the weights with this decay; 0 for the weights themselves.
         checkpoints: where to save and resume the run's state; None for neither.
         checkpoint_every: steps between two saved states; None saves at every evaluation only.
         on_evaluation: called with the history so far after every evaluation.
@@ -72,6 +74,7 @@ class Trainer:
         compile: bool = False,
         lr_schedule: str = "plateau",
         lr_decay_factor: float = 0.1,
+        ema_decay: float = 0.0,
         checkpoints: RunCheckpoints | None = None,
         checkpoint_every: int | None = None,
         on_evaluation: Callable[[list[dict]], None] | None = None,
@@ -81,6 +84,8 @@ class Trainer:
             raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         if lr_schedule not in LR_SCHEDULES:
             raise UserError(f"lr_schedule is {lr_schedule!r}, expected one of {', '.join(LR_SCHEDULES)}")
+        if not 0 <= ema_decay < 1:
+            raise UserError(f"ema_decay is {ema_decay}, expected a number from 0 to below 1")
         self.model = model
         self.world = distributed.current()
         self.max_gradient_norm = max_gradient_norm
@@ -89,6 +94,7 @@ class Trainer:
         self.lr_decay_factor = lr_decay_factor
         self.first_lr = model.optimizer.param_groups[0]["lr"]
         self.planned_steps = 0
+        self.average = WeightAverage(model, ema_decay) if ema_decay else None
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
         self.on_evaluation = on_evaluation
@@ -137,8 +143,9 @@ class Trainer:
                 self._save_state()
                 if distributed.any_rank(self._signal is not None, self.model.device):
                     raise Interrupted
-        if self.world.is_main and not self.history:
-            save_weights(self.model, self.model.checkpoint)
+        if not self.history:
+            with self._judged_weights():
+                self._save_best()
         distributed.barrier()
         load_weights(self.model, self.model.checkpoint)
         logging.info("Training finished. Best weights: %s", self.model.checkpoint)
@@ -165,7 +172,8 @@ class Trainer:
             self.total_steps += 1
             rows += self._train_step(batch, train_data, last=self.step == steps)
             if self.total_steps % eval_steps == 0:
-                self._evaluate(valid_data, rows / (time.perf_counter() - started))
+                with self._judged_weights():
+                    self._evaluate(valid_data, rows / (time.perf_counter() - started))
                 self.model.train()
                 started, rows = time.perf_counter(), 0
                 if self.stopped:
@@ -210,6 +218,12 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm, foreach=True)
         self.model.optimizer.step()
         self.model.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.total_steps)
+
+    def _judged_weights(self):
+        """The weights that are evaluated and kept: their average, where there is one."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
 
     def _evaluate(self, valid_data, rows_per_second: float) -> None:
         loss = self._read_loss()
@@ -291,6 +305,7 @@ class Trainer:
                 "optimizer": self.model.optimizer.state_dict(),
                 "generators": generators,
                 "loss_sum": self.loss_sum,
+                "average": self.average.averaged if self.average else [],
                 **{name: getattr(self, name) for name in STATE},
             }
         )
@@ -301,6 +316,8 @@ class Trainer:
         for name in STATE:
             setattr(self, name, state[name])
         self.loss_sum = state["loss_sum"].to(self.model.device)
+        if self.average:
+            self.average.load(state["average"])
         if self.world.rank < len(state["generators"]):
             _set_generator_states(state["generators"][self.world.rank], self.model.device)
 

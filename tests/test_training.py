@@ -102,6 +102,28 @@ def test_early_stopping_and_learning_rate_follow_fuxictr(dataset, tmp_path, monk
     assert len(history) == 6
 
 
+def test_the_average_of_the_weights_is_evaluated_and_kept(dataset, tmp_path, monkeypatch):
+    run = Run(dataset, tmp_path, ema_decay=0.8, epochs=1, batch_norm=True)
+    expected, steps = weights(run.model), 0
+    step = Trainer._update
+
+    def following(self):
+        nonlocal steps
+        step(self)
+        steps += 1
+        kept = min(0.8, (1 + steps) / (10 + steps))
+        for name, value in self.model.state_dict().items():
+            expected[name] = kept * expected[name] + (1 - kept) * value if value.is_floating_point() else value.clone()
+
+    monkeypatch.setattr(Trainer, "_update", following)
+    history = run.fit()
+    for name, value in torch.load(run.model.checkpoint, weights_only=True).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    assert history[0]["AUC"] == run.model.evaluate(run.valid, ["AUC"])["AUC"]  # the kept weights are those evaluated
+    with pytest.raises(UserError, match=r"ema_decay is 1\.0, expected a number from 0"):
+        run.trainer(ema_decay=1.0)
+
+
 def test_a_linear_schedule_ends_at_nothing(dataset, tmp_path, monkeypatch):
     run = Run(dataset, tmp_path, lr_schedule="linear", epochs=3, learning_rate=0.02)
     optimizer, rates = run.model.optimizer, []
@@ -142,10 +164,11 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    ("stops", "schedule"), [([3], "plateau"), ([9, 10, 14], "plateau"), ([1, 2, 17], "plateau"), ([5, 13], "linear")]
+    ("stops", "settings"),
+    [([3], {}), ([9, 10, 14], {}), ([1, 2, 17], {}), ([5, 13], {"lr_schedule": "linear", "ema_decay": 0.9})],
 )
-def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, schedule):
-    whole = Run(dataset, tmp_path / "whole", batch_norm=True, lr_schedule=schedule)
+def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, settings):
+    whole = Run(dataset, tmp_path / "whole", batch_norm=True, **settings)
     whole_history = whole.fit(checkpoint_every=2)
 
     step = Trainer._train_step
@@ -162,7 +185,7 @@ def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, schedule):
     monkeypatch.setattr(Trainer, "_train_step", stopping)
     history = None
     while history is None:
-        run = Run(dataset, tmp_path / "stopped", batch_norm=True, lr_schedule=schedule)
+        run = Run(dataset, tmp_path / "stopped", batch_norm=True, **settings)
         try:
             history = run.fit(resume=True, checkpoint_every=2)
         except Stop:
