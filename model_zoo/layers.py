@@ -8,6 +8,8 @@ tests hold each against that layer. What changes is only how the products are gr
   item, and only the product term per position, and only at positions that hold an item.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
@@ -56,27 +58,67 @@ class BilinearInteraction(nn.Module):
         Returns:
             float [B, P * D], the pairs one after the other.
         """
-        batch, num_fields, dim = fields.shape
         if self.bilinear_type == "field_interaction":
-            left = self._left_of_each_pair(fields)
+            return _PairProducts.apply(fields, self.bilinear_W, _autocast_dtype(fields)).flatten(1)
+        if self.bilinear_type == "field_all":
+            hidden = fields @ self.bilinear_W
         else:
-            if self.bilinear_type == "field_all":
-                hidden = fields @ self.bilinear_W
-            else:
-                hidden = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
-            left = [hidden[:, i : i + 1].expand(batch, num_fields - 1 - i, dim) for i in range(num_fields - 1)]
-        pairs = [left[i].reshape(batch, -1, dim) * fields[:, i + 1 :] for i in range(num_fields - 1)]
+            hidden = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
+        pairs = [hidden[:, i : i + 1] * fields[:, i + 1 :] for i in range(self.num_fields - 1)]
         return torch.cat(pairs, dim=1).flatten(1)
 
-    def _left_of_each_pair(self, fields: Tensor) -> list[Tensor]:
-        """v_i [B, D] times the weights of all its pairs side by side [D, (F - 1 - i) D]: F - 1 large products."""
-        left, first = [], 0
-        for i in range(self.num_fields - 1):
-            count = self.num_fields - 1 - i
-            weights = self.bilinear_W[first : first + count].transpose(0, 1).reshape(self.embedding_dim, -1)
-            left.append(fields[:, i] @ weights)
-            first += count
-        return left
+
+class _PairProducts(torch.autograd.Function):
+    """(v_i W_ij) * v_j of all pairs, from float [B, F, D] and [P, D, D] to [B, P, D].
+
+    A field is multiplied by the weights of all its pairs side by side: F - 1 large products. Autograd would keep each
+    of them, together as large as the output; the backward here makes them once more, which is a small part of a step.
+    """
+
+    @staticmethod
+    def forward(ctx, fields: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(fields, weights)
+        ctx.dtype = dtype
+        batch, _, dim = fields.shape
+        output = fields.new_empty(batch, len(weights), dim, dtype=torch.promote_types(fields.dtype, dtype))
+        for i, pairs in _pairs_by_field(fields):
+            left = fields[:, i].to(dtype) @ _side_by_side(weights[pairs].to(dtype))
+            output[:, pairs] = left.view(batch, -1, dim) * fields[:, i + 1 :]
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        fields, weights = ctx.saved_tensors
+        batch, _, dim = fields.shape
+        grad_fields, grad_weights = torch.zeros_like(fields), torch.empty_like(weights)
+        for i, pairs in _pairs_by_field(fields):
+            field, block = fields[:, i].to(ctx.dtype), _side_by_side(weights[pairs].to(ctx.dtype))
+            grad_fields[:, i + 1 :].addcmul_(grad[:, pairs], (field @ block).view(batch, -1, dim))
+            grad_left = (grad[:, pairs] * fields[:, i + 1 :]).flatten(1).to(ctx.dtype)
+            grad_fields[:, i] += grad_left @ block.t()
+            grad_weights[pairs] = (field.t() @ grad_left).view(dim, -1, dim).transpose(0, 1)
+        return grad_fields, grad_weights, None
+
+
+def _pairs_by_field(fields: Tensor) -> Iterator[tuple[int, slice]]:
+    """Every field i that has pairs (i, i + 1), ..., (i, F - 1), and where they stand among all pairs."""
+    first = 0
+    for i in range(fields.shape[1] - 1):
+        count = fields.shape[1] - 1 - i
+        yield i, slice(first, first + count)
+        first += count
+
+
+def _side_by_side(weights: Tensor) -> Tensor:
+    """[n, D, D] as [D, n D]."""
+    return weights.transpose(0, 1).flatten(1)
+
+
+def _autocast_dtype(values: Tensor) -> torch.dtype:
+    """The type that autocast would give a matrix product of these."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 
 
 class LinearPart(nn.Module):
