@@ -23,7 +23,7 @@ from torch import Tensor
 from mmctr import schema
 from mmctr.errors import UserError
 from mmctr.item_table import ItemTable, item_side_features, load_item_table
-from mmctr.memory import keep_freed_memory
+from mmctr.memory import give_back_read_buffers, keep_freed_memory
 
 BATCH_FORMATS = ("triple", "indices")
 STORAGES = ("auto", "device", "memory", "memmap")
@@ -238,6 +238,7 @@ class MMCTRDataLoader:
             item_info = load_item_table(item_info, features, item_feature)
         self.item_table = item_info.to(self.device)
         self.data = self._load(storage, int(max_len))
+        give_back_read_buffers()
         group = feature_map.group_id
         self._group_ids = self.data.column(group).cpu() if group and group in self.data.layout else None
         self.num_samples = len(self.data)

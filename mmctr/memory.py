@@ -10,6 +10,8 @@ import ctypes
 import os
 import sys
 
+import pyarrow as pa
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 LARGEST_INT = 2**31 - 1
 SWITCH = "MMCTR_KEEP_FREED_MEMORY"
@@ -28,3 +30,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT) and mallopt(M_TOP_PAD, 64 << 20))
+
+
+def give_back_read_buffers() -> None:
+    """Hand what reading parquet has left behind, some 0.6 GB of 3.6 million rows, to the system.
+
+    Arrow keeps its buffers for the next file. They are free only once the last slice and the reader are gone, so call
+    this after the function that read has returned.
+    """
+    pa.default_memory_pool().release_unused()

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_dataset
 
 import model_zoo
+from mmctr import dataloader
 from mmctr.config import load_params
 from mmctr.dataloader import MMCTRDataLoader
 from mmctr.errors import UserError
@@ -58,6 +60,14 @@ def test_indices_lead_to_the_triple(setup):
     indices = MMCTRDataLoader(feature_map, params["train_data"], batch_format="indices", **arguments)
     for triple, batch in zip(triples, indices, strict=True):
         assert_same_triple(batch.triple(), [{k: v.numpy() for k, v in d.items()} for d in triple[:2]] + [triple[2]])
+
+
+def test_read_buffers_are_given_back_when_none_is_in_use(setup, monkeypatch):
+    feature_map, params = setup
+    in_use, before = [], pa.total_allocated_bytes()
+    monkeypatch.setattr(dataloader, "give_back_read_buffers", lambda: in_use.append(pa.total_allocated_bytes()))
+    MMCTRDataLoader(feature_map, params["train_data"], item_info=params["item_info"])
+    assert in_use == [before]
 
 
 @pytest.mark.parametrize("storage", ["memory", "memmap"])
