@@ -6,6 +6,7 @@ fraction of the size, and what a single field says reaches it without passing th
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -21,22 +22,23 @@ class FieldNorm(nn.Module):
 
     def __init__(self, embedding_dim: int, numeric: list[bool]):
         super().__init__()
-        self.embedded = [i for i, flag in enumerate(numeric) if not flag]
-        self.numeric = [i for i, flag in enumerate(numeric) if flag]
-        order = [*self.embedded, *self.numeric]
-        self.register_buffer("place", torch.tensor(order).argsort(), persistent=False)
-        self.weight = nn.Parameter(torch.ones(len(self.embedded), embedding_dim))
-        self.bias = nn.Parameter(torch.zeros(len(self.embedded), embedding_dim))
-        self.batch_norm = nn.BatchNorm1d(len(self.numeric) * embedding_dim) if self.numeric else None
+        embedded = [i for i, flag in enumerate(numeric) if not flag]
+        numbers = [i for i, flag in enumerate(numeric) if flag]
+        self.register_buffer("embedded", torch.tensor(embedded), persistent=False)
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), persistent=False)
+        self.register_buffer("place", torch.tensor(embedded + numbers).argsort(), persistent=False)
+        self.weight = nn.Parameter(torch.ones(len(embedded), embedding_dim))
+        self.bias = nn.Parameter(torch.zeros(len(embedded), embedding_dim))
+        self.batch_norm = nn.BatchNorm1d(len(numbers) * embedding_dim) if numbers else None
 
     def forward(self, fields: Tensor) -> Tensor:
         """float [B, F, D] to the same shape."""
-        normed = nn.functional.layer_norm(fields[:, self.embedded], fields.shape[-1:]) * self.weight + self.bias
+        embedded = F.layer_norm(fields.index_select(1, self.embedded), fields.shape[-1:]) * self.weight + self.bias
         if self.batch_norm is None:
-            return normed
-        numbers = fields[:, self.numeric]
+            return embedded
+        numbers = fields.index_select(1, self.numbers)
         numbers = self.batch_norm(numbers.flatten(1)).view_as(numbers)
-        return torch.cat([normed, numbers], dim=1).index_select(1, self.place)
+        return torch.cat([embedded, numbers], dim=1).index_select(1, self.place)
 
 
 class SENETPlus(nn.Module):
@@ -71,7 +73,7 @@ class SENETPlus(nn.Module):
         squeezed = torch.cat([groups.amax(dim=-1), groups.mean(dim=-1)], dim=-1).flatten(1)
         weights = self.excitation(squeezed).view_as(fields)
         fused = fields * weights + fields
-        return nn.functional.layer_norm(fused, fused.shape[-1:]) * self.weight + self.bias
+        return F.layer_norm(fused, fused.shape[-1:]) * self.weight + self.bias
 
 
 class BilinearPlus(nn.Module):
