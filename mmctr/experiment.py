@@ -39,13 +39,17 @@ def build_feature_map(params: dict) -> FeatureMap:
     data.
 
     Args:
-        params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta.
+        params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta;
+            what similarity_only names need not be in the data set's entry, being no field of other models.
     """
     used = params.get("use_features")
     features = {}
     for column in _expanded_columns(params):
         if column.get("active", True) is not False and (not used or column["name"] in used):
             features[column["name"]] = _feature_spec(column, params)
+    for name in params.get("similarity_only") or []:
+        if name not in features:
+            features[name] = _compared_spec(name, params)
     if params.get("user_id_field"):
         features[USER_ID] = _user_id_spec(features.get(USER_ID), params)
     for name in used or []:
@@ -191,6 +195,17 @@ def _expanded_columns(params: dict) -> list[dict]:
         names = column["name"] if isinstance(column["name"], list) else [column["name"]]
         columns += [{**column, "name": name} for name in names]
     return columns
+
+
+def _compared_spec(name: str, params: dict) -> dict:
+    """An embedding column of item_info that the data set's entry does not name."""
+    found = schema.open_parquet(params["item_info"]).schema_arrow.names
+    if name not in found:
+        raise UserError(
+            f"similarity_only has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
+            "build_item_emb.py --per_modality, or do without it: --set similarity_only=[]"
+        )
+    return _feature_spec({"name": name, "type": "embedding", "source": "item"}, params)
 
 
 def _user_id_spec(spec: dict | None, params: dict) -> dict:

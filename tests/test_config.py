@@ -73,6 +73,17 @@ def test_user_id_becomes_a_field(dataset):
         load_params(str(dataset), "FiBiNET_test", model_zoo, ["user_id_field='yes'"])
 
 
+def test_compared_columns_need_no_line_in_the_dataset_config(dataset):
+    settings = ["similarity_fields=true", "similarity_only=[item_emb_d16]"]
+    params = load_params(str(dataset), "FiBiNET_test_no_emb", model_zoo, settings)
+    spec = {"source": "item", "type": "embedding", "pretrain_dim": 16}
+    assert build_feature_map(params).features["item_emb_d16"] == spec
+    with pytest.raises(
+        UserError, match=r"similarity_only has 'txt_emb_d128', .*item_info.parquet has item_id, .*modality"
+    ):
+        build_feature_map({**params, "similarity_only": ["txt_emb_d128"]})
+
+
 def test_feature_specs_are_those_of_the_published_models(dataset):
     published = Golden("din").spec["features"]
     features = build_feature_map(load_params(str(dataset), "FiBiNET_test", model_zoo)).features
