@@ -25,7 +25,7 @@ from mmctr.errors import UserError, run_cli
 from mmctr.feature_store import FeatureStore, Filled, fill
 from mmctr.files import atomic_path, write_json
 from mmctr.fusion import FUSIONS, Fused, Modality
-from mmctr.item_sources import ImageSource, read_texts
+from mmctr.item_sources import ImageSource, openings, read_texts
 from mmctr.schema import read_item_info
 
 STORE_NAME = ".mmctr_features"
@@ -55,6 +55,14 @@ def parse_args() -> argparse.Namespace:
         help="minilm (in the package), a sentence-transformers model or folder, or none (default: %(default)s)",
     )
     method.add_argument(
+        "--opening_words",
+        type=int,
+        default=10,
+        metavar="N",
+        help="encode a text's first N words on their own too, so that a long description does not drown the title; "
+        "0: not (default: %(default)s)",
+    )
+    method.add_argument(
         "--image_encoder",
         default=encoders.DEFAULT_IMAGE,
         metavar="ID",
@@ -81,6 +89,8 @@ def _positive(text: str) -> int:
 
 def check_paths(args: argparse.Namespace) -> None:
     """Refuse missing options and an output that is an input, before anything is read."""
+    if args.opening_words < 0:
+        raise UserError(f"--opening_words {args.opening_words}: expected 0 or more")
     if args.text_encoder == encoders.NONE and args.image_encoder == encoders.NONE:
         raise UserError("both encoders are none, expected at least one; drop --text_encoder none or the other")
     for option, source, encoder in (
@@ -106,7 +116,8 @@ def load_encoders(args: argparse.Namespace, names: list[str], num_items: int) ->
     batch_size = args.batch_size or (256 if device.type == "cuda" else 16)
     loaders = {"text": encoders.load_text_encoder, "image": encoders.load_image_encoder}
     loaded = {name: loaders[name](getattr(args, f"{name}_encoder"), device, batch_size) for name in names}
-    dims = [encoder.dim for encoder in loaded.values()]
+    views = {"text": 2 if args.opening_words else 1}
+    dims = [encoder.dim * views.get(name, 1) for name, encoder in loaded.items()]
     most = min(num_items - 1, min(dims) if args.per_modality else sum(dims))
     if args.emb_dim > most:
         joined = " or ".join(names) if args.per_modality else " + ".join(names)
@@ -129,14 +140,14 @@ def check_found(filled: Filled, name: str, source: str, strict: bool) -> None:
         raise UserError(f"{source}: found no {wanted}; leave the modality out with --{name}_encoder none")
 
 
-def to_modality(filled: Filled, store: FeatureStore, num_items: int) -> Modality:
-    """Features in the order of item_info, without its row 0."""
-    present = np.zeros(num_items, dtype=bool)
-    features = np.zeros((num_items, store.dim), dtype=np.float32)
-    ids = sorted(filled.keys)
+def to_modality(views: list[Filled], store: FeatureStore, num_items: int) -> Modality:
+    """Features in the order of item_info, without its row 0; several views of the same items side by side."""
+    ids = sorted(views[0].keys)
     rows = np.array(ids) - 1
+    present = np.zeros(num_items, dtype=bool)
     present[rows] = True
-    features[rows] = store.rows([filled.keys[item_id] for item_id in ids])
+    features = np.zeros((num_items, len(views) * store.dim), dtype=np.float32)
+    features[rows] = np.hstack([store.rows([view.keys[item_id] for item_id in ids]) for view in views])
     return Modality(features, present)
 
 
@@ -177,16 +188,17 @@ def count(filled: Filled, name: str, num_items: int) -> dict[str, int]:
     return counts
 
 
-def print_summary(args: argparse.Namespace, filled: dict[str, Filled], manifest: dict, unknown: int) -> None:
+def print_summary(args: argparse.Namespace, filled: dict[str, list[Filled]], manifest: dict, unknown: int) -> None:
     print(f"{'items':<12}{manifest['items']:,}")
-    for name, part in filled.items():
+    for name, views in filled.items():
         counts = ", ".join(f"{kind} {number:,}" for kind, number in manifest[name]["counts"].items())
         print(f"{name:<12}{counts}")
-        speed = f", {part.computed / part.seconds:,.1f} items/s" if part.computed else ""
-        reused = len(set(part.keys.values())) - part.computed
-        print(f"{'':<12}encoded {part.computed:,}, reused {reused:,} from the store, {part.seconds:,.1f} s{speed}")
-        if part.bad:
-            print(f"{'':<12}bad: {_first_names(part.bad)}")
+        computed, seconds = sum(view.computed for view in views), sum(view.seconds for view in views)
+        speed = f", {computed / seconds:,.1f} items/s" if computed else ""
+        reused = len({key for view in views for key in view.keys.values()}) - computed
+        print(f"{'':<12}encoded {computed:,}, reused {reused:,} from the store, {seconds:,.1f} s{speed}")
+        if views[0].bad:
+            print(f"{'':<12}bad: {_first_names(views[0].bad)}")
     if unknown:
         print(f"{'':<12}{unknown:,} images of ids that are not in item_info were passed over")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in manifest["explained_variance"].items())
@@ -217,11 +229,14 @@ def main() -> None:
     filled, modalities = {}, {}
     for name, encoder in load_encoders(args, list(sources), num_items).items():
         store = FeatureStore(folder, encoder.id, encoder.dim)
-        filled[name] = fill(store, encoder, sources[name], title=name)
-        path = args.item_feature if name == "text" else args.images
-        check_found(filled[name], name, path, args.strict)
+        whole = fill(store, encoder, sources[name], title=name)
+        check_found(whole, name, args.item_feature if name == "text" else args.images, args.strict)
+        filled[name] = [whole]
+        manifest[name] = {"encoder": encoder.id, "counts": count(whole, name, num_items)}
+        if name == "text" and args.opening_words:
+            filled[name].append(fill(store, encoder, openings(sources[name], args.opening_words), title="opening"))
+            manifest[name]["opening_words"] = args.opening_words
         modalities[name] = to_modality(filled[name], store, num_items)
-        manifest[name] = {"encoder": encoder.id, "counts": count(filled[name], name, num_items)}
     fused = FUSIONS[args.fusion](modalities, args.emb_dim, args.seed)
     embeddings = {"item_emb": fused}
     if args.per_modality:

@@ -84,6 +84,12 @@ def read_texts(path: str | Path, num_items: int) -> list[Entry]:
     return [_text_entry(item_id, texts[item_id]) for item_id in sorted(texts) if texts[item_id]]
 
 
+def openings(entries: list[Entry], num_words: int) -> list[Entry]:
+    """The first words of each text: a title without the description that follows it."""
+    texts = [(entry.item_id, " ".join(entry.load().decode("utf-8").split()[:num_words])) for entry in entries]
+    return [_text_entry(item_id, text) for item_id, text in texts]
+
+
 def _text_entry(item_id: int, text: str) -> Entry:
     return Entry(item_id, f"item {item_id}", lambda: text.encode("utf-8"))
 

@@ -24,8 +24,8 @@ class SimilarityFields(nn.Module):
             recent mean.
         tags: name of the tag list feature, or None; its field holds the share of history items with a tag in common,
             and the mean and recent mean of the Jaccard index.
-        levels: names of the levels that history items carry; their field holds the target's level, and the mean and
-            recent mean of its differences to the history's, with and without sign.
+        levels: names of the levels that history items carry; their field holds the mean and recent mean of the
+            differences to the target's, with and without sign.
         embedding_dim: D.
 
     Attributes:
@@ -36,7 +36,7 @@ class SimilarityFields(nn.Module):
     def __init__(self, embeddings: list[str], tags: str | None, levels: list[str], embedding_dim: int):
         super().__init__()
         self.embeddings, self.tags, self.levels = embeddings, tags, levels
-        sizes = [4] * len(embeddings) + ([3] if tags else []) + ([5 * len(levels)] if levels else [])
+        sizes = [4] * len(embeddings) + ([3] if tags else []) + ([4 * len(levels)] if levels else [])
         self.num_fields, self.num_figures = len(sizes), sum(sizes)
         self.projections = nn.ModuleList(nn.Linear(size, embedding_dim) for size in sizes)
 
@@ -124,7 +124,7 @@ def tag_figures(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor) 
 
 
 def level_figures(levels: list[Tensor], batch: Inputs, weights: Tensor) -> Tensor:
-    """For each level, the target's, and mean and recent mean of (target - item) and of its absolute value, in tenths.
+    """For each level, mean and recent mean over the history of (target - item) and of its absolute value, in tenths.
 
     Args:
         levels: integer [M] each.
@@ -132,11 +132,11 @@ def level_figures(levels: list[Tensor], batch: Inputs, weights: Tensor) -> Tenso
         weights: as in `cosine_figures`.
 
     Returns:
-        float [B, 5 * len(levels)].
+        float [B, 4 * len(levels)].
     """
     figures = []
     for level in levels:
         own = level.index_select(0, batch.target).unsqueeze(1)
         difference = (own - level[batch.history.long()]).float() / 10
-        figures += [own.float() / 10, weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
+        figures += [weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
     return torch.cat(figures, dim=1)

@@ -300,6 +300,26 @@ def test_per_modality_adds_what_each_encoder_alone_gives(data, tmp_path, monkeyp
         np.testing.assert_array_equal(values, alone)
 
 
+def test_the_opening_is_a_view_of_its_own(data, tmp_path, monkeypatch, capsys):
+    titles = [f"number {i} {'and a story that goes on ' * 6}{i * i}" for i in range(1, 25)]
+    titles[1] = titles[0].split(" and")[0] + " but nothing else is the same in this one"
+    fused, pca = [], build_item_emb.FUSIONS["pca"]
+    monkeypatch.setitem(build_item_emb.FUSIONS, "pca", lambda parts, *rest: (fused.append(parts), pca(parts, *rest))[1])
+    options = {"item_feature": feature_with(data, item_title=titles), "image_encoder": "none", "images": None}
+    for words in (2, 0):
+        build(data, tmp_path / f"{words}.parquet", monkeypatch, opening_words=words, **options)
+    both, whole = (parts["text"].features for parts in fused)
+    np.testing.assert_array_equal(both[:, : whole.shape[1]], whole)
+    opening = both[:, whole.shape[1] :]
+    assert opening.shape == whole.shape
+    _, kind, counts = np.unique(opening, axis=0, return_inverse=True, return_counts=True)
+    assert sorted(counts) == [1] * 22 + [2]
+    one, other = np.flatnonzero(counts[kind.ravel()] == 2)
+    assert not np.array_equal(whole[one], whole[other])
+    assert "encoded 47, reused 0" in capsys.readouterr().out  # 24 texts, 23 openings
+    assert json.loads((tmp_path / "2.build.json").read_text())["text"]["opening_words"] == 2
+
+
 def test_texts_join_title_tags_and_description(tmp_path):
     table = {
         "item_id": [2, 1, 4, 3, 0],
@@ -326,6 +346,7 @@ def test_every_bad_option_is_one_clear_error(data, tmp_path, monkeypatch, capsys
 
     none = {"text_encoder": "none", "image_encoder": "none"}
     refused("both encoders are none", **none)
+    refused("--opening_words -1: expected 0 or more", opening_words=-1)
     refused("--item_feature is missing; give it, or .*--text_encoder none", item_feature=None)
     refused("--images is missing; give it, or .*--image_encoder none", images=None)
     refused("is the --item_info; inputs are never modified", output=data / "item_info.parquet")

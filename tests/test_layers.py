@@ -332,7 +332,7 @@ def test_similarity_fields_compare_the_target_with_the_history():
         expected = [
             [mean, sum(nearest) / max(len(nearest), 1), max(nearest, default=0.0), recent],
             [means([float(bool(s & own)) for s in sets])[0], *means([len(s & own) / len(s | own) for s in sets])],
-            [levels[target[row]].item() / 10, *means(difference), *means([abs(d) for d in difference])],
+            [*means(difference), *means([abs(d) for d in difference])],
         ]
         for got, want in zip(figures, expected, strict=True):
             torch.testing.assert_close(got[row], torch.tensor(want), atol=1e-5, rtol=1e-5)
