@@ -11,6 +11,7 @@ import torch
 from fuxictr.pytorch.layers import MLP_Block, SqueezeExcitation
 from torch import Tensor, nn
 
+from mmctr.errors import UserError
 from model_zoo.fields import FieldModel
 from model_zoo.layers import BilinearInteraction, LinearPart
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
@@ -72,7 +73,9 @@ class FiBiNET(FieldModel):
             self.bilinear_interaction2 = BilinearInteraction(num_fields, dim, bilinear_type)
             input_dim = num_fields * (num_fields - 1) * dim
         self.figure_norm = None
-        if similarity_to_mlp and self.similarity is not None:
+        if similarity_to_mlp:
+            if self.similarity is None:
+                raise UserError("similarity_to_mlp is True without similarity_fields: True, expected both or neither")
             self.figure_norm = nn.BatchNorm1d(self.similarity.num_figures)
             input_dim += self.similarity.num_figures
         self.lr_layer = LinearPart(feature_map, self.field_features)

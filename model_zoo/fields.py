@@ -90,6 +90,10 @@ class FieldModel(MultimodalModel):
         self.gate = None
         if modality_gating:
             gated = [name for name in self.item_features if features[name]["type"] == "embedding"]
+            if not gated:
+                raise UserError(
+                    "modality_gating is True, but no embedding is a field; see similarity_only, use_features"
+                )
             self.gate = ModalityGate(vector_features, gated, embedding_dim)
         self.similarity = None
         if similarity_fields:
@@ -159,7 +163,7 @@ class ModalityGate(nn.Module):
         self.linear = nn.Linear(len(names) * embedding_dim, len(gated) * embedding_dim)
 
     def forward(self, items: Tensor) -> Tensor:
-        """float [M, W] to the same shape; a gate of 1, where training starts, changes nothing."""
+        """float [M, W] to the same shape; a gate of 1 changes nothing."""
         gates = iter((2 * self.linear(items).sigmoid()).split(self.embedding_dim, dim=-1))
         fields = items.split(self.embedding_dim, dim=-1)
         scaled = [field * next(gates) if flag else field for field, flag in zip(fields, self.is_gated, strict=True)]

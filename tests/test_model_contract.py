@@ -359,6 +359,11 @@ def test_fm_sums_the_products_of_all_pairs():
             ("FiBiNET", {"similarity_fields": True, "similarity_only": ["views"]}),
             "similarity_only has 'views', expected",
         ),
+        (("FiBiNET", {"similarity_to_mlp": True}), "similarity_to_mlp is True without similarity_fields"),
+        (
+            ("FM", {"similarity_fields": True, "similarity_only": ["item_emb_d128"], "modality_gating": True}),
+            "modality_gating is True, but no embedding is a field",
+        ),
         (("DCNv2", {"model_structure": "stacked"}), "model_structure is 'stacked', expected parallel"),
         (("DIN_att6", {"if_use_self_attn": True}), "if_use_self_attn is true"),
         (("DIN_att6", {"embedding_dim": 9, "history_levels": False}), "34 wide, expected a multiple of 4"),
