@@ -110,7 +110,10 @@ def peak_bandwidth(device: torch.device) -> float:
 
 
 def step_flops(model, batch) -> int:
-    """FLOPs of the matrix products of forward and backward on one batch; tables' look-ups are not counted."""
+    """FLOPs of the matrix products that forward and backward do on one batch.
+
+    A product that the backward pass makes once more counts twice; tables' look-ups do not count.
+    """
     model.train()
     with FlopCounterMode(display=False) as counter:
         model(batch)["y_pred"].sum().backward()

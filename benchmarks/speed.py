@@ -189,7 +189,7 @@ class Bench:
         base = Sizes(rows=30_000, test_rows=0, items=20_000, max_len=32, emb_dim=64)
         values = {
             "rows": [20_000, 40_000, 60_000, 80_000, 100_000],
-            "items": [20_000, 60_000, 100_000, 140_000, 180_000],
+            "items": [100_000, 300_000, 500_000, 700_000, 900_000],
             "max_len": [32, 64, 96, 128, 160],
         }
         if self.quick:
@@ -261,7 +261,7 @@ class Bench:
     def _share_of_peak(self, name: str, precision: str, flops_per_row: float, rows_per_second: float) -> None:
         reached = flops_per_row * rows_per_second
         self.note(
-            f"{name} {precision}: {flops_per_row / 1e6:,.1f} MFLOP a row, {reached / 1e9:,.0f} GFLOP/s reached, "
+            f"{name} {precision}: {flops_per_row / 1e6:,.1f} MFLOP a row done, {reached / 1e9:,.0f} GFLOP/s reached, "
             f"{reached / self.peaks[precision]:.0%} of peak"
         )
 
