@@ -85,10 +85,11 @@ def draw(path: Path, results: list[Result], curves: list[dict], title: str) -> N
     bars = max(len(results), 1)
     heights = [0.42 * bars + 1.0, *([3.0] if curves else [])]
     figure = plt.figure(figsize=(10, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), 3, height_ratios=heights)
-    _draw_ratios(figure.add_subplot(grid[0, :]), results, title)
-    for column, curve in enumerate(curves):
-        _draw_curve(figure.add_subplot(grid[1, column]), curve)
+    parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]
+    _draw_ratios(parts[0].subplots(), results, title)
+    if curves:
+        for axes, curve in zip(parts[1].subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+            _draw_curve(axes, curve)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -138,7 +139,7 @@ def _draw_curve(axes, curve: dict) -> None:
     axes.set_ylim(0, max(seconds) * 1.15)
     axes.set_xlabel(AXIS_NAMES[curve["what"]], fontsize=9)
     axes.set_ylabel("seconds: read, train an epoch", fontsize=8.5)
-    axes.set_title(f"cost against {AXIS_NAMES[curve['what']]}, R² {curve['r2']:.4f}", fontsize=9, loc="left")
+    axes.set_title(f"cost against {AXIS_NAMES[curve['what']]}, R² {curve['r2']:.3f}", fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes.spines[["top", "right"]].set_visible(False)
