@@ -1,6 +1,7 @@
 """The leaderboard's files hold the runs' numbers; the page works in a real browser, offline."""
 
 import csv
+import itertools
 import json
 import shutil
 import statistics
@@ -42,7 +43,7 @@ def make_outcomes():
                 "rows_per_second": 5000 / signal + seed,
                 "peak_memory_mb": 900 + seed,
                 "peak_gpu_memory_mb": 0,
-                "seconds_to_best": 20 * signal,
+                "seconds_to_best": {0.5: 6.3, 1.0: 30.0, 2.0: 210.0}[signal],
                 "curve": [{"epoch": e, "seconds": 10.0 * e, "AUC": 0.5 + 0.1 * signal * e / 3} for e in (1, 2, 3)],
             }
             scores = pl.DataFrame({"label": label, "score": score, "user_id": user, "cold": cold})
@@ -184,7 +185,7 @@ def test_tooltips(open_page):
     page.locator("#forest [data-expid=good]").hover()
     assert tip.inner_text().startswith("good\nAUC 0.") and "p DeLong" in tip.inner_text()
     page.locator("#cost [data-expid=base]").hover()
-    assert "500 parameters, 10,002 rows/s\nbest after 10 s, 902 MiB" in tip.inner_text()
+    assert "500 parameters, 10,002 rows/s\nbest after 6.3 s, 902 MiB" in tip.inner_text()
     page.locator("#curves svg").hover()
     assert "of training\nAUC 0." in tip.inner_text()
     page.mouse.move(2, 2)
@@ -252,3 +253,6 @@ def test_a_phone(open_page):
     page.locator("#forest [data-expid=good]").tap()
     tip = page.locator("#tip").bounding_box()
     assert tip["x"] >= 0 and tip["x"] + tip["width"] <= 390
+    ticks = page.locator("#cost .cost-tick").evaluate_all("ticks => ticks.map(tick => tick.getBoundingClientRect())")
+    assert len(ticks) >= 3
+    assert all(left["right"] + 5 < right["left"] for left, right in itertools.pairwise(ticks))
