@@ -213,7 +213,7 @@ def test_organisers_tuner(tmp_path, monkeypatch, capsys):
     assert {row["expid"] for row in rows} == set(experiments)
     values = []
     for row in rows:
-        (folder,) = (out / "runs" / row["expid"]).glob("*/MicroLens_1M_x1/DIN_*/")
+        (folder,) = filter(Path.is_dir, (out / "runs" / row["expid"]).glob("*/MicroLens_1M_x1/DIN_*"))
         scores = read_scores(folder)
         values.append(roc_auc_score(scores["label"], scores["score"]))
         assert float(row["valid_monitor"]) == pytest.approx(values[-1])
@@ -341,7 +341,7 @@ def test_optuna_command(tmp_path, monkeypatch, capsys):
     code, printed, error = run_script("run_param_tuner", "--config", tuner, "--optuna", 1, "--out", out, capsys=capsys)
     assert code == 0, error
     (row,) = read_results(out)
-    (folder,) = (out / "runs").glob("*/*/*/FiBiNET_*/")
+    (folder,) = filter(Path.is_dir, (out / "runs").glob("*/*/*/FiBiNET_*"))
     scores = read_scores(folder)
     assert float(row["valid_monitor"]) == pytest.approx(roc_auc_score(scores["label"], scores["score"]))
     assert 1e-3 <= float(row["learning_rate"]) <= 1e-2
