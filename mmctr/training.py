@@ -24,6 +24,7 @@ from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from fuxictr.pytorch.torch_utils import get_regularizer
 from torch import Tensor, nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mmctr import distributed
 from mmctr.checkpoint import RunCheckpoints, load_weights, save_weights
@@ -136,7 +137,8 @@ class Trainer:
         self.planned_steps = epochs * steps
         eval_steps = self.model._eval_steps or steps
         logging.info("Start training: %d batches/epoch", steps)
-        with self._signals():
+        lines_above_bars = logging_redirect_tqdm() if self.world.is_main else contextlib.nullcontext()
+        with self._signals(), lines_above_bars:
             while self.epoch < epochs and not self.stopped:
                 self._train_epoch(train_data, valid_data, steps, eval_steps)
                 self.epoch, self.step = self.epoch + 1, 0
@@ -162,6 +164,7 @@ class Trainer:
             initial=self.step,
             unit="batch",
             file=sys.stdout,
+            leave=False,
             mininterval=1.0,
             disable=not self.model._verbose or not self.world.is_main,
         )
