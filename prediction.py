@@ -37,6 +37,7 @@ def main() -> None:
     feature_map = experiment.build_feature_map(params)
 
     model = config.find_model(model_zoo, params["model"])(feature_map, **params)
+    model.precision = params.get("precision", "fp32")  # as its validation was scored
     model.load_weights(args.checkpoint or run.weights)
     loader_params = {**params, "shuffle": False, "batch_format": params.get("batch_format", "indices")}
     scores = model.predict(MMCTRDataLoader(feature_map, test, split="test", **loader_params))

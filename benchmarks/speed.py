@@ -145,6 +145,8 @@ class Bench:
             "bf16": measure.peak_flops(device, torch.bfloat16),
             "bytes": measure.peak_bandwidth(device),
         }
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what is measured next runs in processes of its own
         self.note(
             f"peak of the machine: {self.peaks['fp32'] / 1e9:,.0f} GFLOP/s fp32, {self.peaks['bf16'] / 1e9:,.0f} "
             f"GFLOP/s bf16 (matrix product), {self.peaks['bytes'] / 1e9:,.1f} GB/s (copy, read + written)"

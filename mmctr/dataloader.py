@@ -83,27 +83,27 @@ class Split:
         """One column over all rows, [N] or [N, W]."""
         return _columns(self.integers, self.layout)[name]
 
-    def gather(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def gather(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """The rows' columns.
 
         Args:
             rows: int64 [B], on the device of `integers`.
+            device: where the columns shall be.
 
         Returns:
             ({column: [B] or [B, W]}, item_index int32 [B, L + 1]).
         """
-        integers = self.integers.index_select(0, rows)
-        columns = _columns(integers, self.layout)
-        if self.floats is not None:
-            columns.update(_columns(self.floats.index_select(0, rows), self.float_layout))
-        return columns, integers[:, : self.history_len + 1]
+        return self._split_up(*(_gather(values, rows, device) for values in (self.integers, self.floats)))
 
-    def slice(self, start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
-        """`gather` of rows start .. stop - 1, without a copy."""
-        integers = self.integers[start:stop]
+    def slice(self, start: int, stop: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        """`gather` of rows start .. stop - 1, without a copy where they are there already."""
+        parts = (values if values is None else values[start:stop] for values in (self.integers, self.floats))
+        return self._split_up(*(values if values is None else values.to(device, non_blocking=True) for values in parts))
+
+    def _split_up(self, integers: Tensor, floats: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         columns = _columns(integers, self.layout)
-        if self.floats is not None:
-            columns.update(_columns(self.floats[start:stop], self.float_layout))
+        if floats is not None:
+            columns.update(_columns(floats, self.float_layout))
         return columns, integers[:, : self.history_len + 1]
 
     def to(self, device: torch.device) -> "Split":
@@ -177,7 +177,8 @@ class MMCTRDataLoader:
         feature_map: FuxiCTR's FeatureMap.
         data_path: a parquet file; `.parquet` is added when missing, as FuxiCTR does.
         split: "train", "valid" or "test"; a test split needs no label.
-        batch_size: rows a batch; the last one may be smaller.
+        batch_size: rows a batch; the last one may be smaller. When shuffled, a last one of fewer than two rows a rank
+            goes with the one before it: batch norm needs two.
         shuffle: a new seeded permutation every epoch.
         item_info: item_info.parquet, or an ItemTable made before (shared by the splits).
         max_len: history positions used, the last ones.
@@ -243,6 +244,8 @@ class MMCTRDataLoader:
         self._group_ids = self.data.column(group).cpu() if group and group in self.data.layout else None
         self.num_samples = len(self.data)
         self.num_batches = math.ceil(self.num_samples / self.batch_size)
+        if shuffle and self.num_batches > 1 and (self.num_samples - 1) % self.batch_size + 1 < 2 * world_size:
+            self.num_batches -= 1
         self.epoch = 0
         self.first_batch = 0
 
@@ -279,12 +282,9 @@ class MMCTRDataLoader:
     def _batch(self, order: Tensor | None, order_here: Tensor | None, start: int, stop: int):
         """Rows order[start:stop] (file order when None) in the batch format; `order_here` is by the data."""
         if order is None:
-            columns, item_index = self.data.slice(start, stop)
+            columns, item_index = self.data.slice(start, stop, self.device)
         else:
-            columns, item_index = self.data.gather(order_here[start:stop])
-        if item_index.device != self.device:
-            columns = {name: values.to(self.device, non_blocking=True) for name, values in columns.items()}
-            item_index = item_index.to(self.device, non_blocking=True)
+            columns, item_index = self.data.gather(order_here[start:stop], self.device)
         batch = IndexBatch(columns, item_index, self.item_table)
         if self.batch_format == "indices":
             return batch
@@ -296,7 +296,7 @@ class MMCTRDataLoader:
     def _bounds(self, index: int) -> tuple[int, int]:
         """First row of a batch and the row after its last."""
         start = index * self.batch_size
-        return start, min(start + self.batch_size, self.num_samples)
+        return start, self.num_samples if index == self.num_batches - 1 else start + self.batch_size
 
     def _share(self, start: int, stop: int) -> tuple[int, int]:
         """This rank's rows of a batch: contiguous, sizes differing by at most one."""
@@ -393,6 +393,14 @@ def _fill(target: Tensor | None, blocks: dict[str, np.ndarray], layout: dict, fi
     for name, (start, width, _) in layout.items():
         block = blocks[name]
         target.numpy()[first : first + len(block), start : start + width] = block.reshape(len(block), width)
+
+
+def _gather(values: Tensor | None, rows: Tensor, device: torch.device) -> Tensor | None:
+    """Rows of a matrix on a device; to another one through page-locked memory, so that the copy is not waited for."""
+    if values is None or values.device == device:
+        return values if values is None else values.index_select(0, rows)
+    here = torch.empty(len(rows), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
+    return torch.index_select(values, 0, rows, out=here).to(device, non_blocking=True)
 
 
 def _columns(values: Tensor, layout: dict[str, tuple[int, int, bool]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if current().size > 1:
         dist.all_reduce(values)
     return values
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank the first one's buffers (batch norm's running statistics), which are those that are saved."""
+    if current().size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -176,7 +176,7 @@ class Trainer:
             rows += self._train_step(batch, train_data, last=self.step == steps)
             if self.total_steps % eval_steps == 0:
                 with self._judged_weights():
-                    self._evaluate(valid_data, rows / (time.perf_counter() - started))
+                    self._evaluate(valid_data, rows, started)
                 self.model.train()
                 started, rows = time.perf_counter(), 0
                 if self.stopped:
@@ -228,8 +228,11 @@ class Trainer:
         """The weights that are evaluated and kept: their average, where there is one."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
-    def _evaluate(self, valid_data, rows_per_second: float) -> None:
-        loss = self._read_loss()
+    def _evaluate(self, valid_data, rows: int, started: float) -> None:
+        """Read the loss, score the validation split and judge; `rows` were trained on since the time `started`."""
+        loss = self._read_loss()  # waits for the device: only then is the time that of the steps
+        rows_per_second = rows / (time.perf_counter() - started)
+        distributed.share_buffers(self.model)
         entry = {
             "epoch": self.epoch + 1,
             "step": self.total_steps,
@@ -418,7 +421,8 @@ def _score(model: nn.Module, data, with_labels: bool) -> tuple[np.ndarray, np.nd
             columns.append(model.get_group_id(batch).reshape(-1))
         parts.append((index, columns))
     if sharded:
-        parts = [(i, [c.cpu() for c in columns]) for i, columns in parts]
+        # a view would be sent with all of the memory behind it
+        parts = [(i, [c.cpu().clone() for c in columns]) for i, columns in parts]
         parts = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
     joined = [torch.cat(values).cpu().numpy() for values in zip(*(columns for _, columns in parts), strict=True)]
     joined += [None] * (3 - len(joined))

@@ -104,10 +104,13 @@ class MultimodalModel(BaseModel):
             self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
 
     def finish(self, learning_rate, optimizer="adam", loss="binary_crossentropy", **kwargs):
-        """The end of every constructor: optimizer and loss, FuxiCTR's initialisation, the device."""
-        self.compile(optimizer, loss, learning_rate)
+        """The end of every constructor: FuxiCTR's initialisation, the device, optimizer and loss.
+
+        The optimizer comes last: Adagrad's makes its sums at once, where the weights are then.
+        """
         self.reset_parameters()
         self.model_to_device()
+        self.compile(optimizer, loss, learning_rate)
 
     def read_batch(self, inputs) -> Inputs:
         """Bring a batch of any of the three forms to the model's device, as `Inputs`."""

@@ -230,13 +230,13 @@ class DINAttention(nn.Module):
         if packed:
             row, column = mask.nonzero(as_tuple=True)
             position = positions[row, column]
+            its_target, its_bias = F.embedding(row, target), F.embedding(row, from_target)
         else:
-            row = torch.arange(batch, device=positions.device).repeat_interleave(length)
-            position = positions.reshape(-1)
+            position = positions
+            its_target, its_bias = target.unsqueeze(1), from_target.unsqueeze(1)
         history = F.embedding(position, items)
-        product = F.embedding(row, target) * history
-        hidden = F.linear(product, w_product) + F.embedding(row, from_target) + F.embedding(position, from_item)
-        scores = layers[1:](hidden).squeeze(-1)
+        hidden = F.linear(its_target * history, w_product) + its_bias + F.embedding(position, from_item)
+        scores = layers[1:](hidden.flatten(0, -2)).squeeze(-1)
 
         if packed and not self.use_softmax:
             weighted = history * scores.unsqueeze(-1)
@@ -247,7 +247,8 @@ class DINAttention(nn.Module):
             full = scores.view(batch, length) * mask.to(scores.dtype)
         if self.use_softmax:
             full = masked_softmax(full, mask)
-        history = F.embedding(positions, items)
+        if packed:
+            history = F.embedding(positions, items)
         return torch.bmm(full.unsqueeze(1).to(history.dtype), history).squeeze(1)
 
     def packs(self, positions: Tensor) -> bool:

@@ -114,6 +114,37 @@ def test_ranks_share_every_batch(setup):
         assert whole.rows_in_batch(index) == len(batch.item_index)
 
 
+@pytest.mark.parametrize(("world_size", "batch_size", "last"), [(1, 599, 600), (1, 598, 2), (2, 597, 600), (2, 596, 4)])
+def test_a_last_batch_too_small_for_batch_norm_goes_with_the_one_before(setup, world_size, batch_size, last):
+    feature_map, params = setup
+    arguments = {"batch_size": batch_size, "item_info": params["item_info"], "batch_format": "indices"}
+    arguments["world_size"] = world_size
+    loader = MMCTRDataLoader(feature_map, params["train_data"], shuffle=True, **arguments)
+    sizes = [len(batch.item_index) for batch in loader]
+    assert len(sizes) == len(loader) and min(sizes) >= 2
+    assert loader.rows_in_batch(len(loader) - 1) == last
+    in_order = MMCTRDataLoader(feature_map, params["train_data"], **arguments)
+    assert in_order.rows_in_batch(len(in_order) - 1) == 600 - batch_size
+
+
+def test_gathering_for_another_device_equals_gathering_here(setup):
+    """`meta` stands for a GPU: the shapes and types that arrive there."""
+    feature_map, params = setup
+    data = MMCTRDataLoader(feature_map, params["train_data"], item_info=params["item_info"]).data
+    rows, there = torch.tensor([5, 0, 599]), torch.device("meta")
+    pairs = [
+        (data.gather(rows, torch.device("cpu")), data.gather(rows, there)),
+        (data.slice(3, 9, torch.device("cpu")), data.slice(3, 9, there)),
+    ]
+    for (columns, item_index), (far_columns, far_index) in pairs:
+        assert (far_index.shape, far_index.dtype, far_index.device) == (item_index.shape, torch.int32, there)
+        assert {name: (v.shape, v.dtype) for name, v in columns.items()} == {
+            name: (v.shape, v.dtype) for name, v in far_columns.items()
+        }
+        assert {v.device for v in far_columns.values()} == {there}
+    assert torch.equal(pairs[0][0][1], data.integers[rows][:, : data.history_len + 1])
+
+
 def test_scoring_shards_are_whole_batches_in_order(setup):
     feature_map, params = setup
     loader = MMCTRDataLoader(

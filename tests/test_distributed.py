@@ -1,6 +1,7 @@
 """Two ranks with half of every batch each train and score as one process with the whole batch."""
 
 import csv
+import json
 import os
 import socket
 import subprocess
@@ -89,3 +90,13 @@ def test_resume_works_for_two_ranks(pair, tmp_path):
     resumed, expected = history(tmp_path), history(whole)
     assert [row["loss"] for row in resumed] == [row["loss"] for row in expected]
     assert [row["AUC"] for row in resumed] == [row["AUC"] for row in expected]
+
+
+def test_ranks_score_with_the_same_batch_norm(pair, tmp_path):
+    """Running statistics differ by rank; what is saved is the first one's, and the evaluation must be of that."""
+    config, _, _ = pair
+    settings = [*SETTINGS, "batch_norm=True", "epochs=1", "eval_steps=0"]
+    run("run_expid.py", 2, config, tmp_path, "--set", *settings)
+    (trained,) = history(tmp_path)
+    result = json.loads((tmp_path / "TEST_DATA" / "FiBiNET_test" / "result.json").read_text())  # of the saved weights
+    assert float(trained["AUC"]) == pytest.approx(result["metrics"]["AUC"], abs=1e-9)

@@ -262,3 +262,15 @@ def test_a_model_learns_and_its_embedding_helps(tmp_path):
         aucs.append(max(entry["AUC"] for entry in run.fit()))
     assert aucs[0] > 0.8
     assert aucs[0] > aucs[1]
+
+
+def test_the_optimizer_is_made_where_the_weights_are(dataset, monkeypatch):
+    """Adagrad's state is made with it; on the CPU it would stay there when the weights move on to a GPU."""
+    there_before = []
+    monkeypatch.setattr(
+        model_zoo.FiBiNET, "model_to_device", lambda self: there_before.append(hasattr(self, "optimizer"))
+    )
+    params = {**load_params(dataset, "FiBiNET_test", model_zoo), "optimizer": "Adagrad"}
+    model = model_zoo.FiBiNET(build_feature_map(params), **params)
+    assert type(model.optimizer) is torch.optim.Adagrad
+    assert there_before == [False]
