@@ -33,7 +33,8 @@ NAMES_SHOWN = 5
 PREFIXES = {"text": "txt_emb", "image": "img_emb"}  # as item_feature names the organisers' features
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description="Make an item embedding from titles, tags and cover images (challenge task 1).",
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
@@ -189,6 +190,7 @@ def count(filled: Filled, name: str, num_items: int) -> dict[str, int]:
 
 
 def print_summary(args: argparse.Namespace, filled: dict[str, list[Filled]], manifest: dict, unknown: int) -> None:
+    """Print what the embedding was made of: items, what was missing or bad, speed, explained variance."""
     print(f"{'items':<12}{manifest['items']:,}")
     for name, views in filled.items():
         counts = ", ".join(f"{kind} {number:,}" for kind, number in manifest[name]["counts"].items())
@@ -212,7 +214,8 @@ def _first_names(bad: list[tuple[str, str, str]]) -> str:
 
 
 def main() -> None:
-    args = parse_args()
+    """Read, encode, fuse, write."""
+    args = parse_arguments()
     check_paths(args)
     table = read_item_info(args.item_info)
     num_items = table.num_rows - 1

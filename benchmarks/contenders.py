@@ -17,7 +17,8 @@ from benchmarks.measure import TimedBatches, pass_rows_per_second, step_flops
 from benchmarks.synthetic import Sizes, feature_map
 from mmctr.dataloader import MMCTRDataLoader
 from mmctr.memory import keep_freed_memory
-from mmctr.training import Trainer, predict
+from mmctr.scoring import predict
+from mmctr.training import Trainer
 
 SEED = 2025
 # FiBiNET_MicroLens_1M_x1 of config/ and the organisers' DIN.

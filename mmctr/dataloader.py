@@ -93,12 +93,13 @@ class Split:
         Returns:
             ({column: [B] or [B, W]}, item_index int32 [B, L + 1]).
         """
-        return self._split_up(*(_gather(values, rows, device) for values in (self.integers, self.floats)))
+        floats = None if self.floats is None else _gather(self.floats, rows, device)
+        return self._split_up(_gather(self.integers, rows, device), floats)
 
     def slice(self, start: int, stop: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """`gather` of rows start .. stop - 1, without a copy where they are there already."""
-        parts = (values if values is None else values[start:stop] for values in (self.integers, self.floats))
-        return self._split_up(*(values if values is None else values.to(device, non_blocking=True) for values in parts))
+        floats = None if self.floats is None else self.floats[start:stop].to(device, non_blocking=True)
+        return self._split_up(self.integers[start:stop].to(device, non_blocking=True), floats)
 
     def _split_up(self, integers: Tensor, floats: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         columns = _columns(integers, self.layout)
@@ -395,10 +396,10 @@ def _fill(target: Tensor | None, blocks: dict[str, np.ndarray], layout: dict, fi
         target.numpy()[first : first + len(block), start : start + width] = block.reshape(len(block), width)
 
 
-def _gather(values: Tensor | None, rows: Tensor, device: torch.device) -> Tensor | None:
+def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     """Rows of a matrix on a device; to another one through page-locked memory, so that the copy is not waited for."""
-    if values is None or values.device == device:
-        return values if values is None else values.index_select(0, rows)
+    if values.device == device:
+        return values.index_select(0, rows)
     here = torch.empty(len(rows), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
     return torch.index_select(values, 0, rows, out=here).to(device, non_blocking=True)
 

@@ -5,7 +5,7 @@ model that reads no history, as FuxiCTR's plain dictionary. `MultimodalModel.rea
 `Inputs`. With an IndexBatch the item side is embedded once per distinct item and positions gather the result: a batch
 of 8192 x 65 positions has 532,000 occurrences of at most 91,718 items.
 
-Training runs in mmctr.training; `fit`, `evaluate` and `predict` keep FuxiCTR's signatures.
+Training runs in mmctr.training, scoring in mmctr.scoring; `fit`, `evaluate` and `predict` keep FuxiCTR's signatures.
 """
 
 import copy
@@ -18,10 +18,12 @@ from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
-from mmctr import training
+from mmctr import scoring
+from mmctr.checkpoint import load_weights, save_weights
 from mmctr.dataloader import IndexBatch
 from mmctr.errors import UserError
 from mmctr.item_table import LEVELS
+from mmctr.training import Trainer
 
 KWARG_DEFAULTS = {
     "verbose": 0,
@@ -160,23 +162,23 @@ class MultimodalModel(BaseModel):
 
     def fit(self, data_generator, epochs=1, validation_data=None, **kwargs):
         """FuxiCTR's signature; the loop is mmctr.training's."""
-        training.Trainer(self, **kwargs).fit(data_generator, validation_data, epochs=epochs)
+        Trainer(self, **kwargs).fit(data_generator, validation_data, epochs=epochs)
 
     def evaluate(self, data_generator, metrics=None):
         """FuxiCTR's signature: {metric: value} over all batches."""
-        return training.evaluate(self, data_generator, metrics or self.validation_metrics)
+        return scoring.evaluate(self, data_generator, metrics or self.validation_metrics)
 
     def predict(self, data_generator):
         """FuxiCTR's signature: float64 array [N] of click probabilities, in the loader's order."""
-        return training.predict(self, data_generator)
+        return scoring.predict(self, data_generator)
 
     def load_weights(self, checkpoint):
         """Load a state dict file, without running what it may hold; a UserError when it is not this model's."""
-        training.load_weights(self, checkpoint)
+        load_weights(self, checkpoint)
 
     def save_weights(self, checkpoint):
         """Save the state dict, whole or not at all."""
-        training.save_weights(self, checkpoint)
+        save_weights(self, checkpoint)
 
     def _read_indices(self, inputs: IndexBatch) -> Inputs:
         table, index = inputs.item_table, inputs.item_index

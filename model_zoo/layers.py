@@ -77,6 +77,7 @@ class _PairProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fields: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """float [B, P, D]; the products are taken in `dtype`."""
         ctx.save_for_backward(fields, weights)
         ctx.dtype = dtype
         batch, _, dim = fields.shape
@@ -89,6 +90,7 @@ class _PairProducts(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of fields [B, F, D] and weights [P, D, D], from that of the output."""
         fields, weights = ctx.saved_tensors
         batch, _, dim = fields.shape
         grad_fields, grad_weights = torch.zeros_like(fields), torch.empty_like(weights)
