@@ -13,13 +13,13 @@ venv: .venv/.installed
 	touch $@
 
 demo: venv
-	$(VENV)/python -m mmctr.demo_data --output $(DEMO)
+	$(VENV)/python -m mm_fibinet.demo.data --output $(DEMO)
 	$(VENV)/python build_item_emb.py --item_info $(DEMO)/MMCTR_demo/item_info.parquet \
 	    --item_feature $(DEMO)/item_feature.parquet --images $(DEMO)/item_images \
 	    --output $(DEMO)/embedded/item_info.parquet
 	$(VENV)/python run_expid.py --expid FiBiNET_demo
 	$(VENV)/python prediction.py --expid FiBiNET_demo
-	$(VENV)/python -m mmctr.demo_score --data $(DEMO) --expid FiBiNET_demo
+	$(VENV)/python -m mm_fibinet.demo.score --data $(DEMO) --expid FiBiNET_demo
 
 test: venv
 	$(VENV)/python -m pytest tests

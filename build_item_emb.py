@@ -19,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmctr import encoders
-from mmctr.encoders import Encoder
-from mmctr.errors import UserError, run_cli
-from mmctr.feature_store import FeatureStore, Filled, fill
-from mmctr.files import atomic_path, write_json
-from mmctr.fusion import FUSIONS, Fused, Modality
-from mmctr.item_sources import ImageSource, openings, read_texts
-from mmctr.schema import read_item_info
+from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.files import atomic_path, write_json
+from mm_fibinet.items import encoders
+from mm_fibinet.items.encoders import Encoder
+from mm_fibinet.items.feature_store import FeatureStore, Filled, fill
+from mm_fibinet.items.fusion import FUSIONS, Fused, Modality
+from mm_fibinet.items.sources import ImageSource, openings, read_texts
+from mm_fibinet.schema import read_item_info
 
-STORE_NAME = ".mmctr_features"
+STORE_NAME = ".mm_fibinet_features"
 NAMES_SHOWN = 5
 PREFIXES = {"text": "txt_emb", "image": "img_emb"}  # as item_feature names the organisers' features
 

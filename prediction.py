@@ -7,9 +7,10 @@ import argparse
 from pathlib import Path
 
 import model_zoo
-from mmctr import config, distributed, experiment, schema, submission
-from mmctr.dataloader import MMCTRDataLoader
-from mmctr.errors import UserError, run_cli
+from mm_fibinet import distributed, run_folder, schema, settings, submission
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.feature_map import build_feature_map
 from run_expid import add_experiment_arguments, load_params
 
 
@@ -33,10 +34,10 @@ def main() -> None:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
     num_rows = len(schema.read_test_ids(test))
     world = distributed.start(params["gpu"])
-    run = experiment.RunFolder(params)
-    feature_map = experiment.build_feature_map(params)
+    run = run_folder.RunFolder(params)
+    feature_map = build_feature_map(params)
 
-    model = config.find_model(model_zoo, params["model"])(feature_map, **params)
+    model = settings.find_model(model_zoo, params["model"])(feature_map, **params)
     model.precision = params.get("precision", "fp32")  # as its validation was scored
     model.load_weights(args.checkpoint or run.weights)
     loader_params = {**params, "shuffle": False, "batch_format": params.get("batch_format", "indices")}

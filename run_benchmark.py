@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import model_zoo
-from mmctr import benchmark, config, report
-from mmctr.errors import UserError, run_cli
+from mm_fibinet import settings
+from mm_fibinet.compare import jobs, leaderboard
+from mm_fibinet.errors import UserError, run_cli
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -20,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", default=str(folder), help="config folder (default: the one beside this script)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--expids", nargs="+", metavar="EXPID", help="experiment IDs of the config")
-    what.add_argument("--suite", help=f"a list of experiment IDs by its name in {benchmark.SUITES}")
+    what.add_argument("--suite", help=f"a list of experiment IDs by its name in {jobs.SUITES}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run, then report; exit code 1 when a run failed."""
     args = parse_arguments()
-    expids = args.expids or benchmark.find_suite(args.config, args.suite)
+    expids = args.expids or jobs.find_suite(args.config, args.suite)
     baseline = args.baseline or expids[0]
     if baseline not in expids:
         raise UserError(f"--baseline {baseline}: not among the experiments that are run: {', '.join(expids)}")
@@ -45,22 +46,22 @@ def main() -> int:
         raise UserError(f"--workers {args.workers}: expected at least 1")
     if any(change.partition("=")[0].strip() == "seed" for change in args.set):
         raise UserError("--set seed: expected --seeds instead")
-    devices = list(dict.fromkeys(args.gpus)) if args.gpus else [benchmark.CPU] * args.workers
+    devices = list(dict.fromkeys(args.gpus)) if args.gpus else [jobs.CPU] * args.workers
     for gpu in devices:
-        config.require_device(gpu)
+        settings.require_device(gpu)
 
     out = Path(args.out)
-    jobs = benchmark.plan(args.config, expids, args.seeds, model_zoo, out, args.set, args.data_root)
+    runs = jobs.plan(args.config, expids, args.seeds, model_zoo, out, args.set, args.data_root)
     command = [sys.executable, str(Path(__file__).resolve().parent / "run_expid.py"), "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
     command += ["--set", *args.set] if args.set else []
-    benchmark.run_all(jobs, command, devices, out)
+    jobs.run_all(runs, command, devices, out)
 
-    board = report.build([job.outcome() for job in jobs], baseline)
-    written = report.write(board, out)
-    print(report.as_text(board))
+    board = leaderboard.build([job.outcome() for job in runs], baseline)
+    written = leaderboard.write(board, out)
+    print(leaderboard.as_text(board))
     print("\n".join(f"{what:<12}{path}" for what, path in written.items()))
-    return 1 if any(job.error for job in jobs) else 0
+    return 1 if any(job.error for job in runs) else 0
 
 
 if __name__ == "__main__":

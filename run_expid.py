@@ -11,13 +11,14 @@ from pathlib import Path
 from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
-from mmctr import config, distributed, experiment, run_result
-from mmctr.checkpoint import RunCheckpoints
-from mmctr.dataloader import MMCTRDataLoader
-from mmctr.errors import run_cli
-from mmctr.event_files import EventFiles
-from mmctr.item_table import item_side_features, load_item_table
-from mmctr.training import Trainer
+from mm_fibinet import distributed, run_folder, run_result, settings
+from mm_fibinet.checkpoint import RunCheckpoints
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import run_cli
+from mm_fibinet.event_files import EventFiles
+from mm_fibinet.feature_map import build_feature_map, save_feature_map
+from mm_fibinet.item_table import item_side_features, load_item_table
+from mm_fibinet.training import Trainer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,8 +46,8 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
 def load_params(args: argparse.Namespace) -> dict:
     """The experiment's merged settings; the device is checked."""
     gpu = int(os.environ.get("LOCAL_RANK", args.gpu)) if args.gpu >= 0 else -1
-    config.require_device(gpu)
-    return config.load_params(args.config, args.expid, model_zoo, args.set, args.data_root, args.model_root, gpu)
+    settings.require_device(gpu)
+    return settings.load_params(args.config, args.expid, model_zoo, args.set, args.data_root, args.model_root, gpu)
 
 
 def main() -> None:
@@ -54,10 +55,10 @@ def main() -> None:
     args = parse_arguments()
     params = load_params(args)
     world = distributed.start(params["gpu"])
-    run = experiment.RunFolder(params).make()
-    experiment.start_log(run.log, append=args.resume, quiet=not world.is_main)
-    feature_map = experiment.build_feature_map(params)
-    data = experiment.data_fingerprint(params)
+    run = run_folder.RunFolder(params).make()
+    run_folder.start_log(run.log, append=args.resume, quiet=not world.is_main)
+    feature_map = build_feature_map(params)
+    data = run_folder.data_fingerprint(params)
     seed_everything(params["seed"])
 
     features = item_side_features(feature_map.features, params.get("history_levels", False))
@@ -71,15 +72,15 @@ def main() -> None:
     )
     logging.info("Train samples: %d, validation samples: %d", train_data.num_samples, valid_data.num_samples)
 
-    model = config.find_model(model_zoo, params["model"])(feature_map, **params)
+    model = settings.find_model(model_zoo, params["model"])(feature_map, **params)
     model.checkpoint = str(run.weights)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logging.info("Total number of parameters: %d.", parameters)
     if world.is_main:
-        experiment.save_feature_map(feature_map, run.folder / "feature_map.json")
-        experiment.write_manifest(run, params, feature_map, data, parameters)
+        save_feature_map(feature_map, run.folder / "feature_map.json")
+        run_folder.write_manifest(run, params, feature_map, data, parameters)
 
-    checkpoints = RunCheckpoints(run.folder, experiment.run_fingerprint(params, data))
+    checkpoints = RunCheckpoints(run.folder, run_folder.run_fingerprint(params, data))
     if not args.resume and world.is_main:
         checkpoints.clear()
     options = {**params, "checkpoint_every": args.checkpoint_every or params.get("checkpoint_every")}
@@ -100,7 +101,7 @@ def main() -> None:
         result = run_result.write_result(run, params, data, model, history, train_data, valid_data, scores)
         logging.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
         results = Path(params["model_root"]) / f"{Path(args.config).resolve().name}.csv"
-        experiment.append_result(results, params, result)
+        run_folder.append_result(results, params, result)
         print(f"best weights  {run.weights}\nrun folder    {run.folder}\nresults       {results}")
     distributed.stop()
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import model_zoo
-from mmctr import config
-from mmctr.errors import UserError, run_cli
-from mmctr.tuner import RESULTS, Search, read_tuner
-from mmctr.tuner_optuna import run_trials
+from mm_fibinet import settings
+from mm_fibinet.compare.tuner import RESULTS, Search, read_tuner
+from mm_fibinet.compare.tuner_optuna import run_trials
+from mm_fibinet.errors import UserError, run_cli
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     for gpu in args.gpu:
-        config.require_device(gpu)
+        settings.require_device(gpu)
     tuner = read_tuner(args.config, model_zoo)
     out = Path(args.out or Path("tuner") / (Path(args.config).stem + "_optuna" * bool(args.optuna)))
     script = [sys.executable, str(Path(__file__).resolve().parent / "run_expid.py")]

@@ -15,10 +15,10 @@ import model_zoo
 from benchmarks import reference
 from benchmarks.measure import TimedBatches, pass_rows_per_second, step_flops
 from benchmarks.synthetic import Sizes, feature_map
-from mmctr.dataloader import MMCTRDataLoader
-from mmctr.memory import keep_freed_memory
-from mmctr.scoring import predict
-from mmctr.training import Trainer
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.scoring import predict
+from mm_fibinet.training import Trainer
 
 SEED = 2025
 # FiBiNET_MicroLens_1M_x1 of config/ and the organisers' DIN.

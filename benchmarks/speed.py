@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from fuxictr.metrics import evaluate_metrics
 
-from benchmarks import measure, report
+from benchmarks import figure, measure
 from benchmarks.contenders import FuxiCTRLoader, Ours, Reference, Task
+from benchmarks.figure import Result
 from benchmarks.measure import in_turns, median
 from benchmarks.remote import Remote, RemoteError
-from benchmarks.report import Result
 from benchmarks.synthetic import Sizes, write_data
-from mmctr.errors import UserError, run_cli
-from mmctr.metrics import group_auc
+from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.metrics import group_auc
 
 SECTIONS = ("loader", "training", "gauc", "scoring", "scaling", "memory")
 MODELS = ("FiBiNET", "DIN")
@@ -105,7 +105,7 @@ class Bench:
         """One line of the table from the repeats' values; shown at once."""
         spreads = [measure.spread(values) for values in (reference, ours)]
         self.results.append(Result(what, unit, median(reference), median(ours), spread=max(spreads), **more))
-        print(report.line(self.results[-1]), flush=True)
+        print(figure.line(self.results[-1]), flush=True)
 
     def note(self, text: str) -> None:
         """A line under the table."""
@@ -281,13 +281,13 @@ def main() -> None:
         raise UserError(f"--gpu {args.gpu}: found no CUDA device; use --gpu -1 for the CPU")
     logging.disable(logging.INFO)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="mmctr-speed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mm-fibinet-speed-") as folder:
         bench = Bench(args, Path(folder))
         write_data(bench.task.folder, bench.task.sizes)
         for section in SECTIONS:
             if section in args.only:
                 getattr(bench, section)()
-    written = report.write(bench.out, measure.machine(bench.task.device), bench)
+    written = figure.write(bench.out, measure.machine(bench.task.device), bench)
     print(written.read_text())
 
 

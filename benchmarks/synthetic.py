@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuxictr.features import FeatureMap
 
-from mmctr.experiment import build_feature_map
+from mm_fibinet.feature_map import build_feature_map
 
 NUM_TAGS = 11_740
 TAG_WIDTH = 5

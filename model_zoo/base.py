@@ -5,7 +5,8 @@ model that reads no history, as FuxiCTR's plain dictionary. `MultimodalModel.rea
 `Inputs`. With an IndexBatch the item side is embedded once per distinct item and positions gather the result: a batch
 of 8192 x 65 positions has 532,000 occurrences of at most 91,718 items.
 
-Training runs in mmctr.training, scoring in mmctr.scoring; `fit`, `evaluate` and `predict` keep FuxiCTR's signatures.
+Training runs in mm_fibinet.training, scoring in mm_fibinet.scoring; `fit`, `evaluate` and `predict` keep FuxiCTR's
+signatures.
 """
 
 import copy
@@ -18,12 +19,12 @@ from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
-from mmctr import scoring
-from mmctr.checkpoint import load_weights, save_weights
-from mmctr.dataloader import IndexBatch
-from mmctr.errors import UserError
-from mmctr.item_table import LEVELS
-from mmctr.training import Trainer
+from mm_fibinet import scoring
+from mm_fibinet.checkpoint import load_weights, save_weights
+from mm_fibinet.dataloader import IndexBatch
+from mm_fibinet.errors import UserError
+from mm_fibinet.item_table import LEVELS
+from mm_fibinet.training import Trainer
 
 KWARG_DEFAULTS = {
     "verbose": 0,
@@ -161,7 +162,7 @@ class MultimodalModel(BaseModel):
         return batch_dict[self.feature_map.group_id]
 
     def fit(self, data_generator, epochs=1, validation_data=None, **kwargs):
-        """FuxiCTR's signature; the loop is mmctr.training's."""
+        """FuxiCTR's signature; the loop is mm_fibinet.training's."""
         Trainer(self, **kwargs).fit(data_generator, validation_data, epochs=epochs)
 
     def evaluate(self, data_generator, metrics=None):

@@ -4,7 +4,7 @@ import torch
 from fuxictr.pytorch.layers import CrossNetV2, MLP_Block
 from torch import Tensor, nn
 
-from mmctr.errors import UserError
+from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
 
 

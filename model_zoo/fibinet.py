@@ -11,7 +11,7 @@ import torch
 from fuxictr.pytorch.layers import MLP_Block, SqueezeExcitation
 from torch import Tensor, nn
 
-from mmctr.errors import UserError
+from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
 from model_zoo.layers import BilinearInteraction, LinearPart
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus

@@ -10,8 +10,8 @@ import torch
 from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import Tensor, nn
 
-from mmctr.errors import UserError
-from mmctr.schema import ITEM_ID
+from mm_fibinet.errors import UserError
+from mm_fibinet.schema import ITEM_ID
 from model_zoo.base import Inputs, MultimodalModel, with_equal_dims
 from model_zoo.layers import DINAttention, mean_pooling
 from model_zoo.similarity import SimilarityFields

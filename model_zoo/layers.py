@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from torch import Tensor, nn
 
-from mmctr.errors import UserError
+from mm_fibinet.errors import UserError
 
 BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
 

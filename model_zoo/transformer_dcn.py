@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fuxictr.pytorch.layers import CrossNetV2, MLP_Block
 from torch import Tensor, nn
 
-from mmctr.errors import UserError
+from mm_fibinet.errors import UserError
 from model_zoo.history import HistoryModel
 
 MASK_POLARITIES = ("correct", "published")

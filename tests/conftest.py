@@ -14,9 +14,9 @@ import torch
 from fuxictr.features import FeatureMap
 from safetensors.torch import load_file
 
-from mmctr.dataloader import IndexBatch
-from mmctr.errors import run_cli
-from mmctr.item_table import ItemTable
+from mm_fibinet.dataloader import IndexBatch
+from mm_fibinet.errors import run_cli
+from mm_fibinet.item_table import ItemTable
 
 torch.set_num_threads(1)  # the tests' tensors are tiny: threads would only wait for each other
 

@@ -294,7 +294,7 @@ def test_full_disk(dataset, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mmctr.files.os.fsync", full)
+    monkeypatch.setattr("mm_fibinet.files.os.fsync", full)
     code, _, err = run_script(
         "run_expid", "--config", dataset, "--expid", "FiBiNET_test", "--model_root", tmp_path, capsys=capsys
     )

@@ -10,12 +10,12 @@ import torch
 
 from benchmarks import contenders, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
+from benchmarks.figure import Result
 from benchmarks.remote import Remote, RemoteError
-from benchmarks.report import Result
 from benchmarks.synthetic import Sizes, write_data
-from mmctr import memory, schema
-from mmctr.data_check import main as check_data
-from mmctr.errors import run_cli
+from mm_fibinet import memory, schema
+from mm_fibinet.data_check import main as check_data
+from mm_fibinet.errors import run_cli
 
 SIZES = Sizes(rows=200, test_rows=70, items=40, max_len=6, emb_dim=12)
 

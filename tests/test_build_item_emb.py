@@ -22,8 +22,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import build_item_emb
-from mmctr import feature_store, item_sources
-from mmctr.errors import run_cli
+from mm_fibinet.errors import run_cli
+from mm_fibinet.items import feature_store, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
@@ -171,7 +171,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch
     data = make_data(tmp_path / "data", items=80)
     store, output = tmp_path / "store", tmp_path / "out.parquet"
     script = (
-        "import sys, runpy, torch, mmctr.feature_store as store; torch.set_num_threads(1); store.SHARD_ROWS = 4; "
+        "import sys, runpy, torch, mm_fibinet.items.feature_store as store; "
+        "torch.set_num_threads(1); store.SHARD_ROWS = 4; "
         f"sys.argv[0] = 'build_item_emb.py'; runpy.run_path({str(ROOT / 'build_item_emb.py')!r}, None, '__main__')"
     )
     line = [sys.executable, "-c", script, *arguments(data, output, store=store)]
@@ -245,7 +246,7 @@ def test_without_libarchive_a_rar_says_what_to_install(data, tmp_path, monkeypat
 
 
 def test_bad_images_are_named_and_get_the_mean(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(item_sources, "MAX_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr(sources, "MAX_IMAGE_PIXELS", 10_000)
     images = data / "images"
     whole = (images / "1.jpg").read_bytes()
     (images / "1.jpg").write_bytes(whole[:-100])
@@ -328,7 +329,7 @@ def test_texts_join_title_tags_and_description(tmp_path):
         "description": ["about two", None, "only this", "", ""],
     }
     pq.write_table(pa.table(table), tmp_path / "f.parquet")
-    texts = {entry.item_id: entry.load().decode() for entry in item_sources.read_texts(tmp_path / "f.parquet", 5)}
+    texts = {entry.item_id: entry.load().decode() for entry in sources.read_texts(tmp_path / "f.parquet", 5)}
     assert texts == {1: "One. 3, 4", 2: "Two. 7. about two", 4: "only this"}
 
 
@@ -401,9 +402,9 @@ def test_a_corrupt_member_of_a_zip_is_one_bad_image(data):
     content = bytearray((data / "covers.zip").read_bytes())
     content[content.index(cover(2)) + 300] ^= 255
     (data / "covers.zip").write_bytes(content)
-    first, second = item_sources.ImageSource(data / "covers.zip", ITEMS)
+    first, second = sources.ImageSource(data / "covers.zip", ITEMS)
     assert first.load() == cover(1)
-    with pytest.raises(item_sources.BadImage, match="CRC"):
+    with pytest.raises(sources.BadImage, match="CRC"):
         second.load()
 
 

@@ -9,11 +9,11 @@ import torch
 from conftest import make_dataset
 
 import model_zoo
-from mmctr import dataloader
-from mmctr.config import load_params
-from mmctr.dataloader import MMCTRDataLoader
-from mmctr.errors import UserError
-from mmctr.experiment import build_feature_map
+from mm_fibinet import dataloader
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError
+from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.settings import load_params
 
 
 @pytest.fixture(scope="module")

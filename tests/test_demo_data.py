@@ -17,13 +17,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mmctr import demo_data
-from mmctr.demo_covers import STYLES, draw_cover
-from mmctr.demo_data import generate
-from mmctr.demo_titles import TOPICS, draw_tags, draw_titles
-from mmctr.demo_world import Rows, draw_world, expected_auc
-from mmctr.errors import UserError
-from mmctr.files import sha256
+from mm_fibinet.demo import data as demo_data
+from mm_fibinet.demo.covers import STYLES, draw_cover
+from mm_fibinet.demo.data import generate
+from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
+from mm_fibinet.demo.world import Rows, draw_world, expected_auc
+from mm_fibinet.errors import UserError
+from mm_fibinet.files import sha256
 
 SMALL = {"items": 80, "users": 400, "train_rows": 6_000, "valid_rows": 1_500, "test_rows": 3_000, "max_len": 24}
 REPO = Path(__file__).resolve().parents[1]
@@ -354,7 +354,7 @@ def test_a_damaged_demo_json_is_refused(tmp_path: Path):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mmctr.demo_data", *arguments]
+    command = [sys.executable, "-m", "mm_fibinet.demo.data", *arguments]
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
 
 

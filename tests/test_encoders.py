@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmctr import encoders
-from mmctr.encoders import load_image_encoder, load_text_encoder, resolve_device
-from mmctr.errors import UserError
-from mmctr.item_sources import BadImage
+from mm_fibinet.errors import UserError
+from mm_fibinet.items import encoders
+from mm_fibinet.items.encoders import load_image_encoder, load_text_encoder, resolve_device
+from mm_fibinet.items.sources import BadImage
 
 CPU = torch.device("cpu")
 TEXTS = [

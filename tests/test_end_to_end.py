@@ -11,8 +11,8 @@ import pytest
 from conftest import REAL_DATA, ROOT, make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
-from mmctr.demo_data import generate
-from mmctr.demo_score import score
+from mm_fibinet.demo.data import generate
+from mm_fibinet.demo.score import score
 
 ITEMS = 150
 
@@ -74,7 +74,12 @@ def test_the_whole_way(demo, capsys, monkeypatch):
     assert code == 0, err
     submission = demo / "submission" / "FiBiNET_demo.zip"
     code, out, err = run_script(
-        "mmctr.submission", "check", submission, "--test", demo / "in" / "MMCTR_demo" / "test.parquet", capsys=capsys
+        "mm_fibinet.submission",
+        "check",
+        submission,
+        "--test",
+        demo / "in" / "MMCTR_demo" / "test.parquet",
+        capsys=capsys,
     )
     assert code == 0 and "accepted: 1500 rows, Task1&2" in out
 
@@ -86,7 +91,9 @@ def test_the_whole_way(demo, capsys, monkeypatch):
     assert expected > 0.6
     assert listing(demo / "in") == inputs
 
-    code, out, err = run_script("mmctr.demo_score", "--data", demo / "in", "--model_root", demo / "runs", capsys=capsys)
+    code, out, err = run_script(
+        "mm_fibinet.demo.score", "--data", demo / "in", "--model_root", demo / "runs", capsys=capsys
+    )
     assert code == 0, err
     assert f"{expected:.4f}" in out and "best possible" in out
 

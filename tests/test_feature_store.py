@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mmctr import feature_store
-from mmctr.errors import UserError
-from mmctr.feature_store import FeatureStore, content_key, fill
-from mmctr.item_sources import BadImage, Entry
+from mm_fibinet.errors import UserError
+from mm_fibinet.items import feature_store
+from mm_fibinet.items.feature_store import FeatureStore, content_key, fill
+from mm_fibinet.items.sources import BadImage, Entry
 
 
 class Letters:

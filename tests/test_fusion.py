@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from mmctr.errors import UserError
-from mmctr.fusion import FUSIONS, Modality, equal_energy, pca
+from mm_fibinet.errors import UserError
+from mm_fibinet.items.fusion import FUSIONS, Modality, equal_energy, pca
 
 
 def make_modalities(items: int = 300, missing: int = 40) -> dict[str, Modality]:

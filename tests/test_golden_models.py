@@ -5,8 +5,8 @@ import torch
 from conftest import Golden
 
 import model_zoo
-from mmctr.dataloader import IndexBatch
-from mmctr.errors import UserError
+from mm_fibinet.dataloader import IndexBatch
+from mm_fibinet.errors import UserError
 
 MODELS = {
     "din": {},

@@ -13,7 +13,7 @@ from fuxictr.pytorch.layers import (
 )
 from torch import nn
 
-from mmctr.errors import UserError
+from mm_fibinet.errors import UserError
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
 from model_zoo.din_att6 import TargetAttention

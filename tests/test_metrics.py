@@ -5,8 +5,8 @@ import pytest
 from fuxictr.metrics import evaluate_metrics as fuxictr_metrics
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mmctr.errors import UserError
-from mmctr.metrics import auc, evaluate_metrics, group_auc, logloss
+from mm_fibinet.errors import UserError
+from mm_fibinet.metrics import auc, evaluate_metrics, group_auc, logloss
 
 
 def draw(rows: int, groups: int, decimals: int, seed: int = 0):

@@ -7,9 +7,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import model_zoo
-from mmctr.dataloader import IndexBatch
-from mmctr.errors import UserError
-from mmctr.item_table import ItemTable
+from mm_fibinet.dataloader import IndexBatch
+from mm_fibinet.errors import UserError
+from mm_fibinet.item_table import ItemTable
 
 ITEMS, ROWS, LENGTH, TAGS, WIDTH = 300, 256, 6, 20, 12
 FEATURES = {

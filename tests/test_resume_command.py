@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, make_dataset
 
-KILLS = int(os.environ.get("MMCTR_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("MM_FIBINET_TEST_KILLS", "3"))
 
 
 def command(config, runs, *arguments):

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import list_column, make_dataset, run_script
 
-from mmctr import schema
-from mmctr.data_check import check_folder
-from mmctr.errors import UserError
+from mm_fibinet import schema
+from mm_fibinet.data_check import check_folder
+from mm_fibinet.errors import UserError
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.int64(), 3)])
@@ -74,7 +74,7 @@ def test_check_folder_passes_good_data_and_names_bad(tmp_path, capsys):
     label[17] = 3
     pq.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(label)), tmp_path / "bad")
     (tmp_path / "bad").replace(tmp_path / "TEST_DATA" / "train.parquet")
-    code, out, _ = run_script("mmctr.data_check", "check", tmp_path, capsys=capsys)
+    code, out, _ = run_script("mm_fibinet.data_check", "check", tmp_path, capsys=capsys)
     assert code == 2
     line = next(line for line in out.splitlines() if line.startswith("train.parquet"))
     assert "column label is 3.0 in row 17, expected 0 or 1" in line

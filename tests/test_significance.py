@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from mmctr.errors import UserError
-from mmctr.significance import bootstrap_auc, compare_to_baseline, delong, midranks
+from mm_fibinet.compare.significance import bootstrap_auc, compare_to_baseline, delong, midranks
+from mm_fibinet.errors import UserError
 
 ROWS, USERS = 300, 40
 

@@ -12,13 +12,13 @@ from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
-from mmctr import training
-from mmctr.checkpoint import RunCheckpoints
-from mmctr.config import load_params
-from mmctr.dataloader import MMCTRDataLoader
-from mmctr.errors import UserError
-from mmctr.experiment import build_feature_map
-from mmctr.training import Trainer
+from mm_fibinet import training
+from mm_fibinet.checkpoint import RunCheckpoints
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError
+from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.settings import load_params
+from mm_fibinet.training import Trainer
 
 
 class Run:

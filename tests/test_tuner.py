@@ -17,11 +17,12 @@ from conftest import EMB_DIM, NUM_ITEMS, NUM_TAGS, ROOT, make_dataset, run_scrip
 from sklearn.metrics import roc_auc_score
 
 import model_zoo
-from mmctr import benchmark, config, run_result
-from mmctr.errors import UserError
-from mmctr.run_result import read_scores
-from mmctr.tuner import Search, read_tuner
-from mmctr.tuner_optuna import run_trials
+from mm_fibinet import run_result, settings
+from mm_fibinet.compare import jobs
+from mm_fibinet.compare.tuner import Search, read_tuner
+from mm_fibinet.compare.tuner_optuna import run_trials
+from mm_fibinet.errors import UserError
+from mm_fibinet.run_result import read_scores
 
 # The organisers' files: a template whose dataset_id is open, and a tuner that brings the data set along.
 DIN_DEFAULT = """
@@ -158,7 +159,7 @@ def read_results(out: Path) -> list[dict]:
 
 def test_grid_is_fuxictrs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "run_all", lambda *_: None)
+    monkeypatch.setattr(jobs, "run_all", lambda *_: None)
     first = write_organisers(tmp_path, Path("data"))
     more = first.read_text().replace("batch_size: 64", "batch_size: [64, 128]\n    net_dropout: [0, 0.5, [0.1, 0.2]]")
     second = tmp_path / "several.yaml"
@@ -173,14 +174,14 @@ def test_grid_is_fuxictrs(tmp_path, monkeypatch):
         search = make_search(path, tmp_path / "out" / path.stem)
         search.run_grid()
         datasets, experiments = generated(Path(fuxictr.autotuner.enumerate_params(path.name)))
-        for settings in datasets.values():
-            del settings["test_data"]
+        for dataset_settings in datasets.values():
+            del dataset_settings["test_data"]
         assert generated(search.out) == (datasets, experiments)
         assert len(experiments) == number == len(search.rows)
 
 
 def test_values_that_vary_the_data_get_a_data_set_each(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "run_all", lambda *_: None)
+    monkeypatch.setattr(jobs, "run_all", lambda *_: None)
     columns = "[[{name: user_id, type: meta}], [{name: item_seq, type: meta}]]"
     path = write_tuner(tmp_path, dataset, f"{{feature_cols: {columns}, id_dropout: [0, 0.5], seed: [3, 4]}}")
     search = make_search(path, tmp_path / "out")
@@ -242,7 +243,7 @@ def fake(dataset, tmp_path, monkeypatch):
     """A function: a search over this space whose runs are the fake's."""
     pytest.importorskip("optuna")
     monkeypatch.setattr(run_result, "fingerprint", lambda params, data: "fp")
-    monkeypatch.setattr(benchmark, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
     script = tmp_path / "fake.py"
     script.write_text(FAKE_RUN)
 
@@ -347,7 +348,7 @@ def test_optuna_command(tmp_path, monkeypatch, capsys):
     assert 1e-3 <= float(row["learning_rate"]) <= 1e-2
     assert not list(folder.glob("*.ckpt")) and list(folder.parent.glob("*.model"))
     assert f"best      {row['expid']}" in printed and row["expid"].startswith("FiBiNET_test_001_")
-    assert config.load_params(str(out), row["expid"], model_zoo)["learning_rate"] == float(row["learning_rate"])
+    assert settings.load_params(str(out), row["expid"], model_zoo)["learning_rate"] == float(row["learning_rate"])
 
 
 def test_optuna_that_is_missing_is_said(dataset, tmp_path, monkeypatch):

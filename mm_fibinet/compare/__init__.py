@@ -1,0 +1,1 @@
+"""Several experiments side by side: jobs, leaderboard, significance, tuner."""

@@ -1,0 +1,253 @@
+"""Runs experiments side by side, each in a process and a folder of its own.
+
+A process a run keeps them apart: one that fails, or is killed for memory, is an error beside the others' results, and
+peak memory is the run's own. What is finished is told by the run's result.json and its fingerprint of settings and
+data, so the same command after a kill does only what is missing, and a changed setting does only what it touches.
+Each child inherits a lock on the output folder: when this process was killed without a chance to stop them, its
+successor waits for them instead of training the same run twice.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mm_fibinet import files, run_folder, run_result, settings
+from mm_fibinet.compare.leaderboard import Outcome
+from mm_fibinet.errors import UserError, explain_os_error
+
+SUITES = "benchmark_config.yaml"
+POLL_SECONDS = 0.2
+SECONDS_TO_STOP = 120  # after SIGTERM a run saves its state; then it is killed
+CPU = -1
+
+
+@dataclass
+class Job:
+    """One run.
+
+    Attributes:
+        expid, seed: what is run.
+        model_root: the folder of this run alone.
+        params: of `load_params`; None when the experiment cannot be loaded.
+        fingerprint: of the result that the run should have.
+        error: why there is no result.
+    """
+
+    expid: str
+    seed: int
+    model_root: Path
+    params: dict | None = None
+    fingerprint: str = ""
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return f"{self.expid} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return run_folder.RunFolder(self.params).folder
+
+    @property
+    def output(self) -> Path:
+        """What the process prints."""
+        return self.model_root / "output.log"
+
+    def result(self) -> dict | None:
+        """The run's result, None while there is none for these settings and this data."""
+        found = run_result.read_result(self.folder) if self.params else None
+        return found if found and found.get("fingerprint") == self.fingerprint else None
+
+    def outcome(self) -> Outcome:
+        """What the leaderboard needs of it."""
+        result = self.result()
+        scores = run_result.read_scores(self.folder) if result else None
+        error = None if result else self.error or "not run yet"
+        return Outcome(self.expid, self.seed, result, scores, error)
+
+    def state(self) -> str:
+        """How far the run is."""
+        try:
+            header, *lines = (self.folder / "metrics.csv").read_text().splitlines()
+        except (OSError, ValueError):
+            return f"{self.name}: starting"
+        last = dict(zip(header.split(","), lines[-1].split(","), strict=False)) if lines else {}
+        return f"{self.name}: epoch {last.get('epoch', '?')}, AUC {last.get('AUC', '?'):.6}"
+
+
+def find_suite(config_dir: str, name: str) -> list[str]:
+    """The experiment IDs of a suite of benchmark_config.yaml."""
+    path = Path(config_dir) / SUITES
+    suites = settings.read_yaml(path)
+    if name not in suites:
+        raise UserError(f"--suite {name}: not in {path}, expected one of {', '.join(map(str, suites))}")
+    if not isinstance(suites[name], list) or not suites[name]:
+        raise UserError(f"{path}: suite {name} is {suites[name]!r}, expected a list of experiment IDs")
+    return [str(expid) for expid in suites[name]]
+
+
+def plan(
+    config_dir: str,
+    expids: list[str],
+    seeds: list[int],
+    models,
+    out: Path,
+    overrides: list[str] | None = None,
+    data_root: str | None = None,
+) -> list[Job]:
+    """The runs, all experiments with the first seed before those with the second.
+
+    Args:
+        config_dir, overrides, data_root, models: of `load_params`.
+        out: each run's folder is out/runs/EXPID/SEED.
+
+    Raises:
+        UserError: an experiment ID that the config does not have. Another mistake in an experiment is its own error.
+    """
+    known = settings.experiment_ids(config_dir)
+    for expid in expids:
+        if expid not in known:
+            raise UserError(f"experiment {expid} is not in {config_dir}, expected some of {', '.join(known)}")
+    fingerprints: dict[tuple, dict] = {}
+    jobs = []
+    for seed in dict.fromkeys(seeds):
+        for expid in dict.fromkeys(expids):
+            job = Job(expid, seed, out / "runs" / expid / str(seed))
+            jobs.append(job)
+            changes = [*(overrides or []), f"seed={seed}"]
+            try:
+                job.params = settings.load_params(config_dir, expid, models, changes, data_root, str(job.model_root))
+            except UserError as error:
+                job.error = str(error)
+                continue
+            paths = tuple(job.params.get(key) for key in settings.DATA_FILES)
+            if paths not in fingerprints:
+                fingerprints[paths] = run_folder.data_fingerprint(job.params)
+            job.fingerprint = run_result.fingerprint(job.params, fingerprints[paths])
+    return jobs
+
+
+def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) -> None:
+    """Run what has no result yet; each job that fails keeps its error.
+
+    Args:
+        jobs: of `plan`.
+        command: starts one run when --expid, --gpu, --model_root, --set seed=S and --resume are added.
+        devices: a place for one run at a time each: a GPU's index, or CPU.
+        out: the output folder, locked meanwhile.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
+    """
+    with locked(out) as lock, noted_signals() as signals:
+        waiting = [job for job in jobs if job.params and not job.result()]
+        finished = sum(1 for job in jobs if job.params) - len(waiting)
+        free, running = list(devices), {}
+        with tqdm(total=len(waiting) + finished, initial=finished, desc="runs", unit="run") as progress:
+            for job in jobs:
+                if job.error:
+                    progress.write(f"failed  {job.name}: {job.error}")
+            try:
+                while (waiting or running) and not signals:
+                    while waiting and free:
+                        device, job = free.pop(0), waiting.pop(0)
+                        running[start(job, command, device, len(devices), lock)] = job, device
+                    states = "; ".join(job.state() for job, _ in running.values())
+                    if states != progress.postfix:
+                        progress.set_postfix_str(states)
+                    time.sleep(POLL_SECONDS)
+                    for process in [process for process in running if process.poll() is not None and not signals]:
+                        job, device = running.pop(process)
+                        free.append(device)
+                        progress.write(_close(job, process.returncode))
+                        progress.update()
+            finally:
+                stop(list(running))
+        if signals:
+            raise KeyboardInterrupt
+
+
+def start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
+    """The run's process; on the CPU the places share the cores."""
+    arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
+    arguments += ["--set", "verbose=0", f"seed={job.seed}"]
+    environment = dict(os.environ)
+    if device == CPU and places > 1:
+        threads = max(torch.get_num_threads() // places, 1)
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    files.make_folder(job.model_root)
+    try:
+        with open(job.output, "wb") as output:
+            return subprocess.Popen(
+                [*command, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(lock,),
+            )
+    except OSError as error:
+        raise explain_os_error(error, job.output) from error
+
+
+def _close(job: Job, code: int) -> str:
+    """Note how a run ended; returns the line that is shown."""
+    result = job.result()
+    if result:
+        return f"done    {job.name}: AUC {result['metrics']['AUC']:.4f}, {result['train_seconds']:.0f} s of training"
+    job.error = error_of(job.output, code)
+    return f"failed  {job.name}: {job.error}"
+
+
+def error_of(output: Path, code: int) -> str:
+    """One sentence of what a process said before it ended without a result."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}; see {output}"
+    lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if stated:
+        return stated[-1]
+    return f"{lines[-1] if lines else 'no output'} (exit code {code}, see {output})"
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+    """Ask the processes to save and stop, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def locked(out: Path) -> contextlib.AbstractContextManager[int]:
+    """Hold the output folder's lock, after the runs of an earlier benchmark are done; yields its file descriptor."""
+    return files.locked(out, waiting=f"{out}: runs of another benchmark are still at work there; waiting for them")
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C are noted in instead of ending the process."""
+    noted: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

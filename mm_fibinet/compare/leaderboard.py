@@ -1,0 +1,330 @@
+"""Finished runs -> one leaderboard: leaderboard.csv, leaderboard.md and leaderboard.html.
+
+A line is an experiment, its numbers are means over its seeds. The page is one file that asks the network for nothing:
+the table is in its HTML, sorting and the charts are a short script over data in the page, so it can be mailed, kept
+beside a paper, or opened from a Kaggle output.
+"""
+
+import csv
+import html
+import json
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from mm_fibinet import files
+from mm_fibinet.compare import significance
+
+TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
+
+
+class Outcome(NamedTuple):
+    """How one run ended.
+
+    Attributes:
+        expid, seed: what was run.
+        result: its result.json, None when it failed.
+        scores: its validation rows (label, score, user_id), None when it failed.
+        error: why it failed, None when it did not.
+    """
+
+    expid: str
+    seed: int
+    result: dict | None
+    scores: pl.DataFrame | None
+    error: str | None
+
+
+class Column(NamedTuple):
+    """A column of the leaderboard.
+
+    Attributes:
+        key: its name in leaderboard.csv.
+        title: its heading.
+        meaning: the heading's tooltip.
+        shown: how a value is written, a format string or a function.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    shown: object = "{}"
+
+
+@dataclass
+class Board:
+    """A leaderboard.
+
+    Attributes:
+        baseline: the experiment the others are compared to.
+        rows: one dictionary an experiment with a result, by falling AUC; keys of COLUMNS, None = not known.
+        failed: the runs without a result.
+        curves: {expid: one list a seed of {"epoch", "seconds", "AUC"}}.
+        facts: "name: value" pairs above the table.
+    """
+
+    baseline: str
+    rows: list[dict]
+    failed: list[Outcome]
+    curves: dict[str, list[list[dict]]]
+    facts: dict[str, str]
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+COLUMNS = (
+    Column("expid", "Experiment", "Experiment ID of the config"),
+    Column("dataset", "Data set", "dataset_id of the config"),
+    Column("auc", "AUC", "Area under the ROC curve over all validation rows, mean over the seeds", "{:.4f}"),
+    Column("auc_std", "± seeds", "Standard deviation of the AUC over the seeds: the luck of training", "{:.4f}"),
+    Column("difference", "Δ AUC", "AUC minus the baseline's; ▲ ▼ = the interval of users excludes 0", "{:+.4f}"),
+    Column("low", "95 % interval", "95 % interval of Δ AUC, bootstrap over users; sorted by its lower end", "{:+.4f}"),
+    Column("high", "", "", "{:+.4f}"),
+    Column("p_delong", "p DeLong", "Two-sided p-value of Δ AUC by DeLong's test; takes rows as independent", _p_value),
+    Column(
+        "p_bootstrap",
+        "p users",
+        "Two-sided p-value of Δ AUC, bootstrap over users with their rows; 0.002 at least",
+        _p_value,
+    ),
+    Column("gauc", "gAUC", "AUC within each user's rows, averaged by their number of rows", "{:.4f}"),
+    Column("logloss", "logloss", "Mean negative log-likelihood of the clicks, lower is better", "{:.4f}"),
+    Column("auc_warm", "AUC warm", "AUC over rows whose item is a target in train", "{:.4f}"),
+    Column("auc_cold", "AUC cold", "AUC over rows whose item is never a target in train", "{:.4f}"),
+    Column("parameters", "Parameters", "Trainable parameters, embedding tables included", "{:,}"),
+    Column("rows_per_second", "Rows/s", "Rows trained on per second, without evaluations", "{:,.0f}"),
+    Column("peak_memory_mb", "Memory, MiB", "Peak main memory of the process", "{:,.0f}"),
+    Column("peak_gpu_memory_mb", "GPU memory, MiB", "Peak GPU memory of its tensors", "{:,.0f}"),
+    Column(
+        "seconds_to_best", "Time to best", "Training time until the best evaluation, without evaluations", _duration
+    ),
+    Column("runs", "Runs", "Finished runs, one a seed"),
+)
+
+
+def build(outcomes: list[Outcome], baseline: str) -> Board:
+    """The leaderboard of these runs.
+
+    Args:
+        outcomes: all runs.
+        baseline: an expid; without a finished run of it nothing is compared.
+    """
+    finished: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.result:
+            finished.setdefault(outcome.expid, []).append(outcome)
+    compared = _comparisons(finished, baseline)
+    rows = [_row(expid, runs, compared.get(expid)) for expid, runs in finished.items()]
+    rows.sort(key=lambda row: -row["auc"])
+    curves = {expid: [run.result["curve"] for run in runs] for expid, runs in finished.items()}
+    failed = [outcome for outcome in outcomes if not outcome.result]
+    return Board(baseline, rows, failed, curves, _facts(outcomes, finished, baseline))
+
+
+def write(board: Board, folder: Path) -> dict[str, Path]:
+    """Write leaderboard.csv, .md and .html, each whole or not at all.
+
+    Returns:
+        {what: path}.
+    """
+    paths = {kind: folder / f"leaderboard.{kind}" for kind in ("csv", "md", "html")}
+    with files.atomic_path(paths["csv"]) as path, open(path, "w", newline="") as opened:
+        writer = csv.DictWriter(opened, [column.key for column in COLUMNS] + ["seed", "error"])
+        writer.writeheader()
+        writer.writerows({key: _csv_value(value) for key, value in row.items()} for row in board.rows)
+        writer.writerows({"expid": run.expid, "seed": run.seed, "error": run.error} for run in board.failed)
+    files.write_text(paths["md"], as_markdown(board))
+    files.write_text(paths["html"], as_html(board))
+    return paths
+
+
+def as_markdown(board: Board) -> str:
+    """The facts, a table, and the failed runs."""
+    columns = _columns(board)
+    lines = ["# Leaderboard", "", " · ".join(f"{name}: {value}" for name, value in board.facts.items()), ""]
+    lines.append("| " + " | ".join(column.title for column in columns) + " |")
+    lines.append("|---|" + "---:|" * (len(columns) - 1))
+    for row in board.rows:
+        lines.append("| " + " | ".join(_shown(column, row) for column in columns) + " |")
+    if board.failed:
+        lines += ["", "Failed runs:", ""]
+        lines += [f"- {run.expid}, seed {run.seed}: {run.error}" for run in board.failed]
+    if any(row["p_delong"] is not None for row in board.rows):
+        lines += [
+            "",
+            f"Δ AUC, its interval and the p-values are against {board.baseline}, see compare/significance.py.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def as_text(board: Board) -> str:
+    """A narrow table for the terminal."""
+    width = max([len(row["expid"]) for row in board.rows] + [len(run.expid) for run in board.failed], default=0)
+    keys = ("auc", "auc_std", "difference", "gauc", "logloss", "rows_per_second", "seconds_to_best")
+    columns = [column for column in _columns(board) if column.key in keys]
+    lines = [" " * width + "".join(f"{column.title:>14}" for column in columns)]
+    for row in board.rows:
+        lines.append(row["expid"].ljust(width) + "".join(f"{_shown(column, row):>14}" for column in columns))
+    lines += [f"{run.expid.ljust(width)}  failed, seed {run.seed}: {run.error}" for run in board.failed]
+    return "\n".join(lines)
+
+
+def as_html(board: Board) -> str:
+    """The page."""
+    columns = _columns(board)
+    data = {
+        "baseline": board.baseline,
+        "rows": [{key: value for key, value in row.items() if key != "dataset"} for row in board.rows],
+        "curves": board.curves,
+    }
+    parts = {
+        "facts": "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in board.facts.items()),
+        "head": "".join(_head(column) for column in columns),
+        "body": "".join(_body_row(board, columns, row) for row in board.rows),
+        "failed": "".join(_failed_row(len(columns), run) for run in board.failed),
+        "data": json.dumps(_without_nan(data)).replace("<", "\\u003c"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _comparisons(finished: dict[str, list[Outcome]], baseline: str) -> dict[str, significance.Comparison]:
+    """Each experiment on the baseline's validation rows against the baseline."""
+    if baseline not in finished:
+        return {}
+    reference = finished[baseline][0].scores
+    label, user = reference["label"].to_numpy(), reference["user_id"].to_numpy()
+    scores = {
+        expid: np.stack([run.scores["score"].to_numpy() for run in runs])
+        for expid, runs in finished.items()
+        if all(run.scores.select("label", "user_id").equals(reference.select("label", "user_id")) for run in runs)
+    }
+    return significance.compare_to_baseline(label, user, scores, baseline)
+
+
+def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | None) -> dict:
+    results = [run.result for run in runs]
+    aucs = [result["metrics"]["AUC"] for result in results]
+
+    def mean(*keys: str) -> float | None:
+        values = results
+        for key in keys:
+            values = [value[key] for value in values]
+        return None if any(value is None for value in values) else statistics.fmean(values)
+
+    return {
+        "expid": expid,
+        "dataset": results[0]["dataset_id"],
+        "auc": statistics.fmean(aucs),
+        "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else None,
+        **(compared._asdict() if compared else dict.fromkeys(significance.Comparison._fields)),
+        "gauc": mean("metrics", "gAUC"),
+        "logloss": mean("metrics", "logloss"),
+        "auc_warm": mean("warm", "AUC") if results[0]["cold"]["rows"] else None,
+        "auc_cold": mean("cold", "AUC"),
+        "parameters": results[0]["parameters"],
+        "rows_per_second": mean("rows_per_second"),
+        "peak_memory_mb": max(result["peak_memory_mb"] for result in results),
+        "peak_gpu_memory_mb": max(result["peak_gpu_memory_mb"] for result in results) or None,
+        "seconds_to_best": mean("seconds_to_best"),
+        "runs": len(runs),
+    }
+
+
+def _facts(outcomes: list[Outcome], finished: dict[str, list[Outcome]], baseline: str) -> dict[str, str]:
+    """What the numbers stand on."""
+    runs = [run for group in finished.values() for run in group]
+    facts = {}
+    if runs:
+        result = runs[0].result
+        rows, cold = result["warm"]["rows"] + result["cold"]["rows"], result["cold"]["rows"]
+        facts["Data"] = ", ".join(dict.fromkeys(run.result["dataset_id"] for run in runs))
+        facts["Validation rows"] = f"{rows:,} ({100 * cold / rows:.0f} % cold)"
+        facts["Device"] = ", ".join(dict.fromkeys(_device(run.result) for run in runs))
+    facts["Seeds"] = ", ".join(map(str, dict.fromkeys(outcome.seed for outcome in outcomes)))
+    facts["Runs"] = f"{len(runs)} finished, {len(outcomes) - len(runs)} failed"
+    facts["Baseline"] = baseline if baseline in finished else f"{baseline} (no finished run)"
+    facts["Written"] = datetime.now().strftime("%Y-%m-%d %H:%M")
+    return facts
+
+
+def _device(result: dict) -> str:
+    threads = result["threads"]
+    return f"CPU, {threads} thread{'s' * (threads > 1)} a run" if result["device"] == "CPU" else result["device"]
+
+
+def _columns(board: Board) -> list[Column]:
+    """The columns that have a value; the data set only where there are several, `high` with `low`."""
+    hidden = {"high"} if len({row["dataset"] for row in board.rows}) > 1 else {"high", "dataset"}
+    filled = {key for row in board.rows for key, value in row.items() if value is not None} | {"expid"}
+    return [column for column in COLUMNS if column.key in filled - hidden]
+
+
+def _shown(column: Column, row: dict) -> str:
+    value = row[column.key]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    text = column.shown(value) if callable(column.shown) else column.shown.format(value)
+    if column.key == "low":
+        text += f" to {row['high']:+.4f}"
+    if column.key == "difference" and row["low"] is not None:
+        text += " ▲" if row["low"] > 0 else " ▼" if row["high"] < 0 else ""
+    return text
+
+
+def _csv_value(value: object) -> object:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _without_nan(value: object) -> object:
+    """The value with null for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _head(column: Column) -> str:
+    return (
+        f'<th scope="col" data-key="{column.key}" aria-sort="{"descending" if column.key == "auc" else "none"}">'
+        f'<button type="button" data-tip="{_text(column.meaning)}">{_text(column.title)}</button></th>'
+    )
+
+
+def _body_row(board: Board, columns: list[Column], row: dict) -> str:
+    cells = []
+    for column in columns:
+        value = "" if row[column.key] is None else _text(row[column.key])
+        shown = _text(_shown(column, row))
+        if column.key == "expid":
+            mark = ' <span class="tag">baseline</span>' if row["expid"] == board.baseline else ""
+            cells.append(f'<th scope="row" data-sort="{value}">{shown}{mark}</th>')
+        else:
+            cells.append(f'<td data-sort="{value}">{shown}</td>')
+    return f'<tr data-expid="{_text(row["expid"])}">{"".join(cells)}</tr>\n'
+
+
+def _failed_row(width: int, run: Outcome) -> str:
+    return (
+        f'<tr><th scope="row">{_text(run.expid)}</th><td colspan="{width - 1}">'
+        f"<div><strong>failed</strong>, seed {run.seed}: {_text(run.error)}</div></td></tr>\n"
+    )

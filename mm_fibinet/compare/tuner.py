@@ -1,0 +1,380 @@
+"""A tuner YAML -> experiments -> the best of them on the validation split.
+
+The format, the grid and its experiment IDs are FuxiCTR's. Unlike there, the generated config goes to the output folder
+and never names the test split: the best of many by their test scores looks better than it is. Runs are those of
+`mm_fibinet.compare.jobs`, so what is finished is not repeated, and one that fails is a line of the table.
+"""
+
+import csv
+import hashlib
+import itertools
+import math
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from fuxictr.utils import Monitor, print_to_json
+
+from mm_fibinet import files
+from mm_fibinet.compare import jobs
+from mm_fibinet.errors import UserError
+from mm_fibinet.metrics import METRICS
+from mm_fibinet.settings import (
+    DEFAULTS,
+    experiment_ids,
+    find_model,
+    known_settings,
+    load_dataset_config,
+    load_model_config,
+    read_yaml,
+)
+
+RESULTS = "results.csv"
+STATES = ("done", "pruned", "stopped", "failed")  # in the table's order
+RANGE_KEYS = {"low", "high", "log", "step", "type"}
+MAX_CELL = 40  # characters of a value in the printed table
+
+
+@dataclass
+class Tuner:
+    """A tuner YAML and its base experiment.
+
+    Attributes:
+        path: the YAML.
+        name: what the experiment IDs begin with.
+        dataset_id: of the base experiment.
+        dataset, model: the base experiment's settings, in FuxiCTR's order.
+        space: {setting: list of values, or a range {low, high, log, step, type}}.
+    """
+
+    path: Path
+    name: str
+    dataset_id: str
+    dataset: dict
+    model: dict
+    space: dict
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings that differ between experiments."""
+        return [key for key, values in self.space.items() if len(values) > 1]
+
+    def combine(self, space: dict[str, list], first: int = 1) -> tuple[dict[str, dict], dict[str, dict]]:
+        """FuxiCTR's combinations of a space of lists, with its IDs (but never the random suffix of debug_mode).
+
+        Data sets get a hash of their settings wherever these vary; FuxiCTR would keep only the last of them when
+        rebuild_dataset is False.
+
+        Args:
+            space: lists of values.
+            first: number of the first experiment.
+
+        Returns:
+            {dataset_id: settings} and {experiment ID: settings}.
+        """
+        form = self.dataset.get("data_format")
+        built = form == "npz" or (form == "parquet" and self.dataset.get("rebuild_dataset") is False)
+        plain = built and not set(self.varied) & set(self.dataset)
+        datasets = {
+            self.dataset_id if plain else f"{self.dataset_id}_{_hash(settings)}": settings
+            for settings in _product(self.dataset, space)
+        }
+        experiments = {}
+        for number, (model, dataset_id) in enumerate(itertools.product(_product(self.model, space), datasets), first):
+            settings = {**model, "dataset_id": dataset_id}
+            experiments[f"{self.name}_{number:03d}_{_hash(settings)}"] = settings
+        return datasets, experiments
+
+
+def read_tuner(path: str | Path, models) -> Tuner:
+    """Read FuxiCTR's tuner YAML, the challenge organisers' included.
+
+    Args:
+        path: a YAML with base_expid and tuner_space; base_config (relative to the current folder or else to the
+            YAML's), dataset_id, dataset_config and model_config as in FuxiCTR.
+        models: the namespace of the models (model_zoo).
+
+    Raises:
+        UserError: something is missing or unknown, or the test split would be looked at.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    space = content.get("tuner_space")
+    if not isinstance(space, dict) or not content.get("base_expid"):
+        raise UserError(f"{path}: expected base_expid, and tuner_space with settings and their values")
+    name = str(content["base_expid"])
+    model = _base_model(path, content, name)
+    dataset_id = content.get("dataset_id", model.get("dataset_id"))
+    if dataset_id in (None, "TBD"):
+        raise UserError(f"{path}: dataset_id is not set, and {name} leaves it open")
+    if model.get("dataset_id") == "TBD":
+        name = f"{model.get('model')}_{dataset_id}"
+    dataset = _base_dataset(path, content, dataset_id)
+    space = {key: value if isinstance(value, list) or is_range(value) else [value] for key, value in space.items()}
+    tuner = Tuner(path, name, dataset_id, dataset, {**model, "dataset_id": dataset_id}, space)
+    _check_names(tuner, models)
+    _check_values(tuner)
+    for key in ("train_data", "valid_data"):
+        _refuse_test(tuner, key, space.get(key, [dataset.get(key)]))
+    tuner.model.update({key: None for key in space if key not in tuner.model and key not in dataset})
+    return tuner
+
+
+@dataclass
+class Search:
+    """Runs a tuner's experiments.
+
+    Attributes:
+        tuner: of `read_tuner`.
+        models: the namespace of the models (model_zoo).
+        out: the output folder: the generated config, results.csv, and a folder a run.
+        script: the command that starts run_expid.py; the arguments are added.
+        devices: a place for one run at a time each, see `jobs.run_all`.
+        overrides: "key=value" changes to all experiments.
+        data_root: replaces that of the dataset config.
+        seed: of all experiments and of Optuna's sampler; None for the config's.
+        rows: what is known so far, one dictionary an experiment, the best first.
+        datasets, experiments: the generated config.
+    """
+
+    tuner: Tuner
+    models: object
+    out: Path
+    script: list[str]
+    devices: list[int]
+    overrides: list[str] = field(default_factory=list)
+    data_root: str | None = None
+    seed: int | None = None
+    rows: list[dict] = field(default_factory=list)
+    datasets: dict[str, dict] = field(default_factory=dict)
+    experiments: dict[str, dict] = field(default_factory=dict)
+    mode: str = "max"
+
+    def __post_init__(self):
+        for change in self.overrides:
+            key, _, value = (part.strip() for part in change.partition("="))
+            if key == "test_data":
+                raise UserError("--set test_data: a tuner does not look at the test split; prediction.py does")
+            if key == "seed":
+                raise UserError("--set seed: expected --seed instead")
+            if key in self.tuner.varied:
+                raise UserError(f"--set {key}: tuner_space varies it, change it there")
+            if key in ("train_data", "valid_data"):
+                _refuse_test(self.tuner, key, [value])
+        if self.seed is not None and "seed" in self.tuner.varied:
+            raise UserError("--seed: tuner_space varies the seed, leave one of them out")
+
+    @property
+    def command(self) -> list[str]:
+        """Starts a run when what differs between runs is added."""
+        return [*self.script, "--config", str(self.out), *self._changes(self.overrides)]
+
+    def run_grid(self, tag: str | None = None) -> None:
+        """Run all combinations, or those whose experiment ID contains `tag`."""
+        for key, values in self.tuner.space.items():
+            if is_range(values):
+                raise UserError(f"{self.tuner.path}: {key} is a range, which needs --optuna N; a grid needs a list")
+        datasets, experiments = self.tuner.combine(self.tuner.space)
+        expids = [expid for expid in experiments if tag is None or tag in expid]
+        if not expids:
+            raise UserError(f"--tag {tag}: in no experiment ID, they are like {next(iter(experiments))}")
+        self.add(datasets, experiments)
+        planned = self.plan(expids)
+        try:
+            jobs.run_all(planned, self.command, self.devices, self.out)
+        finally:
+            self.keep([self._job_row(job) for job in planned])
+
+    def add(self, datasets: dict[str, dict], experiments: dict[str, dict]) -> None:
+        """Write the config of these experiments and those before, without the test split."""
+        for name, settings in datasets.items():
+            self.datasets[name] = {key: value for key, value in settings.items() if key != "test_data"}
+        self.experiments.update(experiments)
+        for name, content in (("dataset_config", self.datasets), ("model_config", self.experiments)):
+            text = yaml.dump(content, Dumper=_Dumper, default_flow_style=None, indent=4, allow_unicode=True)
+            files.write_text(self.out / f"{name}.yaml", text)
+
+    def seed_of(self, expid: str) -> int:
+        """The seed that an experiment runs with."""
+        seeds = (self.seed, self.experiments[expid].get("seed"), DEFAULTS["seed"])
+        return next(seed for seed in seeds if seed is not None)
+
+    def plan(self, expids: list[str]) -> list[jobs.Job]:
+        """The runs of experiments whose config is written, each with its own seed."""
+        planned = []
+        for seed in dict.fromkeys(map(self.seed_of, expids)):
+            some = [expid for expid in expids if self.seed_of(expid) == seed]
+            planned += jobs.plan(str(self.out), some, [seed], self.models, self.out, self.overrides, self.data_root)
+        self.mode = next((job.params.get("monitor_mode", "max") for job in planned if job.params), self.mode)
+        return planned
+
+    def row(self, expid: str, state: str, value: float | None, result: dict, error: str | None) -> dict:
+        """One experiment in the table.
+
+        Args:
+            state: one of STATES.
+            value: the monitor on the validation split.
+            result: has metrics and train_seconds when the run is done.
+            error: why it failed.
+        """
+        settings = {**self.datasets[self.experiments[expid]["dataset_id"]], **self.experiments[expid]}
+        return {
+            "expid": expid,
+            "state": state,
+            "valid_monitor": value,
+            **{f"valid_{name}": result.get("metrics", {}).get(name) for name in METRICS},
+            "train_seconds": result.get("train_seconds"),
+            **{key: settings[key] for key in self.tuner.varied},
+            "error": error if state == "failed" else None,
+        }
+
+    def keep(self, rows: list[dict]) -> None:
+        """Sort the rows, the best first, and write results.csv."""
+        sign = -1 if self.mode == "max" else 1
+
+        def order(row: dict) -> tuple[int, float]:
+            value = row["valid_monitor"]
+            return STATES.index(row["state"]), math.inf if value is None or math.isnan(value) else sign * value
+
+        self.rows = sorted(rows, key=order)
+        if rows:
+            with files.atomic_path(self.out / RESULTS) as path, open(path, "w", newline="") as opened:
+                writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def best(self) -> dict | None:
+        """The best experiment's row; None while none is done."""
+        return self.rows[0] if self.rows and self.rows[0]["state"] == "done" else None
+
+    def repeat_command(self, expid: str) -> str:
+        """The command that runs an experiment again, in the config's own model_root."""
+        changes = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
+        script = os.path.relpath(self.script[-1])
+        command = ["python", script, "--config", self.out, "--expid", expid, "--gpu", self.devices[0]]
+        return shlex.join(map(str, [*command, *self._changes(changes)]))
+
+    def as_text(self) -> str:
+        """The rows as a table."""
+        shown = ["expid", "state", "valid_monitor", "train_seconds", *self.tuner.varied]
+        cells = [shown, *([_cell(row[key]) for key in shown] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+    def _changes(self, overrides: list[str]) -> list[str]:
+        root = ["--data_root", self.data_root] if self.data_root else []
+        return [*root, *(["--set", *overrides] if overrides else [])]
+
+    def _job_row(self, job: jobs.Job) -> dict:
+        result = job.result()
+        if result:
+            return self.row(job.expid, "done", monitored(job, result["metrics"]), result, None)
+        return self.row(job.expid, "failed" if job.error else "stopped", None, {}, job.error)
+
+
+def monitored(job: jobs.Job, metrics: dict[str, float]) -> float:
+    """The experiment's monitor, a weighted sum of metrics, as in training."""
+    return Monitor(job.params.get("monitor") or "AUC").get_value(metrics)
+
+
+def is_range(values: object) -> bool:
+    """Whether this is {low, high, ...} instead of a list of values."""
+    return isinstance(values, dict) and {"low", "high"} <= set(values)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML without anchors, as FuxiCTR writes it."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _base_model(path: Path, content: dict, expid: str) -> dict:
+    """The base experiment's settings."""
+    if "model_config" in content:
+        where, known = "model_config", list(content["model_config"])
+    else:
+        where = _base_folder(path, content)
+        known = experiment_ids(where)
+    if expid not in known:
+        raise UserError(f"{path}: base_expid {expid} is not in {where}, expected one of {', '.join(map(str, known))}")
+    settings = content["model_config"][expid] if where == "model_config" else load_model_config(where, expid)
+    return {key: value for key, value in settings.items() if key != "model_id"}
+
+
+def _base_dataset(path: Path, content: dict, dataset_id: str) -> dict:
+    """The base data set's settings."""
+    if "dataset_config" not in content:
+        return load_dataset_config(_base_folder(path, content), dataset_id)
+    known = content["dataset_config"]
+    if dataset_id not in known:
+        raise UserError(f"{path}: dataset_config has no {dataset_id}, expected one of {', '.join(map(str, known))}")
+    return dict(known[dataset_id])
+
+
+def _base_folder(path: Path, content: dict) -> Path:
+    given = Path(content.get("base_config") or path.parent)
+    for folder in (given, path.parent / given):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"{path}: base_config {given}: no such folder, neither from here nor from the YAML's")
+
+
+def _product(base: dict, space: dict[str, list]) -> Iterator[dict]:
+    """All combinations of a config's settings, in FuxiCTR's order."""
+    values = [space.get(key, [value]) for key, value in base.items()]
+    return (dict(zip(base, combination, strict=True)) for combination in itertools.product(*values))
+
+
+def _hash(settings: dict) -> str:
+    """FuxiCTR's hash of an experiment's or a data set's settings."""
+    return hashlib.md5("".join(sorted(print_to_json(settings))).encode("utf-8")).hexdigest()[:8]
+
+
+def _check_names(tuner: Tuner, models) -> None:
+    """Only settings that something reads."""
+    known = {*tuner.model, *tuner.dataset}
+    for name in tuner.space.get("model", [tuner.model.get("model")]):
+        known |= known_settings(find_model(models, name))
+    for key in tuner.space:
+        if key not in known:
+            raise UserError(f"{tuner.path}: tuner_space has {key}, expected some of {', '.join(sorted(known))}")
+    if "test_data" in tuner.space:
+        raise UserError(f"{tuner.path}: tuner_space has test_data; a tuner does not look at the test split")
+    for key in ("monitor", "monitor_mode"):
+        if key in tuner.varied:
+            raise UserError(f"{tuner.path}: tuner_space varies {key}, expected one by which all are compared")
+
+
+def _check_values(tuner: Tuner) -> None:
+    """Lists with values, ranges with sound limits."""
+    for key, values in tuner.space.items():
+        fits = len(values) > 0
+        if is_range(values):
+            low, high, step = values["low"], values["high"], values.get("step")
+            kinds = (int,) if values.get("type") == "int" else (int, float)
+            fits = set(values) <= RANGE_KEYS and values.get("type", "float") in ("int", "float")
+            fits = fits and all(type(value) in kinds for value in (low, high, 1 if step is None else step))
+            fits = fits and low < high and (step is None or step > 0)
+            fits = fits and not (values.get("log") and (low <= 0 or step is not None))
+        if not fits:
+            raise UserError(
+                f"{tuner.path}: tuner_space has {key}: {values}, expected a list of values, or low < high with type "
+                "(int or float) and either step or log (low above 0)"
+            )
+
+
+def _refuse_test(tuner: Tuner, key: str, paths: list[str | None]) -> None:
+    """A `UserError` when train_data or valid_data is the test split's file."""
+    test = tuner.dataset.get("test_data")
+    for path in paths:
+        if test and path and os.path.realpath(path) == os.path.realpath(test):
+            raise UserError(f"{key} is the test split, {path}; a tuner does not look at it")
+
+
+def _cell(value: object) -> str:
+    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."

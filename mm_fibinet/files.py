@@ -1,0 +1,154 @@
+"""Files appear whole or not at all: write beside the target, flush to disk, then rename.
+
+An output is never an input, a device or a folder (`require_output`), and a folder that a process writes to is its own
+while it does (`locked`).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mm_fibinet.errors import UserError, explain_os_error
+
+MAGIC = {"parquet": b"PAR1", "zip": b"PK"}  # the first bytes of an output's kind
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
+
+    The parent folder is made when missing. A full disk or an unwritable folder is a `UserError`.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(21, "is a directory")
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        os.chmod(temporary, 0o666 & ~_umask())
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder and its parents; a `UserError` when that cannot be."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    return folder
+
+
+def require_output(
+    path: str | os.PathLike,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    kind: str | None = None,
+    option: str = "--output",
+) -> Path:
+    """Refuse a place to write that is an input, inside an input folder, a device, a folder, or a file of another kind.
+
+    Args:
+        path: the file that will be written.
+        inputs: files and folders that are read; None is passed over.
+        kind: a key of MAGIC: an existing file that begins otherwise is somebody's, and is not replaced.
+        option: how the user named the path.
+
+    Returns:
+        the path.
+    """
+    target = Path(path)
+    try:
+        resolved = target.resolve()
+        if resolved.is_dir():
+            raise UserError(f"{option} {path}: this is a folder, expected the name of a file to write")
+        for source in (Path(source).resolve() for source in inputs if source is not None):
+            if source == resolved or (resolved.exists() and source.exists() and source.samefile(resolved)):
+                raise UserError(f"{option} {path} is an input; inputs are never modified, choose another file")
+            if source.is_dir() and resolved.is_relative_to(source):
+                raise UserError(
+                    f"{option} {path} is inside the input folder {source}; inputs are never modified, choose another "
+                    "folder"
+                )
+        if resolved.exists() and not resolved.is_file():
+            raise UserError(f"{option} {path}: this is a device or a pipe, expected the name of a file to write")
+        if kind and resolved.exists() and resolved.stat().st_size:
+            with open(resolved, "rb") as opened:
+                found = opened.read(len(MAGIC[kind]))
+            if found != MAGIC[kind]:
+                raise UserError(f"{option} {path}: there is a file that is no {kind}; remove it or choose another name")
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return target
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, waiting: str | None = None) -> Iterator[int]:
+    """Hold a folder's lock; yields its file descriptor, which a child process may inherit.
+
+    Args:
+        folder: made when missing.
+        waiting: what to say, once, while another process holds the lock; None refuses instead of waiting.
+
+    Raises:
+        UserError: another process holds the lock, or the lock cannot be written.
+    """
+    path = make_folder(folder) / ".lock"
+    try:
+        opened = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    with opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise UserError(
+                    f"{folder}: another process is at work there; wait for it, or choose another folder"
+                ) from None
+            print(waiting, file=sys.stderr)
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield opened.fileno()
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,107 @@
+"""AUC, logloss and gAUC of a whole split at once, as array operations.
+
+FuxiCTR appends every score to a Python list and sends each group of gAUC to a process pool as a task; at 100,000
+groups that takes minutes. Here every metric is a sort and a few cumulative sums, on numpy arrays. Values equal
+scikit-learn's and FuxiCTR's.
+"""
+
+import numpy as np
+
+from mm_fibinet.errors import UserError
+
+METRICS = ("AUC", "logloss", "gAUC")
+
+
+def evaluate_metrics(
+    y_true: np.ndarray, y_pred: np.ndarray, metrics: list[str], group_id: np.ndarray | None = None
+) -> dict[str, float]:
+    """The metrics by name.
+
+    Args:
+        y_true: [N], 0 or 1.
+        y_pred: float [N], click probabilities.
+        metrics: names out of METRICS ("binary_crossentropy" is another name of logloss, as in FuxiCTR).
+        group_id: integer [N], needed by gAUC.
+
+    Raises:
+        UserError: an unknown metric, gAUC without groups, or labels of one class only.
+    """
+    y_true = np.asarray(y_true, dtype=np.float64)
+    y_pred = np.asarray(y_pred, dtype=np.float64)
+    values = {}
+    for metric in metrics:
+        if metric == "AUC":
+            values[metric] = auc(y_true, y_pred)
+        elif metric in ("logloss", "binary_crossentropy"):
+            values[metric] = logloss(y_true, y_pred)
+        elif metric == "gAUC":
+            if group_id is None:
+                raise UserError("metric gAUC needs group_id in the config, for example group_id: user_id")
+            values[metric] = group_auc(y_true, y_pred, group_id)
+        else:
+            raise UserError(f"metric {metric!r} is unknown, expected one of {', '.join(METRICS)}")
+    return values
+
+
+def auc(y_true: np.ndarray, y_pred: np.ndarray) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties counted half.
+
+    Args:
+        y_true: [N], 0 or 1, both present.
+        y_pred: float [N].
+    """
+    value = group_auc(y_true, y_pred, np.zeros(len(y_true), dtype=np.int8))
+    if np.isnan(value):
+        raise UserError(f"AUC is not defined: all {len(y_true)} labels are the same, expected both 0 and 1")
+    return value
+
+
+def group_auc(y_true: np.ndarray, y_pred: np.ndarray, group_id: np.ndarray) -> float:
+    """gAUC (DIN, Zhou et al. 2018, eq. 7): the groups' AUCs, weighted by their rows.
+
+    Groups whose labels are all the same have no AUC and are left out, as in FuxiCTR.
+
+    Args:
+        y_true: [N], 0 or 1.
+        y_pred: float [N].
+        group_id: [N], rows of equal id form a group.
+
+    Returns:
+        gAUC, NaN when no group has both labels.
+    """
+    y_true = np.asarray(y_true, dtype=np.float64)
+    group_id = np.asarray(group_id)
+    order = np.argsort(y_pred, kind="stable")
+    if (group_id.size and group_id[0] != group_id[-1]) or np.any(group_id != group_id[:1]):
+        order = order[np.argsort(group_id[order], kind="stable")]
+    group, score, label = group_id[order], np.asarray(y_pred)[order], y_true[order]
+
+    new_group = np.concatenate([[True], group[1:] != group[:-1]])
+    new_tie = new_group | np.concatenate([[True], score[1:] != score[:-1]])
+    ties = np.flatnonzero(new_tie)
+    tie_sizes = np.diff(np.append(ties, len(order)))
+    mid_rank = np.repeat(ties + (tie_sizes + 1) / 2, tie_sizes)  # average rank among equal scores, over all rows
+
+    starts = np.flatnonzero(new_group)
+    sizes = np.diff(np.append(starts, len(order)))
+    positives = np.add.reduceat(label, starts)
+    rank_sums = np.add.reduceat(label * (mid_rank - np.repeat(starts, sizes)), starts)
+    negatives = sizes - positives
+    valid = (positives > 0) & (negatives > 0)
+    if not valid.any():
+        return float("nan")
+    positives, negatives, sizes = positives[valid], negatives[valid], sizes[valid]
+    aucs = (rank_sums[valid] - positives * (positives + 1) / 2) / (positives * negatives)
+    return float(np.sum(aucs * sizes) / np.sum(sizes))
+
+
+def logloss(y_true: np.ndarray, y_pred: np.ndarray) -> float:
+    """Mean negative log-likelihood, scores clipped to the float64 resolution as scikit-learn does.
+
+    Args:
+        y_true: [N], 0 or 1.
+        y_pred: float [N], in [0, 1].
+    """
+    eps = np.finfo(np.float64).eps
+    clipped = np.clip(y_pred, eps, 1 - eps)
+    return float(-np.mean(y_true * np.log(clipped) + (1 - y_true) * np.log1p(-clipped)))

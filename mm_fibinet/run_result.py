@@ -1,0 +1,149 @@
+"""What a finished run leaves for comparisons: valid_scores.parquet and result.json.
+
+Metrics alone do not say whether one run is better than another; the scores of the validation rows do, and they are
+small. result.json is written last, whole or not at all, so a run that has one is finished; its fingerprint says of
+which settings and data. Costs are training's own: seconds are rows over rows/s, so neither a slow disk at the start
+nor a run that was stopped and resumed changes them.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from mm_fibinet import files, run_folder, schema
+from mm_fibinet.metrics import METRICS, auc, evaluate_metrics
+
+FILE = "result.json"
+SCORES = "valid_scores.parquet"
+MIN_ROWS = 10  # of each label; a group with fewer has no AUC worth showing
+
+
+def fingerprint(params: dict, data: dict[str, dict]) -> str:
+    """Text that is equal for two runs exactly when one's result stands for the other's.
+
+    Args:
+        params: of `load_params`.
+        data: of `run_folder.data_fingerprint`.
+    """
+    return f"{run_folder.run_fingerprint(params, data)}-{params['epochs']}"
+
+
+def note_memory(history: list[dict]) -> None:
+    """Add the process's peak memory so far, in MiB, to the newest evaluation; a resumed run keeps the earlier ones."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    history[-1]["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+    history[-1]["peak_gpu_memory_mb"] = round(max(map(torch.cuda.max_memory_allocated, gpus), default=0) / 2**20)
+
+
+def write_result(
+    run: run_folder.RunFolder,
+    params: dict,
+    data: dict[str, dict],
+    model,
+    history: list[dict],
+    train_data,
+    valid_data,
+    scores: np.ndarray,
+) -> dict[str, float]:
+    """Write valid_scores.parquet, then result.json.
+
+    Args:
+        run: the run's folder.
+        params: of `load_params`.
+        data: of `run_folder.data_fingerprint`.
+        model: as trained, a MultimodalModel.
+        history: of `Trainer.fit`, with what `note_memory` added.
+        train_data, valid_data: the loaders.
+        scores: float [N], of the validation rows in file order.
+
+    Returns:
+        {metric: value} over all validation rows, the metrics of the config.
+    """
+    rows = _valid_rows(params, train_data.path, valid_data, scores)
+    with files.atomic_path(run.folder / SCORES) as path:
+        rows.write_parquet(path)
+    label, user, cold = (rows[name].to_numpy() for name in ("label", "user_id", "cold"))
+    values = [model._monitor.get_value(entry) for entry in history]
+    best = int(np.argmax(values) if model._monitor_mode == "max" else np.argmin(values))
+    seconds = _seconds(history, train_data)
+    content = {
+        "expid": params["model_id"],
+        "model": params["model"],
+        "dataset_id": params["dataset_id"],
+        "seed": params["seed"],
+        "fingerprint": fingerprint(params, data),
+        "device": torch.cuda.get_device_name(params["gpu"]) if params["gpu"] >= 0 else "CPU",
+        "threads": torch.get_num_threads(),
+        "metrics": evaluate_metrics(label, scores, METRICS, user),
+        "warm": _group(label, scores, ~cold),
+        "cold": _group(label, scores, cold),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "rows_per_second": round(_rows(history[-1]["step"], train_data) / seconds[-1], 1),
+        "peak_memory_mb": max(entry["peak_memory_mb"] for entry in history),
+        "peak_gpu_memory_mb": max(entry["peak_gpu_memory_mb"] for entry in history),
+        "seconds_to_best": round(seconds[best], 2),
+        "train_seconds": round(seconds[-1], 2),
+        "curve": [
+            {"epoch": round(entry["step"] / len(train_data), 3), "seconds": round(elapsed, 2), "AUC": entry.get("AUC")}
+            for entry, elapsed in zip(history, seconds, strict=True)
+        ],
+    }
+    files.write_json(run.folder / FILE, content)
+    return evaluate_metrics(label, scores, model.validation_metrics, user)
+
+
+def read_result(folder: Path) -> dict | None:
+    """The content of a run folder's result.json; None when the run has not finished."""
+    if not (folder / SCORES).exists():
+        return None
+    try:
+        return json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def read_scores(folder: Path) -> pl.DataFrame:
+    """A finished run's validation rows: label, score, user_id, cold."""
+    return pl.read_parquet(folder / SCORES)
+
+
+def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:
+    """label, score, user_id (the row number where the file has no users) and cold (item not a target in train)."""
+    label, user = valid_data.feature_map.labels[0], params.get("group_id") or "user_id"
+    has_user = user in schema.open_parquet(valid_data.path).schema_arrow.names
+    valid = pl.read_parquet(valid_data.path, columns=[label, schema.ITEM_ID] + [user] * has_user)
+    train_items = pl.read_parquet(train_path, columns=[schema.ITEM_ID])[schema.ITEM_ID]
+    return pl.DataFrame(
+        {
+            "label": valid[label].cast(pl.Int8),
+            "score": scores,
+            "user_id": valid[user] if has_user else np.arange(len(valid)),
+            "cold": ~np.isin(valid[schema.ITEM_ID].to_numpy(), train_items.unique().to_numpy()),
+        }
+    )
+
+
+def _group(label: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> dict:
+    """Number of rows of a group and its AUC, None where it has too few rows of a label."""
+    positives = int(label[rows].sum())
+    enough = min(positives, int(rows.sum()) - positives) >= MIN_ROWS
+    return {"rows": int(rows.sum()), "AUC": auc(label[rows], scores[rows]) if enough else None}
+
+
+def _seconds(history: list[dict], train_data) -> list[float]:
+    """Seconds of training until each evaluation: rows over the rate that was measured before it."""
+    rows = [0, *(_rows(entry["step"], train_data) for entry in history)]
+    rates = [max(entry["rows_per_second"], 0.1) for entry in history]
+    return np.cumsum(np.diff(rows) / rates).tolist()
+
+
+def _rows(step: int, train_data) -> int:
+    """Rows trained on after a number of steps."""
+    epochs, batches = divmod(step, len(train_data))
+    return epochs * train_data.num_samples + batches * train_data.batch_size

@@ -1,0 +1,403 @@
+"""The training loop: FuxiCTR's rules, without its waits.
+
+A step never asks the device for a number: losses add up on the device and are read when an epoch ends or a checkpoint
+is due, so a GPU always has work queued. The optimizer is fused, gradients are clipped as one list, and the L2 term of
+FuxiCTR's regularization_loss enters as its gradient, lambda times the weight, instead of through autograd. The loss
+that is shown is therefore the data's alone.
+
+The state of a run is saved every epoch and every `checkpoint_every` steps; a run that was killed at any moment and
+resumed ends with the weights of one that was not (bit for bit on CPU), because everything random is a function of
+saved state: the permutation of seed and epoch, dropout of the saved generator states.
+"""
+
+import contextlib
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from fuxictr.pytorch.layers import FeatureEmbeddingDict
+from fuxictr.pytorch.torch_utils import get_regularizer
+from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from mm_fibinet import distributed
+from mm_fibinet.checkpoint import RunCheckpoints, load_weights, save_weights
+from mm_fibinet.errors import UserError
+from mm_fibinet.scoring import autocast, evaluate
+from mm_fibinet.weight_average import WeightAverage
+
+PRECISIONS = ("fp32", "bf16")
+LR_SCHEDULES = ("plateau", "linear")
+MIN_DELTA = 1e-6  # FuxiCTR's: a smaller gain is no improvement
+MIN_LR = 1e-6
+STEPS_BETWEEN_LOSS_CHECKS = 100  # reading the loss makes a GPU wait
+STEPS_BETWEEN_SIGNAL_CHECKS = 20  # with several processes, which must agree on when to stop
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C came; the state was saved where the run has a folder for it."""
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+        model: a MultimodalModel with its optimizer and loss compiled.
+        max_gradient_norm: gradients are clipped to this norm, over all parameters.
+        accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
+        precision: "fp32", or "bf16" for autocast; weights stay fp32.
+        compile: run the model through torch.compile.
+        lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
+            lowers it at every step, from the first to nothing at the end of the last epoch.
+        lr_decay_factor: on a plateau the learning rate is multiplied by it.
+        ema_decay: evaluate and keep a moving average of the weights with this decay; 0 for the weights themselves.
+        checkpoints: where to save and resume the run's state; None for neither.
+        checkpoint_every: steps between two saved states; None saves at every evaluation only.
+        on_evaluation: called with the history so far after every evaluation.
+        kwargs: further FuxiCTR parameters, which the model has read already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        /,
+        max_gradient_norm: float = 10.0,
+        accumulation_steps: int = 1,
+        precision: str = "fp32",
+        compile: bool = False,
+        lr_schedule: str = "plateau",
+        lr_decay_factor: float = 0.1,
+        ema_decay: float = 0.0,
+        checkpoints: RunCheckpoints | None = None,
+        checkpoint_every: int | None = None,
+        on_evaluation: Callable[[list[dict]], None] | None = None,
+        **kwargs,
+    ):
+        if precision not in PRECISIONS:
+            raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if lr_schedule not in LR_SCHEDULES:
+            raise UserError(f"lr_schedule is {lr_schedule!r}, expected one of {', '.join(LR_SCHEDULES)}")
+        if not 0 <= ema_decay < 1:
+            raise UserError(f"ema_decay is {ema_decay}, expected a number from 0 to below 1")
+        self.model = model
+        self.world = distributed.current()
+        self.max_gradient_norm = max_gradient_norm
+        self.accumulation_steps = max(int(accumulation_steps), 1)
+        self.lr_schedule = lr_schedule
+        self.lr_decay_factor = lr_decay_factor
+        self.first_lr = model.optimizer.param_groups[0]["lr"]
+        self.planned_steps = 0
+        self.average = WeightAverage(model, ema_decay) if ema_decay else None
+        self.checkpoints = checkpoints
+        self.checkpoint_every = checkpoint_every
+        self.on_evaluation = on_evaluation
+        model.precision = precision
+        self.forward = _parallel(torch.compile(model) if compile else model, self.world)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.penalties = _penalties(model)
+        self.epoch = 0
+        self.step = 0
+        self.total_steps = 0
+        self.best = -math.inf if model._monitor_mode == "max" else math.inf
+        self.bad_evaluations = 0
+        self.stopped = False
+        self.history: list[dict] = []
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
+        self.loss_steps = 0
+        self._signal: int | None = None
+
+    def fit(self, train_data, valid_data, epochs: int = 1, resume: bool = False) -> list[dict]:
+        """Train until early stopping or for `epochs`, then load the best weights.
+
+        Args:
+            train_data, valid_data: loaders; valid_data may be None, then the last weights are the best.
+            epochs: at most this many.
+            resume: continue from the run's checkpoint when there is a sound one.
+
+        Returns:
+            one dictionary an evaluation: epoch, step, loss, learning rate, rows/s, metrics.
+
+        Raises:
+            UserError: the loss is not finite.
+            Interrupted: a signal came; the state is saved.
+        """
+        state = self.checkpoints.load() if resume and self.checkpoints else None
+        if state is not None:
+            self._restore(state)
+            logging.info("Resumed at epoch %d, step %d", self.epoch + 1, self.step)
+        steps = len(train_data)
+        self.planned_steps = epochs * steps
+        eval_steps = self.model._eval_steps or steps
+        logging.info("Start training: %d batches/epoch", steps)
+        lines_above_bars = logging_redirect_tqdm() if self.world.is_main else contextlib.nullcontext()
+        with self._signals(), lines_above_bars:
+            while self.epoch < epochs and not self.stopped:
+                self._train_epoch(train_data, valid_data, steps, eval_steps)
+                self.epoch, self.step = self.epoch + 1, 0
+                self._save_state()
+                if distributed.any_rank(self._signal is not None, self.model.device):
+                    raise Interrupted
+        if not self.history:
+            with self._judged_weights():
+                self._save_best()
+        distributed.barrier()
+        load_weights(self.model, self.model.checkpoint)
+        logging.info("Training finished. Best weights: %s", self.model.checkpoint)
+        return self.history
+
+    def _train_epoch(self, train_data, valid_data, steps: int, eval_steps: int) -> None:
+        self.model.train()
+        if hasattr(train_data, "set_position"):
+            train_data.set_position(self.epoch, self.step)
+        progress = tqdm(
+            train_data,
+            desc=f"epoch {self.epoch + 1}",
+            total=steps,
+            initial=self.step,
+            unit="batch",
+            file=sys.stdout,
+            leave=False,
+            mininterval=1.0,
+            disable=not self.model._verbose or not self.world.is_main,
+        )
+        started, rows = time.perf_counter(), 0
+        interrupted = save_due = False
+        for batch in progress:
+            self.step += 1
+            self.total_steps += 1
+            rows += self._train_step(batch, train_data, last=self.step == steps)
+            if self.total_steps % eval_steps == 0:
+                with self._judged_weights():
+                    self._evaluate(valid_data, rows, started)
+                self.model.train()
+                started, rows = time.perf_counter(), 0
+                if self.stopped:
+                    break
+            if self.total_steps % STEPS_BETWEEN_LOSS_CHECKS == 0:
+                self._mean_loss()
+            interrupted = interrupted or self._interrupted()
+            save_due = save_due or (bool(self.checkpoint_every) and self.total_steps % self.checkpoint_every == 0)
+            if (interrupted or save_due) and self.step % self.accumulation_steps == 0 and self.step < steps:
+                self._save_state()
+                save_due = False
+                if interrupted:
+                    progress.close()
+                    raise Interrupted
+
+    def _train_step(self, batch, data, last: bool) -> int:
+        """Forward, backward and, when enough batches have come, the optimizer; returns the rows of all ranks."""
+        labels = self.model.get_labels(batch)
+        rows = len(labels) if self.world.size == 1 else data.rows_in_batch(self.step - 1)
+        with autocast(self.model):
+            predicted = self.forward(batch)["y_pred"]
+        loss = self._loss(predicted, labels)
+        share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
+        (loss * (share / self.accumulation_steps)).backward()
+        self.loss_sum += loss.detach() * (len(labels) / rows)
+        self.loss_steps += 1
+        if self.step % self.accumulation_steps == 0 or last:
+            self._update()
+        return rows
+
+    def _loss(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """The model's loss; NaN scores make it NaN, where torch's own would abort (on a GPU, beyond recovery)."""
+        nan_if_any = (predicted - predicted).sum()
+        return self.model.loss_fn(predicted.nan_to_num(0.5), labels, reduction="mean") + nan_if_any
+
+    def _update(self) -> None:
+        for power, weight, parameters in self.penalties:
+            _add_penalty_gradient(parameters, power, weight)
+        if self.lr_schedule == "linear":
+            for group in self.model.optimizer.param_groups:
+                group["lr"] = self.first_lr * (1 - (self.total_steps - 1) / self.planned_steps)
+        nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm, foreach=True)
+        self.model.optimizer.step()
+        self.model.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.total_steps)
+
+    def _judged_weights(self):
+        """The weights that are evaluated and kept: their average, where there is one."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+    def _evaluate(self, valid_data, rows: int, started: float) -> None:
+        """Read the loss, score the validation split and judge; `rows` were trained on since the time `started`."""
+        loss = self._read_loss()  # waits for the device: only then is the time that of the steps
+        rows_per_second = rows / (time.perf_counter() - started)
+        distributed.share_buffers(self.model)
+        entry = {
+            "epoch": self.epoch + 1,
+            "step": self.total_steps,
+            "loss": loss,
+            "learning_rate": self.model.optimizer.param_groups[0]["lr"],
+            "rows_per_second": round(rows_per_second, 1),
+        }
+        logging.info("Train loss: %.6f - %d rows/s", loss, rows_per_second)
+        if valid_data is not None:
+            metrics = list(dict.fromkeys([*self.model._monitor.get_metrics(), *self.model.validation_metrics]))
+            entry.update(evaluate(self.model, valid_data, metrics))
+            logging.info("[Metrics] %s", " - ".join(f"{name}: {entry[name]:.6f}" for name in metrics))
+            self._judge(self.model._monitor.get_value(entry))
+        else:
+            self._save_best()
+        self.history.append(entry)
+        if self.on_evaluation and self.world.is_main:
+            self.on_evaluation(self.history)
+
+    def _judge(self, value: float) -> None:
+        """Best weights, learning rate on plateau and early stopping, by FuxiCTR's rules."""
+        model = self.model
+        better = value >= self.best + MIN_DELTA if model._monitor_mode == "max" else value <= self.best - MIN_DELTA
+        if better:
+            self.best, self.bad_evaluations = value, 0
+            logging.info("Save best model: monitor(%s)=%.6f", model._monitor_mode, value)
+            self._save_best()
+            return
+        self.bad_evaluations += 1
+        logging.info("Monitor(%s)=%.6f STOP!", model._monitor_mode, value)
+        if model._reduce_lr_on_plateau and self.lr_schedule == "plateau":
+            for group in model.optimizer.param_groups:
+                group["lr"] = max(group["lr"] * self.lr_decay_factor, MIN_LR)
+            logging.info("Reduce learning rate on plateau: %.6f", model.optimizer.param_groups[0]["lr"])
+        if not model._save_best_only:
+            self._save_best()
+        if self.bad_evaluations >= model._early_stop_patience:
+            self.stopped = True
+            logging.info("********* Epoch=%d early stop *********", self.epoch + 1)
+
+    def _save_best(self) -> None:
+        if self.world.is_main:
+            save_weights(self.model, self.model.checkpoint)
+
+    def _read_loss(self) -> float:
+        """The mean loss since the last reading.
+
+        Raises:
+            UserError: it is NaN or infinite; no checkpoint is written after that.
+        """
+        loss = self._mean_loss()
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return loss
+
+    def _mean_loss(self) -> float:
+        total = distributed.sum_over_ranks(self.loss_sum.clone()).item()
+        if not math.isfinite(total):
+            raise UserError(
+                f"the training loss is {total} at epoch {self.epoch + 1}, step {self.step}; lower learning_rate, or "
+                f"check the embeddings' scale. The last good checkpoints are kept: {self.model.checkpoint}"
+            )
+        return total / max(self.loss_steps, 1)
+
+    def _save_state(self) -> None:
+        """Save the run's state; the loss is read first, so that a broken state is never saved."""
+        if self.checkpoints is None:
+            return
+        self._mean_loss()
+        generators = distributed.gather_objects(_generator_states(self.model.device))
+        if not self.world.is_main:
+            return
+        self.checkpoints.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.model.optimizer.state_dict(),
+                "generators": generators,
+                "loss_sum": self.loss_sum,
+                "average": self.average.averaged if self.average else [],
+                **{name: getattr(self, name) for name in STATE},
+            }
+        )
+
+    def _restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.model.optimizer.load_state_dict(state["optimizer"])
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.loss_sum = state["loss_sum"].to(self.model.device)
+        if self.average:
+            self.average.load(state["average"])
+        if self.world.rank < len(state["generators"]):
+            _set_generator_states(state["generators"][self.world.rank], self.model.device)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGTERM and Ctrl-C instead of dying; the loop then saves and stops. A second Ctrl-C stops at once."""
+
+        def note(number, frame):
+            if self._signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller's handlers stay
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupted(self) -> bool:
+        if self.world.size == 1:
+            return self._signal is not None
+        if self.total_steps % STEPS_BETWEEN_SIGNAL_CHECKS:
+            return False
+        return distributed.any_rank(self._signal is not None, self.model.device)
+
+
+STATE = ("epoch", "step", "total_steps", "best", "bad_evaluations", "stopped", "history", "loss_steps")
+
+
+def _parallel(model: nn.Module, world: distributed.World) -> nn.Module:
+    if world.size == 1:
+        return model
+    device_ids = [world.local_rank] if next(model.parameters()).device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+
+
+def _penalties(model: nn.Module) -> list[tuple[int, float, list[Tensor]]]:
+    """FuxiCTR's regularization_loss as (power, weight, parameters): tables and their projections, then the rest."""
+    tables = {}
+    for module in model.modules():
+        if type(module) is FeatureEmbeddingDict:
+            tables.update({id(p): p for p in module.parameters() if p.requires_grad})
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
+    penalties = []
+    for regularizer, parameters in (
+        (model._embedding_regularizer, list(tables.values())),
+        (model._net_regularizer, rest),
+    ):
+        for power, weight in get_regularizer(float(regularizer) if isinstance(regularizer, int) else regularizer):
+            if weight and parameters:
+                penalties.append((power, weight, parameters))
+    return penalties
+
+
+@torch.no_grad()
+def _add_penalty_gradient(parameters: list[Tensor], power: int, weight: float) -> None:
+    """Add the gradient of (weight / power) * sum |p|^power: weight * p for L2, weight * sign(p) for L1."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    values = parameters if power == 2 else [p.sign() for p in parameters]
+    torch._foreach_add_([p.grad for p in parameters], values, alpha=weight)
+
+
+def _generator_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generator_states(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

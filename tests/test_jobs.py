@@ -1,0 +1,245 @@
+"""Runs in processes: what is finished is not repeated, what fails stays apart, a stop stops all of them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import ROOT, make_dataset, run_script
+from sklearn.metrics import roc_auc_score
+
+import model_zoo
+from mm_fibinet.compare import jobs
+from mm_fibinet.compare.jobs import CPU, plan, run_all
+from mm_fibinet.errors import UserError
+from mm_fibinet.event_files import EventFiles
+
+# Stands for run_expid.py where only processes matter: does what its seed says, and notes that it was started.
+FAKE_RUN = """
+import argparse, json, os, signal, sys, time
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for name in ("--jobs", "--expid", "--gpu", "--model_root"): parser.add_argument(name)
+parser.add_argument("--set", nargs="+", action="extend")
+parser.add_argument("--resume", action="store_true")
+args = parser.parse_args()
+seed = args.set[-1].removeprefix("seed=")
+fingerprint, folder = json.loads(Path(args.jobs).read_text())[args.expid + seed]
+folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "starts", "a") as starts: starts.write(f"{time.monotonic()} {os.environ.get('OMP_NUM_THREADS')}\\n")
+if seed == "2": sys.exit("some line\\nerror: the data is not there")
+if seed == "3": os.kill(os.getpid(), signal.SIGKILL)
+if seed == "4": raise ValueError("a bug")
+if seed == "5":
+    signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(130)))
+    time.sleep(60)
+time.sleep(0.4)
+(folder / "valid_scores.parquet").touch()
+result = {"fingerprint": fingerprint, "metrics": {"AUC": 0.5}, "train_seconds": 1}
+(folder / "result.json").write_text(json.dumps(result))
+(folder / "ends").write_text(str(time.monotonic()))
+"""
+
+
+@pytest.fixture
+def fake(dataset, tmp_path):
+    """A function: jobs of these seeds, run by the fake."""
+    script, listed = tmp_path / "fake.py", tmp_path / "jobs.json"
+    script.write_text(FAKE_RUN)
+
+    def run(seeds, devices=(CPU,), overrides=()):
+        planned = plan(str(dataset), ["FiBiNET_test"], seeds, model_zoo, tmp_path / "out", list(overrides))
+        listed.write_text(json.dumps({f"{job.expid}{job.seed}": [job.fingerprint, str(job.folder)] for job in planned}))
+        run_all(planned, [sys.executable, str(script), "--jobs", str(listed)], list(devices), tmp_path / "out")
+        return planned
+
+    return run
+
+
+def starts(job):
+    return (job.folder / "starts").read_text().splitlines()
+
+
+def test_failures_stay_apart_and_finished_runs_are_not_repeated(fake):
+    for expected_starts in (1, 2):
+        fine, stated, killed, bug = fake([1, 2, 3, 4])
+        assert fine.result() and fine.error is None and len(starts(fine)) == 1
+        assert stated.error == "the data is not there"
+        assert killed.error.startswith("ended by SIGKILL (out of memory?); see ")
+        assert bug.error.startswith("ValueError: a bug (exit code 1, see ")
+        assert [len(starts(job)) for job in (stated, killed, bug)] == [expected_starts] * 3
+
+
+def test_a_changed_setting_runs_again(fake):
+    fake([1])
+    (job,) = fake([1], overrides=["learning_rate=0.1"])
+    assert len(starts(job)) == 2 and job.result()
+    (job,) = fake([1], overrides=["epochs=3"])
+    assert len(starts(job)) == 3
+
+
+def test_places_share_the_work_and_the_cores(fake, monkeypatch):
+    monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 8)
+    done = fake([11, 12, 13, 14], devices=(CPU, CPU))
+    began = [float(starts(job)[0].split()[0]) for job in done]
+    ended = [float((job.folder / "ends").read_text()) for job in done]
+    at_once = [sum(began[i] <= began[j] < ended[i] for i in range(4)) for j in range(4)]
+    assert max(at_once) == 2
+    assert all(starts(job)[0].split()[1] == "4" for job in done)
+
+
+def test_sigterm_stops_the_runs(fake, tmp_path):
+    folder = tmp_path / "out/runs/FiBiNET_test/5/TEST_DATA/FiBiNET_test"
+
+    def stop_when_started():
+        while not (folder / "starts").exists():
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_started, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        fake([5, 1])
+    assert (folder / "stopped").exists()
+    assert not (tmp_path / "out/runs/FiBiNET_test/1").exists()
+
+
+def test_runs_that_outlive_their_benchmark_are_waited_for(fake, tmp_path, capsys):
+    (job,) = fake([1])
+    (job.folder / "ends").unlink()
+    command = [sys.executable, str(tmp_path / "fake.py"), "--jobs", str(tmp_path / "jobs.json")]
+    with jobs.locked(tmp_path / "out") as lock:
+        process = jobs.start(job, command, CPU, 1, lock)
+    with jobs.locked(tmp_path / "out"):
+        assert (job.folder / "ends").exists()
+    assert process.wait() == 0
+    assert "still at work there; waiting for them" in capsys.readouterr().err
+
+
+def test_killed_half_way_and_started_again(tmp_path, capsys):
+    """The real command: stopped after its first run, it goes on with the second, and a broken third is a row."""
+    config = make_dataset(tmp_path, rows=900)
+    train = pl.read_parquet(tmp_path / "TEST_DATA/train.parquet")
+    train.filter(pl.col("item_id") < 30).write_parquet(tmp_path / "TEST_DATA/train.parquet")
+    with open(config / "model_config.yaml", "a") as opened:
+        opened.write("Broken_test:\n    <<: *test\n    model: NoSuchModel\n")
+    (config / "benchmark_config.yaml").write_text("three: [FiBiNET_test_no_emb, FiBiNET_test, Broken_test]\n")
+    out = tmp_path / "out"
+    arguments = ["--config", config, "--suite", "three", "--seeds", "7", "--out", out, "--set", "tensorboard=true"]
+    folders = [out / f"runs/{e}/7/TEST_DATA/{e}" for e in ("FiBiNET_test_no_emb", "FiBiNET_test")]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([sys.executable, ROOT / "run_benchmark.py", *arguments], env=environment)
+    while first.poll() is None and not (folders[1].parent.parent / "output.log").exists():
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 130
+    assert (folders[0] / "result.json").exists() and not (folders[1] / "result.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in folders[0].rglob("*")}
+
+    code, _, _ = run_script("run_benchmark", *arguments, capsys=capsys)
+    assert code == 1  # one run failed
+    assert {path: path.stat().st_mtime_ns for path in folders[0].rglob("*")} == before
+    with open(out / "leaderboard.csv", newline="") as opened:
+        rows = {row["expid"]: row for row in csv.DictReader(opened)}
+    assert set(rows) == {"FiBiNET_test_no_emb", "FiBiNET_test", "Broken_test"}
+    assert "model 'NoSuchModel' is unknown" in rows["Broken_test"]["error"]
+    check_result(tmp_path / "TEST_DATA", folders[1], rows["FiBiNET_test"])
+    check_events(folders[1])
+    assert "NoSuchModel" in (out / "leaderboard.html").read_text()
+    assert "NoSuchModel" in (out / "leaderboard.md").read_text()
+
+
+def check_result(data, folder, row):
+    """result.json and the leaderboard's line against numbers worked out from the run's scores and the data."""
+    result = json.loads((folder / "result.json").read_text())
+    scores = pl.read_parquet(folder / "valid_scores.parquet")
+    valid = pl.read_parquet(data / "valid.parquet")
+    label, score = valid["label"].to_numpy(), scores["score"].to_numpy()
+    cold = valid["item_id"].to_numpy() >= 30
+    assert scores["label"].to_list() == label.tolist() and scores["user_id"].equals(valid["user_id"])
+    assert scores["cold"].to_list() == cold.tolist()
+    assert result["metrics"]["AUC"] == pytest.approx(roc_auc_score(label, score))
+    assert result["cold"] == {
+        "rows": int(cold.sum()),
+        "AUC": pytest.approx(roc_auc_score(label[cold], score[cold])),
+    }
+    with open(folder / "metrics.csv", newline="") as opened:
+        history = list(csv.DictReader(opened))
+    best = max(float(entry["AUC"]) for entry in history)
+    assert best == pytest.approx(result["metrics"]["AUC"])
+    train_rows = len(pl.read_parquet(data / "train.parquet"))
+    seconds = np.cumsum([train_rows / float(entry["rows_per_second"]) for entry in history])
+    at = [float(entry["AUC"]) for entry in history].index(best)
+    assert result["seconds_to_best"] == pytest.approx(seconds[at], abs=0.01)
+    assert result["train_seconds"] == pytest.approx(seconds[-1], abs=0.01)
+    assert float(row["auc"]) == pytest.approx(best, abs=1e-6)
+    assert float(row["auc_cold"]) == pytest.approx(result["cold"]["AUC"], abs=1e-6)
+    assert int(row["parameters"]) == json.loads((folder / "manifest.json").read_text())["parameters"]
+
+
+def read_events(folder):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulators.EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def check_events(folder):
+    """The event files hold what metrics.csv holds."""
+    found = read_events(folder / "tensorboard")
+    with open(folder / "metrics.csv", newline="") as opened:
+        history = list(csv.DictReader(opened))
+    for name in ("AUC", "loss", "learning_rate"):
+        assert [step for step, _ in found[name]] == [int(entry["step"]) for entry in history]
+        np.testing.assert_allclose([v for _, v in found[name]], [float(entry[name]) for entry in history], rtol=1e-6)
+
+
+def test_event_files_of_a_resumed_run_hold_each_evaluation_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    history = [{"epoch": i, "step": 10 * i, "AUC": 0.5 + i / 10} for i in (1, 2, 3)]
+    stopped = EventFiles(tmp_path / "events")
+    stopped(history[:1])
+    stopped(history[:2])
+    EventFiles(tmp_path / "events")(history)
+    found = read_events(tmp_path / "events")
+    assert list(found) == ["AUC"]
+    assert [step for step, _ in found["AUC"]] == [10, 20, 30]
+
+
+def test_tensorboard_that_is_missing_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        EventFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "x"], "benchmark_config.yaml: no such file"),
+        (["--expids", "Nope"], "experiment Nope is not in"),
+        (["--expids", "FiBiNET_test", "--baseline", "DIN"], "--baseline DIN: not among the experiments"),
+        (["--expids", "FiBiNET_test", "--workers", "0"], "--workers 0: expected at least 1"),
+        (["--expids", "FiBiNET_test", "--gpus", "99"], "--gpu 99: found"),
+        (["--expids", "FiBiNET_test", "--set", "seed=1"], "--set seed: expected --seeds instead"),
+    ],
+)
+def test_bad_arguments(dataset, tmp_path, arguments, message, capsys):
+    code, _, error = run_script("run_benchmark", "--config", dataset, "--out", tmp_path, *arguments, capsys=capsys)
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_the_suites_experiments_exist():
+    known = set(jobs.settings.experiment_ids(ROOT / "config"))
+    for suite in ("demo", "MicroLens_1M_x1"):
+        expids = jobs.find_suite(str(ROOT / "config"), suite)
+        assert set(expids) <= known and len(set(expids)) == 13
+    with pytest.raises(UserError, match="expected one of demo, MicroLens_1M_x1"):
+        jobs.find_suite(str(ROOT / "config"), "nope")

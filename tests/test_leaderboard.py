@@ -1,0 +1,258 @@
+"""The leaderboard's files hold the runs' numbers; the page works in a real browser, offline."""
+
+import csv
+import itertools
+import json
+import shutil
+import statistics
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from mm_fibinet.compare import leaderboard
+from mm_fibinet.compare.leaderboard import Outcome
+from mm_fibinet.compare.significance import compare_to_baseline
+from mm_fibinet.metrics import METRICS, evaluate_metrics
+
+ROWS = 400
+EVIL = "loss is nan </script><b>{{data}}</b>"
+
+
+def make_outcomes():
+    """Three experiments with two seeds (good, middle, base), one of them with a failed seed, and one that failed."""
+    rng = np.random.default_rng(0)
+    label, user = (rng.random(ROWS) < 0.3).astype(np.int8), rng.integers(0, 60, ROWS)
+    cold = rng.random(ROWS) < 0.25
+    outcomes = []
+    for expid, signal in {"base": 0.5, "good": 2.0, "middle": 1.0}.items():
+        for seed in (1, 2):
+            if (expid, seed) == ("middle", 2):
+                outcomes.append(Outcome(expid, seed, None, None, "ended by SIGKILL"))
+                continue
+            score = 1 / (1 + np.exp(-(signal * label + rng.normal(size=ROWS))))
+            result = {
+                "dataset_id": "TEST",
+                "device": "CPU",
+                "threads": 2,
+                "metrics": evaluate_metrics(label, score, METRICS, user),
+                "warm": {"rows": int((~cold).sum()), "AUC": roc_auc_score(label[~cold], score[~cold])},
+                "cold": {"rows": int(cold.sum()), "AUC": roc_auc_score(label[cold], score[cold])},
+                "parameters": int(1000 * signal),
+                "rows_per_second": 5000 / signal + seed,
+                "peak_memory_mb": 900 + seed,
+                "peak_gpu_memory_mb": 0,
+                "seconds_to_best": {0.5: 6.3, 1.0: 30.0, 2.0: 210.0}[signal],
+                "curve": [{"epoch": e, "seconds": 10.0 * e, "AUC": 0.5 + 0.1 * signal * e / 3} for e in (1, 2, 3)],
+            }
+            scores = pl.DataFrame({"label": label, "score": score, "user_id": user, "cold": cold})
+            outcomes.append(Outcome(expid, seed, result, scores, None))
+    return [*outcomes, Outcome("broken", 1, None, None, EVIL)]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return make_outcomes()
+
+
+@pytest.fixture(scope="module")
+def written(outcomes, tmp_path_factory):
+    """The paths of the three files."""
+    return leaderboard.write(leaderboard.build(outcomes, "base"), tmp_path_factory.mktemp("board"))
+
+
+def test_csv(outcomes, written):
+    with open(written["csv"], newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["expid"] for row in rows] == ["good", "middle", "base", "middle", "broken"]
+    good = rows[0]
+    runs = [outcome for outcome in outcomes if outcome.expid == "good"]
+    aucs = [roc_auc_score(run.scores["label"], run.scores["score"]) for run in runs]
+    assert float(good["auc"]) == pytest.approx(np.mean(aucs), abs=1e-6)
+    assert float(good["auc_std"]) == pytest.approx(statistics.stdev(aucs), rel=1e-4)
+    assert float(good["rows_per_second"]) == pytest.approx(2501.5)
+    assert (good["runs"], good["peak_memory_mb"], good["peak_gpu_memory_mb"]) == ("2", "902", "")
+    assert (rows[1]["runs"], rows[1]["auc_std"], rows[2]["p_delong"]) == ("1", "", "")
+    assert (rows[3]["seed"], rows[3]["error"], rows[4]["error"]) == ("2", "ended by SIGKILL", EVIL)
+
+    def scores(expid):
+        return np.stack([run.scores["score"] for run in outcomes if run.expid == expid and run.result])
+
+    label, user = runs[0].scores["label"].to_numpy(), runs[0].scores["user_id"].to_numpy()
+    every = {expid: scores(expid) for expid in ("base", "good", "middle")}
+    expected = compare_to_baseline(label, user, every, "base")["good"]
+    for name, value in expected._asdict().items():
+        assert float(good[name]) == pytest.approx(value, rel=1e-5)
+
+
+def test_markdown(written):
+    lines = written["md"].read_text().splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table] == ["| Experiment", "| good", "| middle", "| base"]
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "- middle, seed 2: ended by SIGKILL" in lines
+
+
+def test_what_cannot_be_compared_is_left_empty(outcomes):
+    board = leaderboard.build(outcomes, "broken")
+    assert all(row["p_delong"] is None for row in board.rows)
+    assert board.facts["Baseline"] == "broken (no finished run)"
+    other_rows = [o._replace(scores=o.scores.reverse()) if o.expid == "middle" and o.scores is not None else o
+                  for o in outcomes]  # fmt: skip
+    compared = {row["expid"]: row["p_delong"] for row in leaderboard.build(other_rows, "base").rows}
+    assert compared["middle"] is None and compared["good"] is not None
+
+
+def test_a_board_of_failures_only(tmp_path):
+    board = leaderboard.build([Outcome("a", 1, None, None, "no data")], "a")
+    paths = leaderboard.write(board, tmp_path)
+    assert "no data" in paths["html"].read_text() and "no data" in leaderboard.as_text(board)
+
+
+def test_the_page_asks_for_nothing_and_escapes(written):
+    page = written["html"].read_text()
+    assert EVIL not in page and "&lt;/script&gt;&lt;b&gt;{{data}}" in page
+    page = page.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    assert not [mark for mark in ("http:", "https:", "src=", "@import", "url(") if mark in page]
+    json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless chromium; the tests that need it are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("chromium is not installed")
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync"
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=path, args=flags.split())
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser, written):
+    """A function: the page at a width and colour scheme; at the end nothing was asked for and no script failed."""
+    contexts, requests, troubles = [], [], []
+
+    def open_at(width=1280, scheme="light", **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: troubles.append(message.text))
+        page.goto(written["html"].as_uri())
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert {url.split(":")[0] for url in requests} <= {"file", "data"} and not troubles
+
+
+def order(page):
+    return page.locator("#rows tr").evaluate_all("rows => rows.map(row => row.dataset.expid)")
+
+
+def test_sorting_by_mouse_and_keyboard(open_page):
+    page = open_page()
+    assert order(page) == ["good", "middle", "base"]
+    head = page.locator("th[data-key=parameters]")
+    head.locator("button").click()
+    assert order(page) == ["base", "middle", "good"] and head.get_attribute("aria-sort") == "ascending"
+    assert page.locator("th[data-key=auc]").get_attribute("aria-sort") == "none"
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert order(page) == ["good", "middle", "base"] and head.get_attribute("aria-sort") == "descending"
+    page.locator("th[data-key=expid] button").click()
+    assert order(page) == ["base", "good", "middle"]
+    for _ in range(2):  # an empty cell stays last in both orders
+        page.locator("th[data-key=p_delong] button").click()
+        assert order(page)[-1] == "base"
+    assert page.locator("tbody.failed tr").count() == 2
+
+
+def test_tooltips(open_page):
+    page = open_page()
+    tip = page.locator("#tip")
+    assert tip.is_hidden()
+    page.locator("th[data-key=gauc] button").hover()
+    assert "within each user's rows" in tip.inner_text()
+    page.locator("#forest [data-expid=good]").hover()
+    assert tip.inner_text().startswith("good\nAUC 0.") and "p DeLong" in tip.inner_text()
+    page.locator("#cost [data-expid=base]").hover()
+    assert "500 parameters, 10,002 rows/s\nbest after 6.3 s, 902 MiB" in tip.inner_text()
+    page.locator("#curves svg").hover()
+    assert "of training\nAUC 0." in tip.inner_text()
+    page.mouse.move(2, 2)
+    assert tip.is_hidden()
+    page.locator("#theme").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")  # the table, then its first heading
+    assert tip.inner_text() == "Experiment ID of the config"
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+
+
+def test_charts(open_page):
+    page = open_page()
+    assert page.locator("#forest .mark").count() == 2  # the baseline has no difference to itself
+    assert page.locator("#cost .mark").count() == 3
+    assert page.locator("#curves polyline").count() == 5  # one a finished run
+    before = page.locator("#cost [data-expid=good] circle").last.get_attribute("cx")
+    page.locator("#cost select").select_option("rows_per_second")
+    assert page.locator("#cost [data-expid=good] circle").last.get_attribute("cx") != before
+    assert "peak_gpu_memory_mb" not in page.locator("#cost option").evaluate_all("all => all.map(one => one.value)")
+    good = page.locator("#cost [data-expid=good]")
+    assert good.get_attribute("aria-pressed") == "true"
+    good.focus()
+    page.keyboard.press("Enter")
+    assert good.get_attribute("aria-pressed") == "false"
+    assert good.locator("circle").last.get_attribute("fill") == "var(--muted)"
+
+
+def contrast(page, selector):
+    """WCAG 2.1 contrast of an element's text with the card behind it."""
+    colours = page.evaluate(
+        "s => [getComputedStyle(document.querySelector(s)).color,"
+        " getComputedStyle(document.querySelector('.charts .card')).backgroundColor]",
+        selector,
+    )
+    luminance = []
+    for colour in colours:
+        parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        luminance.append(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+    return (max(luminance) + 0.05) / (min(luminance) + 0.05)
+
+
+def test_dark_and_light(open_page):
+    grounds = {}
+    for scheme in ("light", "dark"):
+        page = open_page(scheme=scheme)
+        for selector in ("#rows td", "thead button", ".failed strong", ".hint"):
+            assert contrast(page, selector) >= 4.5, (scheme, selector)
+        grounds[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.locator("#theme").click()
+        grounds[f"from {scheme}"] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert grounds["light"] == grounds["from dark"] != grounds["dark"] == grounds["from light"]
+
+
+def test_a_phone(open_page):
+    page = open_page(width=390, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("#curves svg").bounding_box()["width"] <= 390
+    table = page.locator(".scroll")
+    assert table.evaluate("element => element.scrollWidth > element.clientWidth")
+    table.evaluate("element => element.scrollLeft = 400")
+    assert page.locator("#rows th").first.bounding_box()["x"] < 30  # the experiment's name stays in sight
+    page.locator("#forest [data-expid=good]").tap()
+    tip = page.locator("#tip").bounding_box()
+    assert tip["x"] >= 0 and tip["x"] + tip["width"] <= 390
+    ticks = page.locator("#cost .cost-tick").evaluate_all("ticks => ticks.map(tick => tick.getBoundingClientRect())")
+    assert len(ticks) >= 3
+    assert all(left["right"] + 5 < right["left"] for left, right in itertools.pairwise(ticks))
