@@ -23,7 +23,7 @@ from torch import Tensor
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
-from mm_fibinet.memory import give_back_read_buffers, keep_freed_memory
+from mm_fibinet.memory import give_back_read_buffers
 
 BATCH_FORMATS = ("triple", "indices")
 STORAGES = ("auto", "device", "memory", "memmap")
@@ -224,8 +224,6 @@ class MMCTRDataLoader:
             raise UserError("item_info is not set; name item_info.parquet in the dataset config")
         if not str(data_path).endswith(".parquet"):
             data_path = f"{data_path}.parquet"
-        if gpu < 0:
-            keep_freed_memory()
         self.path = str(data_path)
         self.feature_map = feature_map
         self.split = split
@@ -270,6 +268,11 @@ class MMCTRDataLoader:
         """
         for index in range(rank, self.num_batches, world_size):
             yield index, self._batch(None, None, *self._bounds(index))
+
+    def labels_and_groups(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The labels of all rows, [N], and their group ids, [N] or None, in file order."""
+        groups = None if self._group_ids is None else self._group_ids.numpy()
+        return self.data.column(self.feature_map.labels[0]).cpu().numpy(), groups
 
     def rows_in_batch(self, index: int) -> int:
         """Rows of a batch over all ranks."""

@@ -4,12 +4,13 @@ FuxiCTR's FeatureProcessor writes to the data folder, which may be read-only. Id
 would find out is in the config or in the files.
 """
 
+import json
 from pathlib import Path
 
 from fuxictr.features import FeatureMap
 
 from mm_fibinet import files, schema
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.item_table import embedding_width
 
 USER_ID = "user_id"
@@ -64,6 +65,37 @@ def save_feature_map(feature_map: FeatureMap, path: Path) -> None:
         "features": [{name: spec} for name, spec in feature_map.features.items()],
     }
     files.write_json(path, content)
+
+
+def load_feature_map(path: Path, params: dict) -> FeatureMap:
+    """Read a run's feature_map.json back.
+
+    Args:
+        path: of `save_feature_map`.
+        params: the run's settings.
+
+    Raises:
+        UserError: the file is missing, damaged, or names code.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        features = {name: spec for feature in content["features"] for name, spec in feature.items()}
+        labels = content["labels"]
+        encoders = {spec.get("feature_encoder", SEQUENCE_ENCODERS[0]) for spec in features.values()}
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a feature_map.json; train the run again") from error
+    if not encoders <= set(SEQUENCE_ENCODERS):
+        raise UserError(f"{path}: feature_encoder must be one of {', '.join(SEQUENCE_ENCODERS)}")
+    feature_map = FeatureMap(params["dataset_id"], str(params.get("data_root", "")))
+    feature_map.features, feature_map.labels = features, labels
+    feature_map.group_id = params.get("group_id")
+    feature_map.default_emb_dim = params.get("embedding_dim")
+    feature_map.num_fields = feature_map.get_num_fields()
+    feature_map.total_features = content.get("total_features")
+    feature_map.set_column_index()
+    return feature_map
 
 
 def _expanded_columns(params: dict) -> list[dict]:
