@@ -56,6 +56,7 @@ def main() -> None:
     test = args.test or params.get("test_data")
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
+    test = str(run_manifest.data_file(test) or test)
     num_rows = len(schema.read_test_ids(test))
     out = Path(args.out or Path("submission") / f"{args.expid}.zip")
     read = [test, params["item_info"], params.get("item_feature"), weights]
@@ -114,7 +115,7 @@ def run_params(args: argparse.Namespace, run: RunFolder, manifest: dict, gpu: in
     Raises:
         UserError: settings, items or weights are not those of the run.
     """
-    trained = manifest["config"]
+    trained = settings.change_params(manifest["config"], model_zoo)
     params = settings.change_params(trained, model_zoo, args.set, args.data_root, args.model_root, gpu)
     if args.config_given:
         params = config_params(args, gpu, manifest.get("set"))

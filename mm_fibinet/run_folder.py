@@ -138,8 +138,12 @@ class RunLog:
         logging.getLogger().addHandler(self._file)
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self._file and error is not None:
-            self._note_end(error)
+        if self._file:
+            logging.getLogger().removeHandler(self._file)
+            if error is not None:
+                self._note_end(error)
+            with contextlib.suppress(OSError):  # every line was flushed, or its failure raised
+                self._file.close()
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # closes the others
 
     def _note_end(self, error: BaseException) -> None:

@@ -85,6 +85,24 @@ def test_a_changed_setting_runs_again(fake):
     assert len(starts(job)) == 3
 
 
+def test_only_a_run_of_other_settings_is_cleared(dataset, tmp_path, capsys):
+    """The command resumes; what it would refuse to resume has to be gone before."""
+    (job,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / "out", ["epochs=1"])
+    arguments = ["--config", dataset, "--expid", "FiBiNET_test", "--model_root", job.model_root, "--set", "seed=7"]
+    assert run_script("run_expid", *arguments, "epochs=1", capsys=capsys)[0] == 0
+    kept = {path: path.read_bytes() for path in job.model_root.rglob("*") if path.is_file()}
+    (longer,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / "out", ["epochs=2"])
+    jobs._clear_other_run(job)
+    jobs._clear_other_run(longer)
+    assert {path: path.read_bytes() for path in job.model_root.rglob("*") if path.is_file()} == kept
+    (other,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / "out", ["learning_rate=0.1"])
+    jobs._clear_other_run(other)
+    left = {path.name for path in job.model_root.rglob("*") if path.is_file()}
+    assert left == {"FiBiNET_test.log", ".lock", "config.csv"}
+    code, out, err = run_script("run_expid", *arguments, "learning_rate=0.1", "--resume", capsys=capsys)
+    assert code == 0 and "Resumed" not in out, err
+
+
 def test_places_share_the_work_and_the_cores(fake, monkeypatch):
     monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 8)
     done = fake([11, 12, 13, 14], devices=(CPU, CPU))
