@@ -20,8 +20,6 @@ from mm_fibinet.fuxictr_adapter import training_rules
 from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, undefined_metrics
 from mm_fibinet.run_folder import RunFolder
 
-FILE = "result.json"
-SCORES = "valid_scores.parquet"
 MIN_ROWS = 10  # of each label; a group with fewer has no AUC worth showing
 
 
@@ -61,14 +59,14 @@ def write_result(
         which is null in result.json.
     """
     rows = _valid_rows(params, train_data.path, valid_data, scores)
-    with files.atomic_path(run.folder / SCORES) as path:
+    with files.atomic_path(run.scores) as path:
         rows.write_parquet(path)
     label, user, cold = (rows[name].to_numpy() for name in ("label", "user_id", "cold"))
     rules = training_rules(model)
     values = [rules.monitor.get_value(entry) for entry in history]
     best = int(np.argmax(values) if rules.monitor_mode == "max" else np.argmin(values))
     for reason in undefined_metrics(METRICS, label, user).values():
-        logging.warning("%s: null in %s", reason, FILE)
+        logging.warning("%s; null in %s", reason, run.result.name)
     metrics = evaluate_metrics(label, scores, METRICS, user, allow_undefined=True)
     seconds = _seconds(history, train_data)
     content = {
@@ -97,23 +95,24 @@ def write_result(
             for entry, elapsed in zip(history, seconds, strict=True)
         ],
     }
-    files.write_json(run.folder / FILE, content)
+    files.write_json(run.result, content)
     return evaluate_metrics(label, scores, model.validation_metrics, user, allow_undefined=True)
 
 
 def read_result(folder: Path) -> dict | None:
     """The content of a run folder's result.json; None when the run has not finished."""
-    if not (folder / SCORES).exists():
+    run = RunFolder(folder.parent, folder.name)
+    if not run.scores.exists():
         return None
     try:
-        return json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return json.loads(run.result.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
 def read_scores(folder: Path) -> pl.DataFrame:
     """A finished run's validation rows: label, score, user_id, cold."""
-    return pl.read_parquet(folder / SCORES)
+    return pl.read_parquet(RunFolder(folder.parent, folder.name).scores)
 
 
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:

@@ -77,6 +77,14 @@ def test_failures_stay_apart_and_finished_runs_are_not_repeated(fake):
         assert [len(starts(job)) for job in (stated, killed, bug)] == [expected_starts] * 3
 
 
+def test_a_run_whose_auc_is_undefined_is_a_row_without_figures(fake):
+    (job,) = fake([1])
+    path = job.folder / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": {"AUC": None}}))
+    assert jobs._close(job, 0) == "done    FiBiNET_test seed 1: AUC undefined, 1 s of training"
+    assert job.outcome().result is None and "all validation labels are the same" in job.outcome().error
+
+
 def test_a_changed_setting_runs_again(fake):
     fake([1])
     (job,) = fake([1], overrides=["learning_rate=0.1"])

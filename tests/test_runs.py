@@ -463,3 +463,10 @@ def test_a_loader_changes_nothing_for_the_process(dataset, monkeypatch):
     params = settings.load_params(dataset, EXPID, model_zoo)
     MMCTRDataLoader(build_feature_map(params), params["train_data"], **params)
     assert logging.getLogger().handlers == handlers
+
+
+@pytest.mark.parametrize("name", ["fit", "predict"])
+def test_a_model_with_a_command_of_its_own_is_refused(commands, monkeypatch, name):
+    monkeypatch.setattr(model_zoo.FiBiNET, name, lambda self, *_: None)
+    code, _, err = commands.train()
+    assert code == 2 and f"FiBiNET overrides {name}, which" in err

@@ -75,6 +75,9 @@ class Job:
     def outcome(self) -> Outcome:
         """What the leaderboard needs of it."""
         result = self.result()
+        if result and result["metrics"]["AUC"] is None:
+            error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
+            return Outcome(self.expid, self.seed, None, None, error)
         scores = run_result.read_scores(self.folder) if result else None
         error = None if result else self.error or "not run yet"
         return Outcome(self.expid, self.seed, result, scores, error)
