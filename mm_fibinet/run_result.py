@@ -60,7 +60,7 @@ def write_result(
     """
     rows = _valid_rows(params, train_data.path, valid_data, scores)
     with files.atomic_path(run.scores) as path:
-        rows.write_parquet(path)
+        rows.write_parquet(path, use_pyarrow=True)  # a full disk is an OSError there
     label, user, cold = (rows[name].to_numpy() for name in ("label", "user_id", "cold"))
     rules = training_rules(model)
     values = [rules.monitor.get_value(entry) for entry in history]

@@ -1,5 +1,6 @@
 """A run is a fact: who may write it, what a new start removes, what --resume and prediction.py hold against it."""
 
+import contextlib
 import json
 import logging
 import re
@@ -416,18 +417,37 @@ def test_scores_that_are_not_numbers_stop_training_and_prediction(trained, monke
 # disk and memory
 
 
-@pytest.fixture
-def small_files():
-    """No file may grow beyond 100 kB, as on a full disk."""
+@contextlib.contextmanager
+def files_up_to(size):
+    """No file may grow beyond this many bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_weights_that_do_not_fit_keep_the_last_ones(tmp_path, small_files):
+def test_a_disk_that_fills_up_keeps_what_was_saved(trained):
+    state = RunCheckpoints(trained.run.folder, "").last
+    before = state.read_bytes()
+    with files_up_to(len(before) - 1000):
+        code, _, err = trained.train("epochs=2", resume=True)
+    assert code == 2 and re.fullmatch(r"error: cannot write .*next\.ckpt: File too large\n", err)
+    assert state.read_bytes() == before
+    assert "cannot write" in trained.run.log.read_text().splitlines()[-1]
+    assert not list(trained.root.rglob("*.part"))
+    code, out, _ = trained.train("epochs=2", resume=True)
+    assert code == 0 and "Resumed at epoch 2" in out
+
+
+def test_weights_that_do_not_fit_keep_the_last_ones(tmp_path):
+    with files_up_to(100_000):
+        check_saving(tmp_path / "run" / "X.model")
+
+
+def check_saving(path):
     small, large = torch.nn.Linear(10, 10), torch.nn.Linear(400, 400)
-    path = tmp_path / "run" / "X.model"
     save_weights(small, path)
     with pytest.raises(UserError, match=r"cannot write .*X\.model: File too large"):
         save_weights(large, path)
