@@ -91,13 +91,14 @@ def run_experiment(
     loader_params["shuffle"] = False
     valid_data = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", **loader_params)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings.check_reachable(params, len(train_data))
     announce_data(feature_map, table, train_data, valid_data)
     logging.info("Total number of parameters: %d.", parameters)
 
     checkpoints = RunCheckpoints(run.folder, run_manifest.run_fingerprint(params, data))
-    observers = [run.write_history, *([EventFiles(run.events)] if params.get("tensorboard") else [])]
+    on_evaluation = [run.write_history, *([EventFiles(run.events)] if params.get("tensorboard") else [])]
     every = args.checkpoint_every or params.get("checkpoint_every")
-    options = {**params, "checkpoints": checkpoints, "checkpoint_every": every, "observers": observers}
+    options = {**params, "checkpoints": checkpoints, "checkpoint_every": every, "on_evaluation": on_evaluation}
     trainer = Trainer(model, **{**options, "checkpoint": run.weights})
     trainer.check(valid_data)
     resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist()) and trainer.resume()

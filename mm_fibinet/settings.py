@@ -20,7 +20,7 @@ LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
 OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
 DEFAULTS = {"seed": 2025, "batch_size": 4096, "epochs": 10, "max_len": 64, "shuffle": True, "group_id": None}
 NOT_SETTINGS = {"self", "args", "kwargs", "feature_map", "data_path", "split", "rank", "world_size", "model"}
-NOT_SETTINGS |= {"checkpoint", "checkpoints", "observers"}
+NOT_SETTINGS |= {"checkpoint", "checkpoints", "on_evaluation"}
 REAL_NUMBERS = {
     "net_dropout",
     "attention_dropout",
@@ -118,6 +118,18 @@ def changed_from_defaults(params: dict, model_class: type) -> dict[str, object]:
     defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
     defaults.update(DEFAULTS)
     return {key: value for key, value in params.items() if key in defaults and value != defaults[key]}
+
+
+def check_reachable(params: dict, num_batches: int) -> None:
+    """A `UserError` when eval_steps is more than the run has: nothing would ever be evaluated or kept.
+
+    Args:
+        params: of `load_params`.
+        num_batches: batches of one epoch.
+    """
+    eval_steps, steps = params.get("eval_steps"), params["epochs"] * num_batches
+    if eval_steps and eval_steps > steps:
+        raise UserError(f"eval_steps is {eval_steps}, but the run has {steps} steps; expected at most {steps}")
 
 
 def find_model(models, name: str | None) -> type:

@@ -65,7 +65,7 @@ class Trainer:
         ema_decay: evaluate and keep a moving average of the weights with this decay; 0 for the weights themselves.
         checkpoints: where to save and resume the run's state; None for neither.
         checkpoint_every: steps between two saved states; None saves at every evaluation only.
-        observers: each is called with the history so far after every evaluation, in no particular order.
+        on_evaluation: each is called with the history so far after every evaluation, in no particular order.
         kwargs: further FuxiCTR parameters, which the model has read already.
 
     Raises:
@@ -89,7 +89,7 @@ class Trainer:
         ema_decay: float = 0.0,
         checkpoints: RunCheckpoints | None = None,
         checkpoint_every: int | None = None,
-        observers: Sequence[Callable[[list[dict]], None]] = (),
+        on_evaluation: Sequence[Callable[[list[dict]], None]] = (),
         **kwargs,
     ):
         if precision not in PRECISIONS:
@@ -116,7 +116,7 @@ class Trainer:
         self.average = WeightAverage(model, ema_decay) if ema_decay else None
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
-        self.observers = observers
+        self.on_evaluation = on_evaluation
         self.forward = _parallel(torch.compile(model) if compile else model, self.world)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.epoch = 0
@@ -294,7 +294,7 @@ class Trainer:
         else:
             self._save_best()
         self.history.append(entry)
-        for observe in self.observers if self.world.is_main else ():
+        for observe in self.on_evaluation if self.world.is_main else ():
             observe(self.history)
 
     def _judge(self, value: float) -> None:

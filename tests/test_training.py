@@ -423,6 +423,6 @@ def test_a_model_that_is_not_compiled_gets_its_optimizer(dataset, tmp_path):
 
 def test_observers_need_no_order(dataset, tmp_path):
     seen = []
-    history = Run(dataset, tmp_path).fit(observers=[lambda entries: seen.append(dict(entries[-1]))])
+    history = Run(dataset, tmp_path).fit(on_evaluation=[lambda entries: seen.append(dict(entries[-1]))])
     assert seen == history
     assert all(entry["peak_memory_mb"] > 50 and "peak_gpu_memory_mb" in entry for entry in seen)
