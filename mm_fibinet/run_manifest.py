@@ -36,7 +36,7 @@ def data_fingerprint(params: dict) -> dict[str, dict]:
     for key in DATA_FILES:
         path = data_file(params.get(key))
         if path is not None:
-            parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+            parts = sorted(path.glob("[!._]*.parquet")) if path.is_dir() else [path]
             try:
                 size, digest = sum(part.stat().st_size for part in parts), _digest(parts)
             except OSError as error:
@@ -49,8 +49,7 @@ def data_file(path: str | Path | None) -> Path | None:
     """The file that a setting means, `.parquet` added when it is missing, as FuxiCTR does; None when there is none."""
     if not path:
         return None
-    candidates = [Path(path)] if str(path).endswith(".parquet") else [Path(f"{path}.parquet"), Path(path)]
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next((found for found in (Path(path), Path(f"{path}.parquet")) if found.exists()), None)
 
 
 def run_fingerprint(params: dict, data: dict[str, dict]) -> str:
