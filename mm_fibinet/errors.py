@@ -1,20 +1,38 @@
 """One kind of error for a user's mistake, and one place that prints it.
 
 Every message says what was found, where, what was expected and what to do. Scripts run their `main` through
-`run_cli`, which prints the message without a traceback and exits with code 2; anything else is a bug of ours
-and keeps its traceback.
+`run_cli`, which prints the message in one line, without a traceback, and exits with code 2. So end the machine's
+refusals, too: no memory, no space, no permission. Anything else is a bug of ours and keeps its traceback.
+
+Messages name files, columns and values, which strangers wrote: `printable` keeps what they put into them from reaching
+the terminal as anything but text.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+MESSAGE_LIMIT = 4_000  # characters; a message may quote a value, not print a file
 
 
 class UserError(Exception):
     """The input, the configuration or the machine is at fault, and the message says how to mend it."""
+
+
+def printable(text: object) -> str:
+    r"""Text as one line that a terminal shows and does not obey.
+
+    Control characters, line breaks, escape sequences, bidirectional overrides, invisible characters and the halves of
+    undecodable file names become Python's escapes (`\n`, `\x1b`, `\u202e`, `\udcff`); all other text stays.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
@@ -23,14 +41,23 @@ def run_cli(main: Callable[[], int | None]) -> None:
     Args:
         main: does the work and returns an exit code, or None for success.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may have bytes that are no text, as on stderr
     try:
         code = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's own last flush fails aloud
+        code = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on, with --resume where it has that", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        explained = _explained(error)
+        if explained is None:
+            raise
+        print(f"error: {_shortened(printable(explained))}", file=sys.stderr)
+        code = EXIT_USER_ERROR
     sys.exit(code)
 
 
@@ -52,5 +79,34 @@ def explain_os_error(error: OSError, path: object, doing: str = "write") -> User
         errno.ENOTDIR: "a part of this path is a file, not a folder",
         errno.EISDIR: "this is a folder, a file was expected",
         errno.EEXIST: "a file of this name is in the way: remove it or choose another name",
-    }.get(error.errno, error.strerror or str(error))
+        errno.ENAMETOOLONG: "this name is too long: choose a shorter one",
+        errno.ELOOP: "its symbolic links go in a circle",
+    }.get(error.errno or 0, error.strerror or str(error))
+    if doing == "read" and error.errno in (errno.EACCES, errno.EPERM):
+        advice = "permission denied: ask its owner for the right to read it"
     return UserError(f"cannot {doing} {path}: {advice}")
+
+
+def _explained(error: Exception) -> Exception | None:
+    """The error to print for one that `main` ended with; None for a bug."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        reason = str(error).strip().partition("\n")[0] or "the system gave no more"
+        return UserError(f"out of memory ({reason}): use a smaller batch_size or smaller data, or a larger machine")
+    if isinstance(error, OSError) and error.errno:
+        return explain_os_error(error, error.filename2 or error.filename or "a file", "use")
+    return None
+
+
+def _is_torch_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no memory, which it says by a RuntimeError; told by name, so that torch is not loaded."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MESSAGE_LIMIT:
+        return text
+    return f"{text[: MESSAGE_LIMIT // 2]} [... {len(text) - MESSAGE_LIMIT:,} characters ...] {text[-MESSAGE_LIMIT // 2 :]}"

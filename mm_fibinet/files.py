@@ -1,11 +1,11 @@
 """Files appear whole or not at all: write beside the target, flush to disk, then rename.
 
 An output is never an input, a device or a folder (`require_output`), and a folder that a process writes to is its own
-while it does (`locked`).
+while it does (`locked`). Locks are the system's (flock), which end with the process that holds them however it ends;
+Windows has none, and there `locked` refuses instead of letting two processes write at once.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +14,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.errors import UserError, explain_os_error, printable
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
 
 MAGIC = {"parquet": b"PAR1", "zip": b"PK"}  # the first bytes of an output's kind
 
@@ -23,14 +28,14 @@ MAGIC = {"parquet": b"PAR1", "zip": b"PK"}  # the first bytes of an output's kin
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
 
-    The parent folder is made when missing. A full disk or an unwritable folder is a `UserError`.
+    The parent folder is made when missing. A full disk, an unwritable folder, and a folder or a device in the file's
+    place are a `UserError`.
     """
     target = Path(path)
     temporary: Path | None = None
     try:
+        _require_file_or_nothing(target, "cannot write ")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(21, "is a directory")
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(handle)
         temporary = Path(name)
@@ -88,8 +93,7 @@ def require_output(
     target = Path(path)
     try:
         resolved = target.resolve()
-        if resolved.is_dir():
-            raise UserError(f"{option} {path}: this is a folder, expected the name of a file to write")
+        _require_file_or_nothing(resolved, f"{option} ", path)
         for source in (Path(source).resolve() for source in inputs if source is not None):
             if source == resolved or (resolved.exists() and source.exists() and source.samefile(resolved)):
                 raise UserError(f"{option} {path} is an input; inputs are never modified, choose another file")
@@ -98,8 +102,6 @@ def require_output(
                     f"{option} {path} is inside the input folder {source}; inputs are never modified, choose another "
                     "folder"
                 )
-        if resolved.exists() and not resolved.is_file():
-            raise UserError(f"{option} {path}: this is a device or a pipe, expected the name of a file to write")
         if kind and resolved.exists() and resolved.stat().st_size:
             with open(resolved, "rb") as opened:
                 found = opened.read(len(MAGIC[kind]))
@@ -107,7 +109,18 @@ def require_output(
                 raise UserError(f"{option} {path}: there is a file that is no {kind}; remove it or choose another name")
     except OSError as error:
         raise explain_os_error(error, path) from error
+    except ValueError as error:  # a NUL character
+        raise UserError(f"{option} {path}: not a file name ({error})") from error
     return target
+
+
+def _require_file_or_nothing(path: Path, before: str, shown: object = None) -> None:
+    """Refuse a folder or a device where a file is to be written; `before` begins the sentence."""
+    shown = path if shown is None else shown
+    if path.is_dir():
+        raise UserError(f"{before}{shown}: this is a folder, expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{before}{shown}: this is a device or a pipe, expected the name of a file to write")
 
 
 @contextlib.contextmanager
@@ -121,6 +134,8 @@ def locked(folder: str | os.PathLike, waiting: str | None = None) -> Iterator[in
     Raises:
         UserError: another process holds the lock, or the lock cannot be written.
     """
+    if fcntl is None:
+        raise UserError(f"{folder}: cannot be locked on this system; runs need Linux or macOS (on Windows: WSL)")
     path = make_folder(folder) / ".lock"
     try:
         opened = open(path, "w")  # noqa: SIM115
@@ -134,8 +149,10 @@ def locked(folder: str | os.PathLike, waiting: str | None = None) -> Iterator[in
                 raise UserError(
                     f"{folder}: another process is at work there; wait for it, or choose another folder"
                 ) from None
-            print(waiting, file=sys.stderr)
+            print(printable(waiting), file=sys.stderr)
             fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f"{path}: this file system has no locks ({error}); choose a folder on another") from error
         yield opened.fileno()
 
 
