@@ -15,7 +15,7 @@ import model_zoo
 from mm_fibinet import distributed, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import run_cli
+from mm_fibinet.errors import printable, run_cli
 from mm_fibinet.event_files import EventFiles
 from mm_fibinet.feature_map import build_feature_map, save_feature_map
 from mm_fibinet.fuxictr_adapter import ENTRY_METHODS, refuse_own_loop
@@ -119,7 +119,8 @@ def run_experiment(
         logging.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
         results = Path(params["model_root"]) / f"{Path(args.config).resolve().name}.csv"
         append_result(results, params, result)
-        print(f"best weights  {run.weights}\nrun folder    {run.folder}\nresults       {results}")
+        for what, path in {"best weights": run.weights, "run folder": run.folder, "results": results}.items():
+            print(f"{what:<12}  {printable(path)}")
 
 
 def announce(params: dict, model_class: type, run: RunFolder) -> None:

@@ -490,3 +490,12 @@ def test_a_model_with_a_command_of_its_own_is_refused(commands, monkeypatch, nam
     monkeypatch.setattr(model_zoo.FiBiNET, name, lambda self, *_: None)
     code, _, err = commands.train()
     assert code == 2 and f"FiBiNET overrides {name}, which" in err
+
+
+def test_names_in_the_log_are_text(tmp_path, capsys):
+    with RunLog() as log:
+        log.open(tmp_path / "X.log", append=False)
+        logging.info("Reads %s", "a\x1b[2Jb\nc\udcff")
+    expected = "INFO Reads a\\x1b[2Jb\\nc\\udcff"
+    assert capsys.readouterr().out.rstrip("\n").endswith(expected)
+    assert (tmp_path / "X.log").read_text().rstrip("\n").endswith(expected)
