@@ -126,6 +126,14 @@ def test_prediction_refuses_other_items_unless_they_are_meant(trained):
     assert trained.predict()[0] == 2
 
 
+def test_prediction_refuses_another_item_feature(trained):
+    path = trained.folder / "item_feature.parquet"
+    pl.read_parquet(path).with_columns(likes_level=pl.lit(3)).write_parquet(path)
+    code, _, err = trained.predict()
+    assert code == 2 and f"was trained on another item_feature: {path} (sha256 " in err
+    assert trained.predict("--allow_other_data")[0] == 0
+
+
 def test_the_data_may_move(trained):
     assert trained.predict()[0] == 0
     expected = trained.scores()
