@@ -1,8 +1,8 @@
 """prediction.csv and its zip: written whole or not at all, and only when the challenge would accept it.
 
-`python -m mm_fibinet.submission check ZIP --test FILE` says whether a zip would be accepted. Who grades with what is not
-published, so the check takes only what every zip and CSV reader takes: stored or deflated, plain UTF-8, IDs written as
-whole numbers. It reads no more than a submission of this many rows can hold, whatever the zip says of itself.
+`python -m mm_fibinet.submission check ZIP --test FILE` says whether a zip would be accepted. Which reader the graders
+use is not published, so the check takes only what every zip and CSV reader takes: stored or deflated, plain text, IDs
+written as whole numbers. It unpacks no more than a submission of this many rows can hold, whatever the zip says.
 """
 
 import argparse

@@ -142,8 +142,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_a_lock_is_refused_while_another_holds_it(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(UserError, match="another process is at work there"), locked(tmp_path):
-            pass
+    with locked(tmp_path), pytest.raises(UserError, match="another process is at work there"), locked(tmp_path):
+        pass
     with locked(tmp_path):
         pass

@@ -214,7 +214,7 @@ def test_scores_that_would_not_be_accepted_are_not_written(scores, message, tmp_
 
 def test_an_input_or_another_file_is_not_written_over(test_split, tmp_path):
     scores, before = np.full(ROWS, 0.5), test_split.read_bytes()
-    with pytest.raises(UserError, match="--out .* is an input"):
+    with pytest.raises(UserError, match=r"--out .* is an input"):
         write_submission(scores, test_split, ROWS, inputs=[test_split])
     with pytest.raises(UserError, match="there is a file that is no zip"):
         write_submission(scores, test_split, ROWS)
