@@ -174,7 +174,7 @@ def _read_member(path: str | Path, num_rows: int) -> bytes:
 def _require_plain_zip(content: bytes, path: str | Path) -> None:
     """Refuse what is no zip, a CSV that was not packed, and bytes in front of or behind the zip."""
     if not content.startswith((b"PK\x03\x04", END_OF_ZIP)):
-        bare = content.lstrip(b"\xef\xbb\xbf\"").startswith(b"ID")
+        bare = content.lstrip(b'\xef\xbb\xbf"').startswith(b"ID")
         advice = f"this is the CSV itself: pack it as {MEMBER} in a zip" if bare else "not a zip file"
         raise UserError(f"{path}: {advice}")
     end = content.rfind(END_OF_ZIP)

@@ -140,7 +140,9 @@ def test_a_folder_a_device_and_nothing(tmp_path):
 
 def test_the_state_of_a_run_is_no_weights(state, tmp_path):
     RunCheckpoints(tmp_path, "this run").save({"model": state})
-    assert refusal(tmp_path / "last.ckpt").startswith("a run's state to --resume from, not weights; use the EXPID.model")
+    assert refusal(tmp_path / "last.ckpt").startswith(
+        "a run's state to --resume from, not weights; use the EXPID.model"
+    )
 
 
 def sparse(values):
@@ -162,7 +164,7 @@ KINDS = {
     "NaN": (lambda values: values.where(values > 0, torch.nan), "0.weight has NaN or infinity"),
     "infinity": (lambda values: values / 0, "0.weight has NaN or infinity"),
     "beyond float32": (lambda values: values.double() * 1e300, "0.weight has NaN or infinity"),
-    "another shape": (lambda values: values.T, "of another configuration: 0.weight has shape [3, 4], expected [4, 3];"),
+    "another shape": (lambda values: values.T, "another configuration: 0.weight has shape [3, 4], expected [4, 3];"),
     "a list": (lambda values: values.tolist(), "not a model's weights: '0.weight' is of type list, expected names"),
 }
 
