@@ -343,9 +343,8 @@ def score_arguments(tmp_path: Path, **facts: object) -> list[object]:
 
 
 def test_a_group_of_one_class_has_no_auc(tmp_path: Path, capsys):
-    arguments = score_arguments(
-        tmp_path, bayes_auc=dict.fromkeys(("valid", "test"), dict(all=0.9, warm=0.9, cold=None))
-    )
+    best_possible = {"all": 0.9, "warm": 0.9, "cold": None}
+    arguments = score_arguments(tmp_path, bayes_auc={"valid": best_possible, "test": best_possible})
     path = tmp_path / "demo" / "test_labels.parquet"
     labels = pq.read_table(path).to_pandas()
     labels.loc[labels.cold, "label"] = 0
