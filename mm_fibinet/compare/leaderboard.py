@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from mm_fibinet import files
 from mm_fibinet.compare import significance
@@ -37,15 +36,15 @@ class Outcome(NamedTuple):
 
     Attributes:
         expid, seed: what was run.
-        result: its result.json, None when it failed.
-        scores: its validation rows (label, score, user_id), None when it failed.
+        result: its result.json, a dictionary; None when it failed.
+        scores: its validation rows, a polars DataFrame of label, score and user_id; None when it failed.
         error: why it failed, None when it did not.
     """
 
     expid: str
     seed: int
-    result: dict | None
-    scores: pl.DataFrame | None
+    result: Any
+    scores: Any
     error: str | None
 
 

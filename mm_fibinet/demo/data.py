@@ -343,7 +343,7 @@ def _draw_covers(folder: Path, world: World, seed: int) -> None:
 
 def _write_split(path: Path, split: str, world: World, histories: np.ndarray, rows: Rows) -> None:
     """Write one split, _ROW_CHUNK rows at a time; test has ID = row number in front and no label."""
-    writer = None
+    writer: pq.ParquetWriter | None = None
     size = len(rows.user)
     with tqdm(total=size, desc=split, unit="row", disable=None) as progress:
         for start in range(0, size, _ROW_CHUNK):
@@ -364,7 +364,8 @@ def _write_split(path: Path, split: str, world: World, histories: np.ndarray, ro
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1)
             writer.write_table(table)
             progress.update(len(user))
-    writer.close()
+    if writer:
+        writer.close()
 
 
 def main() -> None:

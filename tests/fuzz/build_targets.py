@@ -161,8 +161,8 @@ def run_images(place: Place, base: Path, case: list[tuple]) -> list[int]:
         if kind == "name":
             (images / str(what)).parent.mkdir(exist_ok=True)
             shutil.copy(images / "3.jpg", images / str(what))
-        elif kind in ("link", "folder"):
-            path.unlink() if path.exists() or path.is_symlink() else None
+        elif kind in ("link", "folder") and path.is_file():
+            path.unlink()
             path.mkdir() if kind == "folder" else path.symlink_to(str(what))
         elif path.is_file():
             path.write_bytes(changed_image(kind, what, more))

@@ -4,9 +4,11 @@ Cases run inside one worker, where torch is loaded once, so that a training take
 a process cannot see of itself: that it hangs, or was killed. The most memory it held is kept by Linux (VmHWM), and can
 be reset between cases.
 
-`python -m fuzz.pool BASE` is the worker: it reads pickled (number, target, case) and answers with a `Result` each.
+`python -m fuzz.pool BASE MODULE` is the worker: it reads pickled (number, target, case), runs the target of that name in
+MODULE.TARGETS, and answers with a `Result` each.
 """
 
+import importlib
 import os
 import pickle
 import select
@@ -46,10 +48,12 @@ class Worker:
     Args:
         base: a folder for what all cases start from, made by the first process; beside it BASE.log keeps what the
             processes print, for a look when one dies.
+        module: where TARGETS and make_base are.
     """
 
-    def __init__(self, base: Path):
+    def __init__(self, base: Path, module: str = "fuzz.targets"):
         self.base = base
+        self.module = module
         self.log = base.with_name(f"{base.name}.log")
         self.process: subprocess.Popen | None = None
         self.number = 0
@@ -91,7 +95,7 @@ class Worker:
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fuzz.pool", str(self.base)],
+                [sys.executable, "-m", "fuzz.pool", str(self.base), self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -135,7 +139,7 @@ def memory_mb(pid: int | str, what: str = "VmRSS") -> int:
     return 0
 
 
-def serve(base: Path) -> None:
+def serve(base: Path, module: str) -> None:
     """The worker's loop."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
@@ -144,8 +148,7 @@ def serve(base: Path) -> None:
         pickle.dump(result, answers)
         answers.flush()
 
-    from fuzz import targets  # takes seconds
-
+    targets = importlib.import_module(module)
     targets.make_base(base)
     answer(Result(None))
     while True:
@@ -180,4 +183,4 @@ def _run(targets, base: Path, number: int, name: str, case: object) -> Result:
 if __name__ == "__main__":
     from fuzz import pool  # by its name: the answers' type must be the one that the reader knows
 
-    pool.serve(Path(sys.argv[1]))
+    pool.serve(Path(sys.argv[1]), sys.argv[2])
