@@ -4,8 +4,8 @@ Cases run inside one worker, where torch is loaded once, so that a training take
 a process cannot see of itself: that it hangs, or was killed. The most memory it held is kept by Linux (VmHWM), and can
 be reset between cases.
 
-`python -m fuzz.pool BASE MODULE` is the worker: it reads pickled (number, target, case), runs the target of that name in
-MODULE.TARGETS, and answers with a `Result` each.
+`python -m fuzz.pool BASE MODULE` is the worker: it reads pickled (number, target, case), runs the target of that name
+in MODULE.TARGETS, and answers with a `Result` each.
 """
 
 import importlib
