@@ -100,7 +100,7 @@ def check_folder(folder: str | Path) -> list[Row]:
     params["item_feature"] = _beside(folder, ITEM_FEATURE)
     params.update(dataset_id=folder.name, required=())
     params["feature_cols"] = _usual_columns(params)
-    params["group_id"] = USER_ID if USER_ID in _column_names(params) else None
+    params["group_id"] = _usual_group(params)
     return [*check_dataset(params), _images(_beside(folder, IMAGES))]
 
 
@@ -182,9 +182,11 @@ def _check_split(key: str, params: dict, features: dict[str, dict], num_items: i
         width = blocks[schema.ITEM_SEQ].shape[1] if schema.ITEM_SEQ in blocks else width
         complete = complete and labels[0] in blocks
         positives += blocks[labels[0]].sum() if complete else 0
-    if key == "valid_data" and complete and {"AUC", "gAUC"} & set(params.get("metrics") or ["AUC"]):
+    if key == "valid_data" and complete and positives in (0, opened.num_rows) and "AUC" in params.get("monitor", "AUC"):
         with problems.noted():
-            schema.require_two_classes(positives, opened.num_rows, path, labels[0])
+            raise UserError(
+                f"{path}: AUC is not defined: all {opened.num_rows} labels are the same, expected both 0 and 1"
+            )
     said = [f"{opened.num_rows:,} rows"]
     said += [f"histories of {width}"] if width is not None else []
     said += [f"mean label {positives / opened.num_rows:.3f}"] if complete else []
@@ -218,9 +220,14 @@ def _usual_columns(params: dict) -> list[dict]:
     return columns
 
 
+def _usual_group(params: dict) -> str | None:
+    """The column that experiments group by for gAUC, where it is there."""
+    return USER_ID if USER_ID in _column_names(params) else None
+
+
 def _column_names(params: dict) -> list[str]:
     """The columns of the first split that can be opened."""
-    for key in SPLITS:
+    for key in [key for key in SPLITS if params.get(key)]:
         with contextlib.suppress(UserError):
             return open_parquet(params[key]).schema_arrow.names
     return []
@@ -276,8 +283,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) -> dict:
     """A data set's entry, under an experiment's settings where one is named."""
-    experiment = settings.load_model_config(Path(config), expid) if expid else {"group_id": None}
-    return {**experiment, **settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])}
+    experiment = settings.load_model_config(Path(config), expid) if expid else {}
+    entry = settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])
+    return {**({} if expid else {"group_id": _usual_group(entry)}), **experiment, **entry}
 
 
 def main() -> int:

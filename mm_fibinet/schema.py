@@ -222,13 +222,6 @@ def require_padding_in_front(history: np.ndarray, path: str | Path, first_row: i
         raise RowError(path, ITEM_SEQ, "has a zero after an item", "zeros in front only", behind.any(axis=1), first_row)
 
 
-def require_two_classes(positives: float, rows: int, path: str | Path, column: str) -> None:
-    """A `UserError` when all labels of a validation split are the same: there is no AUC then."""
-    if positives in (0, rows):
-        value = int(positives > 0)
-        raise UserError(f"{path}: column {column} is {value} in all {rows} rows, expected both 0 and 1 for an AUC")
-
-
 def read_item_info(path: str | Path, noted: Noted = nullcontext) -> pa.Table:
     """Read item_info.parquet whole and check what every use of it relies on.
 
