@@ -61,7 +61,7 @@ class Problems:
     """Faults as readers come upon them, each kind once, with the number of its rows."""
 
     def __init__(self):
-        self._found: dict[object, list] = {}
+        self._found: dict[object, tuple[str, dict[int, int]]] = {}  # {kind: (text, {slice: rows})}
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -69,9 +69,10 @@ class Problems:
         try:
             yield
         except UserError as error:
-            kind = error.kind if isinstance(error, RowError) else str(error)
-            entry = self._found.setdefault(kind, [str(error), 0])
-            entry[1] += error.rows if isinstance(error, RowError) else 0
+            in_rows = isinstance(error, RowError)
+            _, slices = self._found.setdefault(error.kind if in_rows else str(error), (str(error), {}))
+            if in_rows:
+                slices[error.first_row] = error.rows  # a slice that is read twice counts once
 
     def of(self, path: str | Path) -> list[str]:
         """Take out the problems of a file, its name left out."""
@@ -82,7 +83,8 @@ class Problems:
         """Take out the problems whose text is wanted."""
         kinds = [kind for kind, (text, _) in self._found.items() if wanted(text)]
         taken = [self._found.pop(kind) for kind in kinds]
-        return [text + (f" ({rows - 1:,} more rows like it)" if rows > 1 else "") for text, rows in taken]
+        counted = [(text, sum(slices.values())) for text, slices in taken]
+        return [text if rows < 2 else f"{text} (and {rows - 1:,} more like it)" for text, rows in counted]
 
 
 def check_folder(folder: str | Path) -> list[Row]:

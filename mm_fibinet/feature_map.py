@@ -191,6 +191,7 @@ def _feature_spec(column: dict, params: dict) -> dict:
     for key in ("embedding_dim", "emb_output_dim", "share_embedding", "fill_na"):
         if column.get(key) is not None:
             spec[key] = column[key]
+    _require_fill_na(name, spec)
     if kind in ("categorical", "sequence"):
         spec["padding_idx"] = 0
         spec["vocab_size"] = column.get("vocab_size") or _vocab_size(column, spec, params)
@@ -229,13 +230,24 @@ def require_sound(name: str, spec: dict, where: str | Path) -> None:
     for key in [*sizes.get(kind, []), *(key for key in ("embedding_dim", "emb_output_dim") if key in spec)]:
         if type(spec.get(key)) is not int or not 1 <= spec[key] <= 2**31:
             refuse(key, "a whole number from 1 to 2147483648 (ids are int32)")
-    if kind == "categorical" and spec.get("fill_na") is not None:
-        if type(spec["fill_na"]) is not int or not 0 <= spec["fill_na"] < spec["vocab_size"]:
-            refuse("fill_na", f"an id from 0 to {spec['vocab_size'] - 1}")
-    elif spec.get("fill_na") is not None and (kind != "numeric" or not _is_number(spec["fill_na"])):
-        refuse("fill_na", "a number, of type numeric or categorical")
+    _require_fill_na(name, spec)
     if "scale" in spec and not (_is_number(spec["scale"]) and spec["scale"] > 0 and _is_number(spec.get("shift"))):
         refuse("scale", "a number above 0, beside a shift; the feature has values too large to scale, or no scale")
+
+
+def _require_fill_na(name: str, spec: dict) -> None:
+    """What stands for a null: a number of a numeric feature, an id of a categorical one."""
+    fill_na = spec.get("fill_na")
+    if fill_na is None:
+        return
+    if spec["type"] == "numeric" and _is_number(fill_na):
+        return
+    if spec["type"] == "categorical" and type(fill_na) is int and 0 <= fill_na < spec.get("vocab_size", 2**31):
+        return
+    raise UserError(
+        f"feature {name}: fill_na is {fill_na!r}, expected a number (type numeric) or an id below vocab_size (type "
+        "categorical)"
+    )
 
 
 def _is_number(value: object) -> bool:

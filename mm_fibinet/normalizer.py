@@ -40,8 +40,9 @@ def fit(slices: Iterable[np.ndarray], normalizer: str) -> dict[str, float]:
     for values in slices:
         if not len(values):
             continue
-        own_mean = float(values.mean())
-        own_squares = float(np.square(values - own_mean).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused with the spec
+            own_mean = float(values.mean())
+            own_squares = float(np.square(values - own_mean).sum())
         together = count + len(values)
         delta = own_mean - mean
         squares += own_squares + delta * delta * count * len(values) / together  # Chan et al. 1979

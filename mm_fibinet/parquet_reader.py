@@ -37,6 +37,7 @@ class RowError(UserError):
 
     Attributes:
         kind: equal for errors that say the same of different rows.
+        first_row: the slice's first row.
         rows: how many rows of the slice are wrong.
     """
 
@@ -44,6 +45,7 @@ class RowError(UserError):
         row = first_row + int(bad.argmax())
         super().__init__(f"{path}: column {column} {found} in row {row}, expected {expected}")
         self.kind = (str(path), column, expected)
+        self.first_row = first_row
         self.rows = int(bad.sum())
 
 

@@ -71,7 +71,7 @@ def test_check_and_training_refuse_the_same(folder, name, capsys):
     assert message.rpartition(".parquet: ")[2] in table
     params = load_entry(folder / "config", "TEST_DATA", None)
     found = [f"{row.path}: {problem}" for row in check_dataset(params) for problem in row.problems]
-    found = [problem.split(" (1 more row")[0] for problem in found] + all_problems(check_dataset(params))
+    found = [problem.split(" (and ")[0] for problem in found] + all_problems(check_dataset(params))
     assert any(err.removeprefix("error: ").strip() in problem for problem in found) or name == "one_class"
 
 
@@ -116,8 +116,8 @@ def test_all_problems_of_a_file_are_listed(folder, capsys):
     expected = [
         "column item_seq has 40 in row 8, expected 0 to 39 (items in item_info 40)",
         "column item_seq has a zero after an item in row 9, expected zeros in front only",
-        "column likes_level has 11 in row 0, expected 0 to 10 (vocab_size 11) (2 more rows like it)",
-        "column label is 2.0 in row 2, expected 0 or 1 (199 more rows like it)",
+        "column likes_level has 11 in row 0, expected 0 to 10 (vocab_size 11) (and 2 more like it)",
+        "column label is 2.0 in row 2, expected 0 or 1 (and 199 more like it)",
     ]
     assert sorted(row.problems) == sorted(expected)
     row = next(row for row in check_dataset(params) if row.name == "train.parquet")
@@ -332,3 +332,177 @@ def test_part_files_are_in_the_order_they_were_written(tmp_path):
     assert open_parquet(tmp_path / "test").num_rows == 120
     pq.write_table(table, tmp_path / "plain.parquet")
     assert part_files(tmp_path / "plain") == [tmp_path / "plain.parquet"]
+
+
+@pytest.mark.parametrize("name", ["order", "duplicates", "row_zero", "nan", "infinity", "duplicate_column"])
+def test_the_build_refuses_the_same_items(folder, name, capsys):
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    if name == "duplicate_column":
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("item_tags", table["item_tags"]), path)
+    else:
+        SPOILERS[name](path.parent)
+    problem = next(row for row in check_folder(folder) if row.path == path).problems[0]
+    code, _, err = run_script(
+        "build_item_emb", "--item_info", path, "--item_feature", folder / "item_feature.parquet",
+        "--output", folder / "out.parquet", "--image_encoder", "none", capsys=capsys,
+    )  # fmt: skip
+    assert (code, err) == (2, f"error: {path}: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: data_faults.change(path, "ID", None), "column ID is missing"),
+        (lambda path: data_faults.change(path, "ID", pa.array(range(1, 151))), "column ID is 1 in row 0, expected 0"),
+        (lambda path: data_faults.change(path, "ID", pa.array(["a"] * 150)), "column ID has type string"),
+        (lambda path: data_faults.change(path, "item_id", pa.array([0] * 150)), "column item_id is 0 in row 0"),
+        (lambda path: data_faults.change(path, "likes_level", None), "column likes_level is missing"),
+        (lambda path: pq.write_table(pq.read_table(path).slice(0, 0), path), "has no rows, expected at least one"),
+    ],
+)
+def test_check_and_prediction_refuse_the_same_test_splits(folder, spoil, message):
+    path = folder / "TEST_DATA" / "test.parquet"
+    spoil(path)
+    row = next(row for row in check_folder(folder) if row.path == path)
+    assert message in row.problems[0] or "likes_level" in message
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    row = next(row for row in check_dataset(params) if row.path == str(path))
+    assert message in row.problems[0]
+    with pytest.raises(UserError) as refused:  # what prediction.py does, in its order
+        schema.read_test_ids(path)
+        MMCTRDataLoader(build_feature_map(params), path, split="test", item_info=params["item_info"])
+    assert str(refused.value).startswith(f"{path}: ") and row.problems[0].split(" (and ")[0] in str(refused.value)
+
+
+def columns_but(params, *names):
+    """feature_cols without some features."""
+    return [column for column in params["feature_cols"] if column["name"] not in names]
+
+
+LINES = {
+    "absent from the file": ([{"name": "colour", "type": "categorical"}], "column colour is missing, found user_id"),
+    "absent from the file, its size known": (
+        [{"name": "colour", "type": "categorical", "vocab_size": 3}],
+        "column colour is missing, found user_id",
+    ),
+    "of the items, but the split's": (
+        [{"name": "user_id", "type": "categorical", "source": "item", "vocab_size": 50}],
+        "item_info.parquet: column user_id is missing, found item_id",
+    ),
+    "named twice": ([{"name": "x", "type": "meta"}, {"name": "x", "type": "meta"}], "feature_cols has x twice"),
+    "the label": ([{"name": "label", "type": "categorical", "vocab_size": 2}], "label is the label and a feature"),
+    "sharing with nobody": (
+        [{"name": "last", "type": "categorical", "vocab_size": 40, "share_embedding": "item"}],
+        "feature last: share_embedding is 'item', expected a categorical or sequence feature before it",
+    ),
+    "sharing with a number": (
+        [{"name": "item_emb_d16", "type": "embedding", "source": "item", "share_embedding": "item_id"}],
+        "feature item_emb_d16: share_embedding is 'item_id', expected",
+    ),
+    "sharing another width": (
+        [{"name": "last", "type": "categorical", "vocab_size": 40, "share_embedding": "item_id", "embedding_dim": 3}],
+        "feature last: embedding_dim must be that of item_id",
+    ),
+    "an encoder where there is none": (
+        [{"name": "last", "type": "categorical", "vocab_size": 40, "feature_encoder": "nn.Linear(1, 2)"}],
+        "feature last: feature_encoder is for type sequence",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_of_feature_cols_that_do_not_fit_the_data(folder, name):
+    lines, message = LINES[name]
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    data = folder / "TEST_DATA"
+    data_faults.change(data / "train.parquet", "user_id", pa.array(np.arange(600)))
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(data / f"{split}.parquet")
+        pq.write_table(table.append_column("last", table["item_id"]), data / f"{split}.parquet")
+    params["feature_cols"] = [*columns_but(params, *(line["name"] for line in lines)), *lines]
+    with pytest.raises(UserError) as refused:
+        feature_map = build_feature_map(params)
+        table = load_item_table(params["item_info"], item_side_features(feature_map.features), params["item_feature"])
+        MMCTRDataLoader(feature_map, params["train_data"], item_info=table)
+    assert message in str(refused.value)
+    try:
+        problems = [f"{row.path}: {text}" for row in check_dataset(params) for text in row.problems]
+    except UserError as error:
+        problems = [str(error)]
+    assert any(message in problem for problem in problems)
+
+
+def test_features_of_the_row_may_be_lists_and_share_tables(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    rng = np.random.default_rng(0)
+    searched, query = {}, {}
+    for split, rows in {"train": 600, "valid": 200, "test": 150}.items():
+        path = folder / "TEST_DATA" / f"{split}.parquet"
+        searched[split] = rng.integers(0, 45, size=(rows, 3)).astype(np.int32)
+        query[split] = rng.normal(size=(rows, 6))
+        table = pq.read_table(path).append_column("searched", list_column(searched[split]))
+        pq.write_table(table.append_column("query", list_column(query[split])), path)
+    lines = [
+        {"name": "searched", "type": "sequence", "share_embedding": "likes_level"},
+        {"name": "query", "type": "embedding"},
+    ]
+    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"], *lines]})
+    largest = max(int(values.max()) for values in searched.values())
+    assert feature_map.features["searched"]["max_len"] == 3 and feature_map.features["query"]["pretrain_dim"] == 6
+    assert feature_map.features["searched"]["vocab_size"] == feature_map.features["likes_level"]["vocab_size"]
+    assert feature_map.features["searched"]["vocab_size"] == largest + 1
+    loader = MMCTRDataLoader(feature_map, params["train_data"], item_info=params["item_info"], batch_size=600)
+    batch_dict = next(iter(loader))[0]
+    assert np.array_equal(batch_dict["searched"], searched["train"])
+    np.testing.assert_allclose(batch_dict["query"], query["train"], rtol=1e-6)
+    model = model_zoo.FiBiNET(feature_map, **params)
+    layers = model.embedding_layer.embedding_layer.embedding_layers
+    assert layers["searched"] is layers["likes_level"]
+    assert torch.isfinite(model(next(iter(loader)))["y_pred"]).all()
+
+
+def test_the_label_may_have_another_name(folder, capsys):
+    for split in ("train", "valid"):
+        path = folder / "TEST_DATA" / f"{split}.parquet"
+        table = pq.read_table(path)
+        names = ["clicked" if name == "label" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    code, table = run_check(folder, capsys=capsys)
+    assert code == 2 and "column label is missing, found user_id" in table
+    config = folder / "config" / "dataset_config.yaml"
+    config.write_text(config.read_text().replace("label_col: {name: label", "label_col: {name: clicked"))
+    assert run_check(folder, capsys=capsys)[0] == 0
+    assert run_training(folder, capsys=capsys) == (0, "")
+
+
+def test_levels_of_items_that_are_no_targets_count_for_the_vocabulary(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    path = folder / "item_feature.parquet"
+    levels = data_faults.column(path, "likes_level")
+    levels[0] = 17
+    data_faults.change(path, "likes_level", pa.array(levels))
+    lines = [{"name": ["likes_level", "views_level"], "type": "categorical"}]
+    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"][:2], *lines]})
+    assert feature_map.features["likes_level"]["vocab_size"] == 18
+    features = item_side_features(feature_map.features, history_levels=True)
+    table = load_item_table(params["item_info"], features, path)
+    assert table["likes_level"][1:].tolist() == levels.tolist() and table["likes_level"][0] == 0
+
+
+def test_feature_specs_name_features(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    specs = [{"name": ["likes_level", "item_tags"], "embedding_dim": 4}]
+    features = build_feature_map({**params, "feature_specs": specs}).features
+    assert {name for name, spec in features.items() if "embedding_dim" in spec} == {"likes_level", "item_tags"}
+    with pytest.raises(UserError, match="feature_specs has 'like_level', expected features of TEST_DATA: user_id, "):
+        build_feature_map({**params, "feature_specs": [{"name": "like_level", "embedding_dim": 4}]})
+    trap = "__import__('os').system('touch /tmp/trap')"
+    with pytest.raises(UserError, match="item_tags: feature_encoder is"):
+        build_feature_map({**params, "feature_specs": [{"name": "item_tags", "feature_encoder": trap}]})
+
+
+def test_constructing_a_loader_leaves_malloc_alone(folder, monkeypatch):
+    monkeypatch.setattr("mm_fibinet.memory.ctypes.CDLL", lambda *_: pytest.fail("malloc was set up"))
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    MMCTRDataLoader(build_feature_map(params), params["train_data"], item_info=params["item_info"])

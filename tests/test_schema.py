@@ -31,6 +31,19 @@ def test_matrix_reads_a_slice_of_an_array():
         assert schema.matrix(array, "f", "c").tolist() == [[3, 4], [5, 6]]
 
 
+def test_dictionaries_are_read_through():
+    numbers = pa.array([7, 3, 7, 0]).dictionary_encode()
+    assert schema.scalars(numbers, "f", "c").tolist() == [7, 3, 7, 0]
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 4]), numbers)
+    assert schema.matrix(lists, "f", "c").tolist() == [[7, 3], [7, 0]]
+    with pytest.raises(UserError, match="column c has type string, expected an integer a row"):
+        schema.scalars(pa.array(["a", "b"]).dictionary_encode(), "f", "c")
+
+
+def test_large_integers_are_numbers():
+    assert schema.scalars(pa.array([2**60, 3]), "f", "c", integer=False).tolist() == [float(2**60), 3.0]
+
+
 def test_unequal_lists_are_named_by_row():
     with pytest.raises(UserError, match=r"f: column c has 1 values in row 11, expected 2"):
         schema.matrix(pa.array([[1, 2], [3]]), "f", "c", first_row=10)
