@@ -122,7 +122,7 @@ def append_result(path: Path, params: dict, valid_result: dict[str, float]) -> N
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as opened:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as opened:
             opened.write(line)
     except OSError as error:
         raise explain_os_error(error, path) from error
