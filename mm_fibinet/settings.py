@@ -20,6 +20,7 @@ LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
 OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
 DEFAULTS = {"seed": 2025, "batch_size": 4096, "epochs": 10, "max_len": 64, "shuffle": True, "group_id": None}
 NOT_SETTINGS = {"self", "args", "kwargs", "feature_map", "data_path", "split", "rank", "world_size", "model"}
+NOT_SETTINGS |= {"checkpoint", "checkpoints", "on_evaluation"}
 REAL_NUMBERS = {
     "net_dropout",
     "attention_dropout",
@@ -74,7 +75,29 @@ def load_params(
     params = load_model_config(Path(config_dir), expid)
     params.update({key: value for key, value in changes.items() if key in ("dataset_id", "model")})
     dataset = load_dataset_config(Path(config_dir), params["dataset_id"])
-    params = {**DEFAULTS, **params, **dataset}
+    params = {**DEFAULTS, **params, **dataset, "model_id": expid}
+    return change_params(params, models, overrides, data_root, model_root, gpu)
+
+
+def change_params(
+    params: dict,
+    models,
+    overrides: list[str] | None = None,
+    data_root: str | None = None,
+    model_root: str | None = None,
+    gpu: int = -1,
+) -> dict:
+    """Merged parameters, those of a run's manifest for example, with changes made and everything checked.
+
+    Args:
+        params: of `load_params`, or read back from a manifest.
+        models, overrides, data_root, model_root, gpu: of `load_params`.
+
+    Raises:
+        UserError: an unknown model, key or value.
+    """
+    params = dict(params)
+    changes = dict(_parse_override(text) for text in overrides or [])
     model_class = find_model(models, params.get("model"))
     known = set(params) | known_settings(model_class)
     for key in changes:
@@ -84,10 +107,29 @@ def load_params(
     params.update(changes)
     params["model_root"] = model_root or params.get("model_root") or "./checkpoints/"
     params["gpu"] = gpu
-    params["model_id"] = expid
     _check_params(params)
     _check_types(params, model_class, MMCTRDataLoader, Trainer)
     return params
+
+
+def changed_from_defaults(params: dict, model_class: type) -> dict[str, object]:
+    """The settings of an experiment that differ from what they are when left out."""
+    defaults = {name: p.default for name, p in _arguments(model_class, MMCTRDataLoader, Trainer).items()}
+    defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    defaults.update(DEFAULTS)
+    return {key: value for key, value in params.items() if key in defaults and value != defaults[key]}
+
+
+def check_reachable(params: dict, num_batches: int) -> None:
+    """A `UserError` when eval_steps is more than the run has: nothing would ever be evaluated or kept.
+
+    Args:
+        params: of `load_params`.
+        num_batches: batches of one epoch.
+    """
+    eval_steps, steps = params.get("eval_steps"), params["epochs"] * num_batches
+    if eval_steps and eval_steps > steps:
+        raise UserError(f"eval_steps is {eval_steps}, but the run has {steps} steps; expected at most {steps}")
 
 
 def find_model(models, name: str | None) -> type:

@@ -23,7 +23,7 @@ from mm_fibinet import scoring
 from mm_fibinet.checkpoint import load_weights, save_weights
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
-from mm_fibinet.item_table import LEVELS
+from mm_fibinet.item_table import LEVELS, item_side_features
 from mm_fibinet.training import Trainer
 
 KWARG_DEFAULTS = {
@@ -114,6 +114,10 @@ class MultimodalModel(BaseModel):
         self.reset_parameters()
         self.model_to_device()
         self.compile(optimizer, loss, learning_rate)
+
+    def item_side_features(self) -> dict[str, dict]:
+        """The feature specs that the model's item table must hold: its items' features, and their levels."""
+        return item_side_features(self.feature_map.features, bool(self.level_features))
 
     def read_batch(self, inputs) -> Inputs:
         """Bring a batch of any of the three forms to the model's device, as `Inputs`."""
