@@ -41,23 +41,22 @@ class DIN_att6(HistoryModel):
     def __init__(
         self,
         feature_map,
-        model_id="DIN_att6",
-        learning_rate=1e-3,
-        dnn_hidden_units=(1024, 512, 256, 64, 16),
+        embedding_dim=64,
+        dnn_hidden_units=(512, 128, 64),
         dnn_activations="ReLU",
-        attention_hidden_units=(512, 256),
-        attention_hidden_activations="ReLU",
+        attention_hidden_units=(64,),
+        attention_hidden_activations="Dice",
         attention_output_activation=None,
-        attention_dropout=0.1,
+        attention_dropout=0.0,
         din_use_softmax=False,
-        net_dropout=0.1,
-        batch_norm=True,
+        net_dropout=0.0,
+        batch_norm=False,
         num_layers=2,
         if_use_self_attn=False,
         history_levels=True,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, history_levels=history_levels, **kwargs)
+        super().__init__(feature_map, embedding_dim=embedding_dim, history_levels=history_levels, **kwargs)
         if if_use_self_attn:
             raise UserError("if_use_self_attn is true, which DIN_att6 does not support; set it to false")
         if self.item_dim % NUM_HEADS:
@@ -82,13 +81,12 @@ class DIN_att6(HistoryModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
 
         Args:
-            inputs: an IndexBatch or the challenge's triple.
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
             {"y_pred": float [B, 1]}.
