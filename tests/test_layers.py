@@ -16,7 +16,7 @@ from torch import nn
 from mm_fibinet.errors import UserError
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
-from model_zoo.din_att6 import TargetAttention
+from model_zoo.cross_attention import TargetAttention
 from model_zoo.finalmlp import BilinearFusion, ContextGate
 from model_zoo.gdcn import GatedCrossLayer
 from model_zoo.layers import (
@@ -172,7 +172,7 @@ def test_quadratic_layer_is_its_formula():
 
 def test_din_att6_attention_is_torchs():
     items, positions, mask = some_history(empty_row=False)
-    layer = TargetAttention(DIM, 0.0)
+    layer = TargetAttention(DIM, 0.0, norm=nn.Identity())
     nn.init.normal_(layer.multihead_attn.in_proj_bias)
     target, history = torch.randn(BATCH, DIM, requires_grad=True), F.embedding(positions, items)
     expected, _ = layer.multihead_attn(

@@ -52,6 +52,7 @@ SIZES = {
     "DCNv2": {"parallel_dnn_hidden_units": [16]},
     "DIN": DIN_SIZES,
     "DIN_att6": DIN_SIZES,
+    "DIN_att_emb_rms": {**DIN_SIZES, "num_layers": 2},
     "DeepFM": {"hidden_units": [16]},
     "FM": {},
     "FiBiNET": {"hidden_units": [16]},
@@ -190,7 +191,7 @@ def scores(model, inputs):
 
 
 def backward(model, batch):
-    loss = model.loss_fn(model(batch)["y_pred"], model.get_labels(batch), reduction="mean")
+    loss = model.add_loss(model(batch), model.get_labels(batch))
     model.zero_grad()
     loss.backward()
 

@@ -43,6 +43,10 @@ FACTS = {
         "Gavin113/WWW2025_MMCTR src/DIN_att6.py",
         {**DIN_LIKE, "embedding_dim": 64, "if_use_self_attn": False, "num_layers": 2},
     ),
+    "DIN_att_emb_rms": (
+        "Tol1ve/MM-CTR-MMCTRers src/DIN_att_emb_rms.py",
+        {**DIN_LIKE, "embedding_dim": 64, "num_layers": 3, "alpha": 0.9},
+    ),
     "QIN_variety_v9": (  # its `factor` of 0.1 is the trainer's lr_decay_factor
         "salmon1802/QIN src/QIN_variety_v9.py",
         {**DEEP, "num_layers": 3, "num_row": 2, "accumulation_steps": 1, "lr_decay_factor": 0.1},
@@ -298,7 +302,7 @@ def test_din_trains_as_fuxictrs_does(changes):
 def test_shipped_experiments_do_not_lean_on_a_default_that_may_surprise(expid):
     """They keep the real history visible and score it by the published ReLU, whatever the originals' defaults are."""
     params = settings.load_model_config(ROOT / "config", expid)
-    if params["model"] in ("DIN", "DIN_att6"):
+    if params["model"].startswith("DIN"):
         assert params["attention_hidden_activations"] == "ReLU"
     if params["model"] == "Transformer_DCN":
         assert params["mask_polarity"] == ("published" if expid.endswith("_published_mask") else "correct")
