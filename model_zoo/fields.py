@@ -76,7 +76,7 @@ class FieldModel(MultimodalModel):
         self.item_features = [name for name in self.item_features if name not in self.compared_features]
         self.field_features = [name for name in features if features[name]["type"] != "meta"]
         self.field_features = [name for name in self.field_features if name not in self.compared_features]
-        self.pooled_features = [*self.item_features, *self.level_features]
+        self.pooled_features = [*self.item_features, *self.level_features]  # the order that weights were trained in
         self.history_pooling = self._history_pooling(history_pooling)
         self.dropped_fields = {ITEM_ID: id_dropout} if ITEM_ID in self.item_features else {}
         for name in self.item_features:
@@ -163,10 +163,10 @@ class FieldModel(MultimodalModel):
 
     def _history_pooling(self, asked: str | None) -> str:
         """The pooling: as asked for, or what the feature map has the features for."""
-        has_history = ITEM_SEQ in self.feature_map.features
-        if asked is None and has_history and not self.pooled_features:
-            logging.warning("%s is not read: no feature of source item describes the items of a history", ITEM_SEQ)
         if asked is None:
+            has_history = ITEM_SEQ in self.feature_map.features
+            if has_history and not self.pooled_features:
+                logging.warning("%s is not read: no feature of source item describes the items of a history", ITEM_SEQ)
             return "mean" if has_history and self.pooled_features else "none"
         if asked != "none" and not self.pooled_features:
             raise UserError(

@@ -58,6 +58,35 @@ def test_history_pooling_says_when_there_is_nothing_to_pool(name, caplog):
     assert scores(model, batch).equal(scores(model, batch.batch_dict))
 
 
+@pytest.mark.parametrize("name", [*FIELD_MODELS, *HISTORY_MODELS, "LR"])
+def test_an_items_vector_has_the_feature_maps_order(name):
+    model = make_model((name, {**SIZES[name], "history_levels": True}))
+    assert model.vector_features == ["likes_level", "views_level", "item_id", "item_tags", "item_emb_d128"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "target_attention"])
+@torch.no_grad()
+def test_fields_come_in_a_known_order(pooling):
+    """The row's and the target's by the feature map, then the history's: features of items, then levels."""
+    model, batch = make_model(("FM", {"history_levels": True, "history_pooling": pooling})), make_batch()
+    if pooling == "target_attention":  # every score 1: the sum of the history
+        last = model.history_attention.attention_layer.mlp[-1]
+        last.weight.zero_()
+        last.bias.fill_(1.0)
+    fields = model.fields(model.read_batch(batch))
+    embed = model.embedding_layer.embedding_layer
+    target, history = batch.item_index[:, -1], batch.item_index[:, :-1]
+    names = ["likes_level", "views_level", "item_id", "item_tags", "item_emb_d128"]
+    for place, name in enumerate(names):
+        expected = embed({name: batch.item_table[name][target.long()]})[name]
+        torch.testing.assert_close(fields[:, place], expected, rtol=0, atol=1e-6)
+    count = (history > 0).sum(dim=1, keepdim=True).clamp(min=1) if pooling == "mean" else 1
+    for place, name in enumerate(["item_id", "item_tags", "item_emb_d128", "likes_level", "views_level"], start=5):
+        vectors = embed({name: batch.item_table[name]})[name]
+        expected = (vectors[history.long()] * (history > 0).unsqueeze(-1)).sum(dim=1) / count
+        torch.testing.assert_close(fields[:, place], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("features", "pooling"), [(FEATURES, "mean"), (without("item_seq"), "none")])
 def test_history_is_pooled_where_there_is_one(features, pooling):
     assert make_model(("FM", {}), features=features).history_pooling == pooling
