@@ -18,7 +18,8 @@ class AutoInt(FieldModel):
         layer_norm: normalise each layer's output before its ReLU.
         use_scale: divide the scores by the square root of a head's width; the paper does not.
         use_wide: add a linear part.
-        use_residual: add what a layer reads, mapped, to what it attends to.
+        use_residual: add what a layer reads, mapped, to what it attends to. The map is there in every layer, as in the
+            paper; FuxiCTR leaves it out where the widths are equal, and applies net_dropout to the attention too.
         dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP; no units, no MLP.
         kwargs: what FieldModel takes.
 
