@@ -120,7 +120,7 @@ def test_all_problems_of_a_file_are_listed(folder, capsys):
         "column label is 2.0 in row 2, expected 0 or 1 (and 199 more like it)",
     ]
     assert sorted(row.problems) == sorted(expected)
-    row = next(row for row in check_dataset(params) if row.name == "train.parquet")
+    row = next(row for row in check_dataset(params) if row.path == str(path))
     missing = "column views_level is missing, found user_id, item_seq, item_id, likes_level, label"
     assert sorted(row.problems) == sorted([missing, *expected])
     code, table = run_check(folder, capsys=capsys)
@@ -189,7 +189,7 @@ def test_missing_files_of_an_entry_are_problems_and_of_a_folder_are_not(folder, 
     (folder / "TEST_DATA" / "valid.parquet").unlink()
     code, table = run_check(folder, capsys=capsys)
     assert code == 2
-    assert "no such file" in line_of(table, "valid.parquet")
+    assert "no such file" in line_of(table, str(folder / "TEST_DATA" / "valid.parquet"))
     code, table = run_check(folder, folder, capsys=capsys)
     assert code == 0
     assert line_of(table, "valid.parquet").split() == ["valid.parquet", "absent"]
