@@ -246,6 +246,15 @@ def test_items_group_too(folder):
     assert np.array_equal(next(iter(loader))[0]["item_id"], items[:32])
 
 
+@pytest.mark.parametrize("name", ["item_seq", "item_tags", "colour"])
+def test_groups_are_one_id_a_row(folder, name):
+    params = {**load_params(str(folder / "config"), "FiBiNET_test", model_zoo), "group_id": name}
+    message = "column colour is missing" if name == "colour" else f"group_id is '{name}', a list a row"
+    with pytest.raises(UserError, match=message):
+        MMCTRDataLoader(build_feature_map(params), params["valid_data"], item_info=params["item_info"])
+    assert any(message in problem for problem in all_problems(check_dataset(params)))
+
+
 def test_absurd_ids_are_refused_before_a_table_is_made(folder):
     path = folder / "TEST_DATA" / "item_info.parquet"
     tags = data_faults.column(path, "item_tags")
