@@ -100,7 +100,7 @@ def check_folder(folder: str | Path) -> list[Row]:
     folder = _splits_folder(Path(folder))
     params: dict = {key: folder / name for key, name in {**SPLITS, "item_info": ITEM_INFO}.items()}
     params["item_feature"] = _beside(folder, ITEM_FEATURE)
-    params.update(dataset_id=folder.name, required=())
+    params.update(dataset_id=folder.name, folder=folder)
     params["feature_cols"] = _usual_columns(params)
     params["group_id"] = _usual_group(params)
     return [*check_dataset(params), _images(_beside(folder, IMAGES))]
@@ -110,15 +110,15 @@ def check_dataset(params: dict) -> list[Row]:
     """Check the files that a data set's entry names, against its features.
 
     Args:
-        params: of a data set's config, and of an experiment's where one is given; `required` lists the keys of files
-            that must be there (default: all splits that are named, and item_info).
+        params: of a data set's config, and of an experiment's where one is given. The splits and item_info that it
+            names must be there, unless it came about from a `folder`.
     """
     problems = Problems()
-    required = params.get("required", [key for key in (*SPLITS, "item_info") if params.get(key)])
+    required = [] if "folder" in params else [key for key in (*SPLITS, "item_info") if params.get(key)]
     rows = {}
     for key, name in {"item_info": ITEM_INFO, **SPLITS, "item_feature": ITEM_FEATURE}.items():
         path = params.get(key)
-        rows[key] = Row(name if path is None else Path(path).name, path)
+        rows[key] = Row(name if path is None or "folder" in params else str(path), path)
         rows[key].absent = path is None or (key not in required and not _is_there(path, problems))
     columns = Row("feature_cols")
     feature_map = None

@@ -91,7 +91,12 @@ def split_columns(
         labels: label columns, 0 or 1.
         num_items: rows of item_info; None when it is not known.
         group: the column that gAUC groups by.
+
+    Raises:
+        UserError: the group is a list a row.
     """
+    if group == ITEM_SEQ or features.get(group, {}).get("type") in ("sequence", "embedding"):
+        raise UserError(f"group_id is {group!r}, a list a row, expected a column of one id a row, as user_id")
     items = (num_items, "items in item_info") if num_items else INT32
     columns = [Column(ITEM_SEQ, "history", items), Column(ITEM_ID, "target", items)]
     own = {

@@ -120,7 +120,7 @@ def test_all_problems_of_a_file_are_listed(folder, capsys):
         "column label is 2.0 in row 2, expected 0 or 1 (and 199 more like it)",
     ]
     assert sorted(row.problems) == sorted(expected)
-    row = next(row for row in check_dataset(params) if row.name == "train.parquet")
+    row = next(row for row in check_dataset(params) if row.path == str(path))
     missing = "column views_level is missing, found user_id, item_seq, item_id, likes_level, label"
     assert sorted(row.problems) == sorted([missing, *expected])
     code, table = run_check(folder, capsys=capsys)
@@ -189,7 +189,7 @@ def test_missing_files_of_an_entry_are_problems_and_of_a_folder_are_not(folder, 
     (folder / "TEST_DATA" / "valid.parquet").unlink()
     code, table = run_check(folder, capsys=capsys)
     assert code == 2
-    assert "no such file" in line_of(table, "valid.parquet")
+    assert "no such file" in line_of(table, str(folder / "TEST_DATA" / "valid.parquet"))
     code, table = run_check(folder, folder, capsys=capsys)
     assert code == 0
     assert line_of(table, "valid.parquet").split() == ["valid.parquet", "absent"]
@@ -244,6 +244,15 @@ def test_items_group_too(folder):
     items = data_faults.column(folder / "TEST_DATA" / "valid.parquet", "item_id")
     assert np.array_equal(loader.labels_and_groups()[1], items)
     assert np.array_equal(next(iter(loader))[0]["item_id"], items[:32])
+
+
+@pytest.mark.parametrize("name", ["item_seq", "item_tags", "colour"])
+def test_groups_are_one_id_a_row(folder, name):
+    params = {**load_params(str(folder / "config"), "FiBiNET_test", model_zoo), "group_id": name}
+    message = "column colour is missing" if name == "colour" else f"group_id is '{name}', a list a row"
+    with pytest.raises(UserError, match=message):
+        MMCTRDataLoader(build_feature_map(params), params["valid_data"], item_info=params["item_info"])
+    assert any(message in problem for problem in all_problems(check_dataset(params)))
 
 
 def test_absurd_ids_are_refused_before_a_table_is_made(folder):

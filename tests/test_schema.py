@@ -1,5 +1,6 @@
 """Readers take every arrow type the challenge's files come in, and name what breaks the contract."""
 
+import data_faults
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,6 +75,14 @@ def test_item_info_order(tmp_path):
         schema.read_item_info(write([0, 1], [[0.0, 0.0], [np.nan, 1.0]]))
     with pytest.raises(UserError, match="NaN or infinity in row 1"):
         schema.read_item_info(write([0, 1], [[0.0, 0.0], [np.inf, 1.0]]))
+
+
+def test_columns_of_items_that_nobody_reads_are_kept(tmp_path):
+    make_dataset(tmp_path)
+    data_faults.functions("vary_")["unread_columns"](tmp_path / "TEST_DATA")
+    path = tmp_path / "TEST_DATA" / "item_info.parquet"
+    assert schema.read_item_info(path).equals(pq.read_table(path))
+    assert pq.read_schema(path).names[-3:] == ["words", "author", "boxes"]
 
 
 def test_check_folder_passes_good_data_and_names_bad(tmp_path, capsys):
