@@ -161,7 +161,8 @@ def test_grid_is_fuxictrs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "run_all", lambda *_: None)
     first = write_organisers(tmp_path, Path("data"))
-    more = first.read_text().replace("batch_size: 64", "batch_size: [64, 128]\n    net_dropout: [0, 0.5, [0.1, 0.2]]")
+    more = first.read_text().replace("batch_size: 64", "batch_size: [64, 128]")
+    more = more.replace("net_dropout: 0.1", "net_dropout: [0, 0.5, 0.2]\n    attention_hidden_units: [[8, 4]]")
     second = tmp_path / "several.yaml"
     second.write_text(more.replace("rebuild_dataset: False", "rebuild_dataset: True"))
     third = tmp_path / "of_folders.yaml"
@@ -323,12 +324,12 @@ def test_a_combination_runs_once_and_a_failed_one_is_a_row(fake):
 
 
 def test_a_weighted_monitor_that_should_fall(fake):
-    space = "{monitor: {AUC: 1, logloss: -2}, monitor_mode: min, learning_rate: [0.3, 0.1, 0.2]}"
+    space = "{monitor: {AUC: -1, logloss: 2}, monitor_mode: min, learning_rate: [0.3, 0.1, 0.2]}"
     for name, run in (("grid", Search.run_grid), ("trials", lambda search: run_trials(search, 3))):
         search = fake(space, name)
         run(search)
         values = [row["valid_monitor"] for row in search.rows]
-        assert values == [pytest.approx(row["learning_rate"] + 0.03 - 2 * 0.5) for row in search.rows]
+        assert values == [pytest.approx(2 * 0.5 - row["learning_rate"] - 0.03) for row in search.rows]
         assert values == sorted(values) and search.best() == search.rows[0]
 
 
@@ -361,7 +362,7 @@ def test_optuna_that_is_missing_is_said(dataset, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("space", "more", "arguments", "message"),
     [
-        ("{no_such: [1, 2]}", "", [], "tuner_space has no_such, expected some of "),
+        ("{no_such: [1, 2]}", "", [], "tuner_space: no_such: unknown key, expected one of "),
         ("{learning_rate: []}", "", [], "tuner_space has learning_rate: [], expected a list of values"),
         ("{learning_rate: {low: 2, high: 1}}", "", ["--optuna", "1"], "or low < high"),
         ("{learning_rate: {low: 0, high: 1, log: true}}", "", ["--optuna", "1"], "log (low above 0)"),
