@@ -88,7 +88,7 @@ def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple
     for _, settings in changes:
         params.update(settings)
     params["dataset_id"] = dataset["dataset_id"]
-    named = next((key for key, name in ALIASES.items() if name == "model" and params.get(key)), "model")
+    named = next((key for key, name in ALIASES.items() if name == "model" and params.get(key) is not None), "model")
     model_class = find_model(models, params.get(named), origin(named))
     params["model"] = params[named]
     return check_together(validate(params, schema_of(model_class), origin), origin)

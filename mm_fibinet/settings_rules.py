@@ -139,7 +139,7 @@ def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
     if params.get("user_id_field") and kinds.get(USER_ID) == "meta":
         kinds[USER_ID] = "categorical"
     _refuse_module_names(kinds, origin("feature_cols"))
-    shared = {name: columns[name]["share_embedding"] for name in kinds if "share_embedding" in columns.get(name, {})}
+    specs = {name: dict(columns.get(name, {})) for name in kinds}
     for spec in params.get("feature_specs") or []:
         for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
             where = f"{origin('feature_specs')}: feature_specs"
@@ -147,15 +147,29 @@ def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
                 raise UserError(f"{where} has {name!r}, {_expected(name, kinds)}")
             if kinds[name] == "meta" or ("feature_encoder" in spec and kinds[name] != "sequence"):
                 raise UserError(f"{where} changes {name}, which is of type {kinds[name]} and has none of that")
-            if "share_embedding" in spec:
-                shared[name] = spec["share_embedding"]
-    order = list(kinds)
-    for name, other in shared.items():
-        with_table = kinds[name] in ("categorical", "sequence") and kinds.get(other) in ("categorical", "sequence")
+            specs[name].update({key: value for key, value in spec.items() if key != "name"})
+    _check_shared_tables(specs, kinds, origin("feature_cols"))
+
+
+def _check_shared_tables(specs: dict[str, dict], kinds: dict[str, str], where: str) -> None:
+    """FuxiCTR makes a table of its own, never initialised, where the other feature's is not there yet."""
+    order = list(specs)
+    for name, spec in specs.items():
+        other = spec.get("share_embedding")
+        if other is None:
+            continue
+        with_table = {kinds[name], kinds.get(other)} <= {"categorical", "sequence"}
         if not with_table or order.index(other) >= order.index(name):
             raise UserError(
-                f"{origin('feature_cols')}: feature {name}: share_embedding is {other!r}, expected a categorical or "
-                "sequence feature that stands before it"
+                f"{where}: feature {name}: share_embedding is {other!r}, expected a categorical or sequence feature "
+                "that stands before it"
+            )
+        sizes = spec.get("vocab_size"), specs[other].get("vocab_size")
+        same_width = spec.get("embedding_dim") == specs[other].get("embedding_dim")
+        if not same_width or (None not in sizes and sizes[0] > sizes[1]):
+            raise UserError(
+                f"{where}: feature {name}: share_embedding is {other!r}, whose table has another embedding_dim or a "
+                f"smaller vocab_size, expected at least {name}'s"
             )
 
 

@@ -76,7 +76,8 @@ INSTEAD = {
     "regularizer": "set embedding_regularizer and net_regularizer",
     "gpu": "choose the device with --gpu",
     "model_id": "it is the experiment's ID",
-    "item_seq_field": "the history's column is item_seq",
+    "din_target_field": "the target is item_id; leave this out",
+    "din_sequence_field": "the history is item_seq; leave this out",
 }
 
 
