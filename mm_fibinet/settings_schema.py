@@ -304,7 +304,7 @@ def validate(params: dict, schema: type[Experiment], origin) -> dict:
         elif name in ACCEPTED:
             _require_accepted(name, value, origin(name))
         else:
-            raise UserError(f"{origin(name)}: {name[:80]}: {unknown(name, names)}")
+            raise UserError(f"{origin(name)}: {name[:80]}: {unknown(name, names, params['model'])}")
     try:
         checked = schema.model_validate(read)
     except ValidationError as error:
@@ -313,14 +313,14 @@ def validate(params: dict, schema: type[Experiment], origin) -> dict:
     return {name: floats.get(name, value) for name, value in params.items()}
 
 
-def unknown(name: str, names) -> str:
-    """What is wrong with a name that nobody reads."""
+def unknown(name: str, names, model: str | None = None) -> str:
+    """What is wrong with a name that nobody reads, or not with this model."""
     if name in INSTEAD:
         return f"FuxiCTR reads this, here nothing does; {INSTEAD[name]}"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
     if near:
         return f"unknown key, did you mean {' or '.join(near)}?"
-    return f"unknown key, expected one of {', '.join(sorted(names))}"
+    return f"unknown key{f' with model {model}' if model else ''}, expected one of {', '.join(sorted(names))}"
 
 
 def _without_aliases(params: dict, names: dict[str, str], origin) -> dict:

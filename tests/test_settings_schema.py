@@ -1,8 +1,8 @@
 """Every setting is held to one schema: names, types, ranges, and what settings say of each other."""
 
-import inspect
 import re
 import types
+from typing import Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,7 +31,6 @@ def config(dataset, tmp_path):
     def write(experiment=(), entry=(), features=(), more="", **settings):
         for name, changes in (("dataset_config", dict(entry)), ("model_config", {**dict(experiment), **settings})):
             content = yaml.safe_load((dataset / f"{name}.yaml").read_text().replace("e-", ".0e-"))
-            next(iter(content.values()))  # Base, or the data set
             content[{"dataset_config": "TEST_DATA", "model_config": "FiBiNET_test"}[name]].update(changes)
             for feature, change in dict(features).items():
                 for column in content.get("TEST_DATA", {}).get("feature_cols", []):
@@ -52,8 +51,12 @@ def config(dataset, tmp_path):
             "experiment FiBiNET_test: hiden_units: unknown key, did you mean hidden_u",
         ),
         ("experiment", {"learningrate": 1}, "learningrate: unknown key, did you mean learning_rate?"),
-        ("experiment", {"use_wide": False}, "experiment FiBiNET_test: use_wide: unknown key, expected one of "),
-        ("experiment", {"low_rank": 32}, "experiment FiBiNET_test: low_rank: unknown key, expected one of "),
+        (
+            "experiment",
+            {"use_wide": False},
+            "experiment FiBiNET_test: use_wide: unknown key with model FiBiNET, expected",
+        ),
+        ("experiment", {"low_rank": 32}, "experiment FiBiNET_test: low_rank: unknown key with model FiBiNET, expected"),
         ("experiment", {"regularizer": 1e-8}, "regularizer: FuxiCTR reads this, here nothing does; set embedding_regu"),
         ("experiment", {"din_target_field": "x"}, "here nothing does; the target is item_id"),
         ("experiment", {"gpu": 0}, "choose the device with --gpu"),
@@ -384,10 +387,10 @@ def test_nothing_reaches_fuxictrs_eval(config, dataset, tmp_path):
     for key in ("pretrained_emb", "normalizer", "preprocess", "dtype", "embedding_callback", "feature_encoder"):
         with pytest.raises(UserError):
             load(config(features={"item_tags": {key: code}}))
-    plain = {"model": "Evaluating", "hidden_units": None, "embedding_initializer": code}
+    config()
+    own = {"model": "Evaluating", "dataset_id": "TEST_DATA", "embedding_initializer": code}
+    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump({"X": own}))
     with pytest.raises(UserError, match=r'embedding_initializer is .*, expected a name like "nn.init.xavier_normal_"'):
-        content = {"X": {"dataset_id": "TEST_DATA", **{k: v for k, v in plain.items() if v}}}
-        (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(content))
         load(tmp_path, expid="X", models=models)
     assert not trap.exists()
 
@@ -414,14 +417,11 @@ def test_a_users_model_has_its_settings_checked(dataset, tmp_path):
     """Types come from the defaults, ranges from the field's names, choices from Literal annotations."""
 
     class Own(model_zoo.DIN):
-        def __init__(self, feature_map, copy=3, weight=0.5, mode: "str" = "a", gate_dropout=0, tower_dim=8, **kwargs):
+        def __init__(
+            self, feature_map, copy=3, weight=0.5, mode: Literal["a", "b"] = "a", gate_dropout=0, tower_dim=8, **kwargs
+        ):
             super().__init__(feature_map, **kwargs)
 
-    signature = inspect.signature(Own.__init__)
-    literal = signature.parameters["mode"].replace(annotation=__import__("typing").Literal["a", "b"])
-    Own.__init__.__signature__ = signature.replace(
-        parameters=[literal if p.name == "mode" else p for p in signature.parameters.values()]
-    )
     models = types.SimpleNamespace(__all__=["Own"], Own=Own)
     (tmp_path / "dataset_config.yaml").write_text((dataset / "dataset_config.yaml").read_text())
     (tmp_path / "model_config.yaml").write_text("X: {model: Own, dataset_id: TEST_DATA}")

@@ -34,6 +34,7 @@ from mm_fibinet.settings import (
     require_name,
     resolve,
 )
+from mm_fibinet.settings_rules import require_group_column
 from mm_fibinet.settings_schema import unknown
 from mm_fibinet.yaml_reader import shown
 
@@ -112,7 +113,8 @@ class Tuner:
             for dataset_id in [settings["dataset_id"]] if "dataset_id" in settings else self.datasets:
                 dataset = {**self.datasets[dataset_id], "dataset_id": dataset_id}
                 where = f"{self.path}: tuner_space"
-                resolve(self.name, self.model, dataset, models, (where, settings), ("--set", overrides))
+                params = resolve(self.name, self.model, dataset, models, (where, settings), ("--set", overrides))
+                require_group_column(params)
 
 
 def read_tuner(path: str | Path, models, dataset_id: str | None = None) -> Tuner:
