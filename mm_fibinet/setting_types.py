@@ -12,10 +12,11 @@ feature encoder) is one of a list here.
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, PlainValidator
-from pydantic.fields import FieldInfo
+from pydantic import Field
+from pydantic_core import core_schema
 
 MAX_SIZE = 2**31 - 1  # of what is counted: rows, steps, ids
 MAX_WIDTH = 2**16  # of what makes a matrix: units, dimensions, heads, layers
@@ -37,10 +38,32 @@ ACTIVATIONS = (
 ANY_CASE = ("ReLU", "Sigmoid", "Tanh", "Softmax", *WITH_UNITS)  # FuxiCTR reads these in any case
 
 
-def one_of(names: Iterable[str]) -> Any:
-    """One of these texts."""
+@dataclass(frozen=True)
+class Check:
+    """What a value must pass beside its type, and how an error says so; whole numbers then count as real ones.
+
+    Attributes:
+        passes: a function of the value.
+        description: what was expected.
+    """
+
+    passes: Callable[[Any], bool]
+    description: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Pydantic's hook for what stands in `Annotated`."""
+        return core_schema.no_info_after_validator_function(self._validate, handler(source))
+
+    def _validate(self, value: Any) -> Any:
+        if not self.passes(value):
+            raise ValueError(self.description)
+        return float(value) if type(value) is int else value
+
+
+def one_of(names: Iterable[str], none: str = "") -> Check:
+    """One of these texts; `none` is how an error writes the empty one."""
     names = tuple(names)
-    return Annotated[Literal[names], Field(description=one_of_text(names))]
+    return Check(lambda value: value in names, one_of_text(name or none for name in names))
 
 
 def one_of_text(names: Iterable[object]) -> str:
@@ -48,18 +71,14 @@ def one_of_text(names: Iterable[object]) -> str:
     return f"one of {', '.join(map(str, names))}"
 
 
-def whole(low: int, high: int = MAX_SIZE) -> Any:
-    """A whole number in a range."""
-    expected = "a whole number above 0" if (low, high) == (1, MAX_SIZE) else f"a whole number from {low} to {high}"
-    return Annotated[int, Field(ge=low, le=high, description=expected)]
-
-
 def expected(kind: Any) -> str:
     """What an error says of a type that was expected."""
-    for part in getattr(kind, "__metadata__", ()):
-        if isinstance(part, FieldInfo) and part.description:
-            return part.description
-    return "another value"
+    return expected_of(kind.__metadata__)
+
+
+def expected_of(metadata: Iterable[Any]) -> str:
+    """The same of what stands in `Annotated` behind the type."""
+    return next((part.description for part in metadata if getattr(part, "description", None)), "another value")
 
 
 def optional(kind: Any) -> Any:
@@ -67,17 +86,6 @@ def optional(kind: Any) -> Any:
     if expected(kind).endswith("or null"):
         return kind
     return Annotated[kind | None, Field(description=f"{expected(kind)}, or null")]
-
-
-def checked(check: Callable[[Any], bool], description: str) -> Any:
-    """Any value that passes a check; whole numbers count as real ones."""
-
-    def validate(value: Any) -> Any:
-        if not check(value):
-            raise ValueError(description)
-        return float(value) if type(value) is int else value
-
-    return Annotated[Any, PlainValidator(validate), Field(description=description)]
 
 
 def _is_activation(value: Any, names: tuple[str, ...] = ACTIVATIONS) -> bool:
@@ -104,28 +112,38 @@ Path = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$"
 Number = Annotated[float, Field(description="a number")]
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
-Size = whole(1)
-Width = whole(1, MAX_WIDTH)
-Seed = whole(0, 2**32 - 1)
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE, description="a whole number above 0")]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH, description=f"a whole number from 1 to {MAX_WIDTH}")]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description=f"a whole number from 0 to {2**32 - 1}")]
 Column = Annotated[
     str,
     Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00-\x1f\x7f]+$", description="the name of a column"),
 ]
 Columns = Annotated[list[Column], Field(max_length=10_000, description="a list of names of features")]
-Regularizer = checked(_is_regularizer, 'a number from 0, "l1(x)", "l2(x)", "l1_l2(x,y)", or null')
+Regularizer = Annotated[Any, Check(_is_regularizer, 'a number from 0, "l1(x)", "l2(x)", "l1_l2(x,y)", or null')]
 UNITS = f"whole numbers from 1 to {MAX_WIDTH}"
 HiddenUnits = Annotated[list[Width], Field(max_length=100, description=f"a list of {UNITS}")]
 SomeUnits = Annotated[list[Width], Field(min_length=1, max_length=100, description=f"a list of {UNITS}, at least one")]
-Activations = checked(_is_hidden_activation, f"{one_of_text(ACTIVATIONS)}, a list of them (one a layer), or null")
-OutputActivation = checked(
-    lambda value: value is None or _is_activation(value, tuple(set(ACTIVATIONS) - set(WITH_UNITS))),
-    f"{one_of_text(name for name in ACTIVATIONS if name not in WITH_UNITS)}, or null",
-)
-Excitation = checked(lambda value: _is_activation(value, ("ReLU", "Sigmoid")), "one of ReLU, Sigmoid")
-Initializer = checked(
-    lambda value: value is None or (isinstance(value, str) and bool(INITIALIZER.fullmatch(value))),
-    'a name like "nn.init.xavier_normal_", or "partial(nn.init.normal_, std=1e-4)"',
-)
+Activations = Annotated[
+    Any, Check(_is_hidden_activation, f"{one_of_text(ACTIVATIONS)}, a list of them (one a layer), or null")
+]
+WITHOUT_UNITS = tuple(name for name in ACTIVATIONS if name not in WITH_UNITS)
+OutputActivation = Annotated[
+    Any,
+    Check(
+        lambda value: value is None or _is_activation(value, WITHOUT_UNITS), f"{one_of_text(WITHOUT_UNITS)}, or null"
+    ),
+]
+Excitation = Annotated[
+    Any, Check(lambda value: _is_activation(value, ("ReLU", "Sigmoid")), one_of_text(("ReLU", "Sigmoid")))
+]
+Initializer = Annotated[
+    Any,
+    Check(
+        lambda value: value is None or (isinstance(value, str) and bool(INITIALIZER.fullmatch(value))),
+        'a name like "nn.init.xavier_normal_", or "partial(nn.init.normal_, std=1e-4)"',
+    ),
+]
 
 # (pattern of the name, types of the default it holds for, type of the setting); the first that fits.
 RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
@@ -158,13 +176,13 @@ def setting_type(name: str, parameter: inspect.Parameter, choices: dict[str, tup
     """
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
     if name in choices:
-        kind = one_of(choices[name])
+        kind = Annotated[str, one_of(choices[name])]
     elif get_origin(parameter.annotation) is Literal:
         kind = Annotated[parameter.annotation, Field(description=one_of_text(get_args(parameter.annotation)))]
     else:
         rules = (kind for pattern, types, kind in RULES if type(default) in types and re.fullmatch(pattern, name))
         kind = next(rules, None) or _type_of(default)
-    return optional(kind) if default is None and kind is not Any else kind
+    return optional(kind) if default is None and get_origin(kind) is Annotated else kind
 
 
 def _type_of(default: Any) -> Any:

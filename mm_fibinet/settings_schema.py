@@ -81,6 +81,9 @@ INSTEAD = {
 }
 
 
+ABSENT: Any = None  # of what need not be there, and is no null when it is
+
+
 class Strict(BaseModel):
     """No other names, no conversions, no infinity."""
 
@@ -95,7 +98,7 @@ class Feature(Strict):
         Field(description="the name of a column, or a list of such names"),
     ]
     active: types.Flag = True
-    source: types.one_of(SOURCES) = ""
+    source: Annotated[str, types.one_of(SOURCES, none='""')] = ""
 
 
 class MetaFeature(Feature):
@@ -108,35 +111,33 @@ class NumericFeature(Feature):
     """A number a row."""
 
     type: Literal["numeric"]
-    normalizer: types.one_of(NORMALIZERS) = "StandardScaler"
-    embedding_dim: types.Width = None
+    normalizer: Annotated[str, types.one_of(NORMALIZERS)] = "StandardScaler"
+    embedding_dim: types.Width = ABSENT
 
 
 class CategoricalFeature(Feature):
     """An id a row."""
 
     type: Literal["categorical"]
-    vocab_size: types.Size = None
-    embedding_dim: types.Width = None
-    emb_output_dim: types.Width = None
-    share_embedding: types.Column = None
+    vocab_size: types.Size = ABSENT
+    embedding_dim: types.Width = ABSENT
+    share_embedding: types.Column = ABSENT
 
 
 class SequenceFeature(CategoricalFeature):
     """A list of ids a row, padded with zeros in front and pooled."""
 
     type: Literal["sequence"]
-    max_len: types.Size = None
-    feature_encoder: types.one_of(types.SEQUENCE_ENCODERS) = types.SEQUENCE_ENCODERS[0]
+    max_len: types.Size = ABSENT
+    feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = types.SEQUENCE_ENCODERS[0]
 
 
 class EmbeddingFeature(Feature):
     """A vector a row."""
 
     type: Literal["embedding"]
-    pretrain_dim: types.Width = None
-    embedding_dim: types.Width = None
-    emb_output_dim: types.Width = None
+    pretrain_dim: types.Width = ABSENT
+    embedding_dim: types.Width = ABSENT
 
 
 class Label(Strict):
@@ -152,10 +153,9 @@ class FeatureSpec(Strict):
         types.Column | Annotated[list[types.Column], Field(min_length=1, max_length=10_000)],
         Field(description="the name of a feature, or a list of such names"),
     ]
-    embedding_dim: types.Width = None
-    emb_output_dim: types.Width = None
-    share_embedding: types.Column = None
-    feature_encoder: types.one_of(types.SEQUENCE_ENCODERS) = None
+    embedding_dim: types.Width = ABSENT
+    share_embedding: types.Column = ABSENT
+    feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = ABSENT
 
 
 FEATURES = {
@@ -166,11 +166,12 @@ FEATURES = {
     "embedding": EmbeddingFeature,
 }
 ENTRIES = {"feature_specs": FeatureSpec, "label_col": Label}
+OptionalPath = Annotated[types.Path | None, Field(description="a path, or null")]
 AnyFeature = Annotated[
     MetaFeature | NumericFeature | CategoricalFeature | SequenceFeature | EmbeddingFeature, Field(discriminator="type")
 ]
 MonitorWeights = Annotated[
-    dict[types.one_of(METRIC_NAMES), types.Number],
+    dict[Annotated[str, types.one_of(METRIC_NAMES)], types.Number],
     Field(min_length=1, description=f"a metric ({', '.join(METRIC_NAMES)}), or several with weights: {{AUC: 1}}"),
 ]
 
@@ -189,9 +190,9 @@ class DatasetEntry(Strict):
     data_root: types.Path = "."
     train_data: types.Path
     valid_data: types.Path
-    test_data: types.optional(types.Path) = None
+    test_data: OptionalPath = None
     item_info: types.Path
-    item_feature: types.optional(types.Path) = None
+    item_feature: OptionalPath = None
     feature_cols: Annotated[list[AnyFeature], Field(min_length=1, max_length=10_000, description="a list of features")]
     label_col: Annotated[
         list[Label], BeforeValidator(_as_list), Field(min_length=1, max_length=1, description="one label column")
@@ -204,27 +205,31 @@ class RunSettings(Strict):
     model: types.Text
     dataset_id: types.Text
     model_root: types.Path = "./checkpoints/"
-    verbose: types.whole(0, 9) = 1
+    verbose: Annotated[int, Field(ge=0, le=9, description="a whole number from 0 to 9")] = 1
     seed: types.Seed = 2025
     epochs: types.Size = 10
     batch_size: types.Size = 4096
     shuffle: types.Flag = True
     max_len: types.Size = 100  # of the challenge's loader
-    loss: types.one_of(LOSSES) = "binary_crossentropy"
-    task: types.one_of(["binary_classification"]) = "binary_classification"
-    optimizer: types.one_of(OPTIMIZERS) = "adam"
+    loss: Annotated[str, types.one_of(LOSSES)] = "binary_crossentropy"
+    task: Annotated[str, types.one_of(["binary_classification"])] = "binary_classification"
+    optimizer: Annotated[str, types.one_of(OPTIMIZERS)] = "adam"
     learning_rate: types.Positive = 1e-3
     metrics: Annotated[
-        list[types.one_of(METRIC_NAMES)],
+        list[Annotated[str, types.one_of(METRIC_NAMES)]],
         Field(min_length=1, max_length=len(METRIC_NAMES), description=f"a list out of {', '.join(METRIC_NAMES)}"),
     ] = ["AUC", "logloss"]
     monitor: Annotated[MonitorWeights, BeforeValidator(_as_weights), MonitorWeights.__metadata__[0]] = {"AUC": 1}
-    monitor_mode: types.one_of(["max", "min"]) = "max"
-    group_id: types.optional(types.Column) = None
-    use_features: types.optional(Annotated[types.Columns, Field(min_length=1, description="a list of features")]) = None
-    feature_specs: types.optional(
-        Annotated[list[FeatureSpec], Field(max_length=10_000, description="a list of mappings with a name")]
-    ) = None
+    monitor_mode: Annotated[str, types.one_of(["max", "min"])] = "max"
+    group_id: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
+    use_features: Annotated[
+        Annotated[types.Columns, Field(min_length=1)] | None,
+        Field(description="a list of names of features, or null"),
+    ] = None
+    feature_specs: Annotated[
+        Annotated[list[FeatureSpec], Field(max_length=10_000)] | None,
+        Field(description="a list of mappings with a name, or null"),
+    ] = None
     user_id_field: types.Flag = False
     tensorboard: types.Flag = False
 
@@ -278,7 +283,10 @@ def schema_of(model_class: type) -> type[Experiment]:
 
 def field_names(schema: type[Strict]) -> dict[str, str]:
     """{name in a config: what the schema expects of it}."""
-    return {field.alias or name: field.description or "" for name, field in schema.model_fields.items()}
+    return {
+        field.alias or name: field.description or types.expected_of(field.metadata)
+        for name, field in schema.model_fields.items()
+    }
 
 
 def validate(params: dict, schema: type[Experiment], origin) -> dict:
@@ -347,11 +355,11 @@ def _without_accepted(name: str, value: object, origin) -> object:
         return value
     if isinstance(value, dict):
         return _without_accepted(name, [value], origin)
-    entries = []
+    entries, what = [], "label" if name == "label_col" else "feature"
     for entry in value:
         if isinstance(entry, dict):
             for key in set(entry) & set(ACCEPTED):
-                _require_accepted(key, entry[key], f"{origin(name)}: {_entry_name(entry)}")
+                _require_accepted(key, entry[key], f"{origin(name)}: {_entry_name(entry, what)}")
             entry = {key: inner for key, inner in entry.items() if key not in ACCEPTED}
         entries.append(entry)
     return entries
@@ -365,8 +373,8 @@ def _require_accepted(name: str, value: object, where: str) -> None:
         raise UserError(f"{where}: {name} is {shown(value)}, expected {expected} ({accepted.reason})")
 
 
-def _entry_name(entry: dict) -> str:
-    return f"feature {entry['name']}" if isinstance(entry.get("name"), str) else f"the feature {shown(entry, 80)}"
+def _entry_name(entry: dict, what: str = "feature") -> str:
+    return f"{what} {entry['name']}" if isinstance(entry.get("name"), str) else f"the {what} {shown(entry, 80)}"
 
 
 def _explain(error: ValidationError, params: dict, names: dict[str, str], origin) -> str:
@@ -392,11 +400,11 @@ def _explain_entry(key: str, entry: object, inside: list, problem: dict) -> str:
     if schema is None or not isinstance(entry, dict):
         expected = f"a name and a type out of {', '.join(FEATURES)}" if key == "feature_cols" else "a mapping"
         return f"{key} has {shown(entry)}, expected {expected}"
-    names = field_names(schema)
+    names, what = field_names(schema), "label" if key == "label_col" else "feature"
     field = next((part for part in inside if part in names or problem["type"] == "extra_forbidden"), None)
     if problem["type"] == "extra_forbidden":
         name = inside[-1]
-        return f"{_entry_name(entry)}: {name}: {unknown(name, names)}"
+        return f"{_entry_name(entry, what)}: {name}: {unknown(name, names)}"
     if problem["type"] == "missing":
         return f"{key} has {shown(entry)}, expected {inside[-1]}, {names[inside[-1]]}"
-    return f"{_entry_name(entry)}: {field} is {shown(entry[field])}, expected {names[field]}"
+    return f"{_entry_name(entry, what)}: {field} is {shown(entry[field])}, expected {names[field]}"
