@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 import build_item_emb
 from mm_fibinet.errors import run_cli
-from mm_fibinet.items import feature_store, sources
+from mm_fibinet.items import decoding, feature_store, fusion
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
@@ -144,7 +144,7 @@ def test_the_command_and_its_repetition(data, tmp_path, monkeypatch, capsys):
     assert "text:" in done.stderr and "image:" in done.stderr, "progress bars"
 
     before, after = pq.read_table(data / "item_info.parquet"), pq.read_table(output)
-    assert after.column_names == before.column_names
+    assert after.column_names == [*before.column_names, "txt_emb_d8", "img_emb_d8"]
     for name in ("item_tags", "item_id", "likes_level"):
         assert after.column(name).equals(before.column(name))
     values = embedding(output)
@@ -246,7 +246,7 @@ def test_without_libarchive_a_rar_says_what_to_install(data, tmp_path, monkeypat
 
 
 def test_bad_images_are_named_and_get_the_mean(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "MAX_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr(decoding, "MAX_IMAGE_PIXELS", 10_000)
     images = data / "images"
     whole = (images / "1.jpg").read_bytes()
     (images / "1.jpg").write_bytes(whole[:-100])
@@ -263,7 +263,7 @@ def test_bad_images_are_named_and_get_the_mean(data, tmp_path, monkeypatch, caps
     assert np.all(values[[0, 1, 2, 4, 5, 6]] == 0), "the mean of image features is the origin"
     assert np.all(np.any(values[[3, 7, 8]] != 0, axis=1))
     message = fails(data, tmp_path / "strict.parquet", monkeypatch, capsys, strict=True, **options)
-    assert "found 4 bad images" in message and "2.jpg corrupt (not an image)" in message
+    assert "found 4 bad image files" in message and "2.jpg corrupt (not an image)" in message
 
 
 def test_text_alone_takes_any_title_and_tag_types(data, tmp_path, monkeypatch, capsys):
@@ -282,7 +282,7 @@ def test_text_alone_takes_any_title_and_tag_types(data, tmp_path, monkeypatch, c
 
 
 def test_emb_dim_names_the_column_and_a_new_one_comes_last(data, tmp_path, monkeypatch):
-    options = {"image_encoder": "none", "images": None, "emb_dim": 6}
+    options = {"image_encoder": "none", "images": None, "emb_dim": 6, "fused_only": True}
     build(data, tmp_path / "out.parquet", monkeypatch, **options)
     before, after = pq.read_table(data / "item_info.parquet"), pq.read_table(tmp_path / "out.parquet")
     assert after.column_names == [*before.column_names, "item_emb_d6"]
@@ -304,9 +304,10 @@ def test_per_modality_adds_what_each_encoder_alone_gives(data, tmp_path, monkeyp
 def test_the_opening_is_a_view_of_its_own(data, tmp_path, monkeypatch, capsys):
     titles = [f"number {i} {'and a story that goes on ' * 6}{i * i}" for i in range(1, 25)]
     titles[1] = titles[0].split(" and")[0] + " but nothing else is the same in this one"
-    fused, pca = [], build_item_emb.FUSIONS["pca"]
-    monkeypatch.setitem(build_item_emb.FUSIONS, "pca", lambda parts, *rest: (fused.append(parts), pca(parts, *rest))[1])
+    fused, pca = [], fusion.pca
+    monkeypatch.setitem(fusion.FUSIONS, "pca", lambda parts, *rest: (fused.append(parts), pca(parts, *rest))[1])
     options = {"item_feature": feature_with(data, item_title=titles), "image_encoder": "none", "images": None}
+    options["fused_only"] = True
     for words in (2, 0):
         build(data, tmp_path / f"{words}.parquet", monkeypatch, opening_words=words, **options)
     both, whole = (parts["text"].features for parts in fused)
@@ -319,18 +320,6 @@ def test_the_opening_is_a_view_of_its_own(data, tmp_path, monkeypatch, capsys):
     assert not np.array_equal(whole[one], whole[other])
     assert "encoded 47, reused 0" in capsys.readouterr().out  # 24 texts, 23 openings
     assert json.loads((tmp_path / "2.build.json").read_text())["text"]["opening_words"] == 2
-
-
-def test_texts_join_title_tags_and_description(tmp_path):
-    table = {
-        "item_id": [2, 1, 4, 3, 0],
-        "item_title": ["Two. ", "One", None, " ", "padding"],
-        "item_tags": [[0, 0, 7], [3, 4], [], [0], [1]],
-        "description": ["about two", None, "only this", "", ""],
-    }
-    pq.write_table(pa.table(table), tmp_path / "f.parquet")
-    texts = {entry.item_id: entry.load().decode() for entry in sources.read_texts(tmp_path / "f.parquet", 5)}
-    assert texts == {1: "One. 3, 4", 2: "Two. 7. about two", 4: "only this"}
 
 
 def feature_with(data: Path, **columns) -> Path:
@@ -346,12 +335,12 @@ def test_every_bad_option_is_one_clear_error(data, tmp_path, monkeypatch, capsys
         assert re.search(expected, message), message
 
     none = {"text_encoder": "none", "image_encoder": "none"}
-    refused("both encoders are none", **none)
+    refused("all encoders are none, expected at least one", **none)
     refused("--opening_words -1: expected 0 or more", opening_words=-1)
     refused("--item_feature is missing; give it, or .*--text_encoder none", item_feature=None)
     refused("--images is missing; give it, or .*--image_encoder none", images=None)
-    refused("is the --item_info; inputs are never modified", output=data / "item_info.parquet")
-    refused("is the --item_feature; inputs are never modified", output=data / "item_feature.parquet")
+    refused("is an input; inputs are never modified", output=data / "item_info.parquet")
+    refused("is an input; inputs are never modified", output=data / "item_feature.parquet")
     refused("this is a folder", output=data)
     refused("item_info.parquet: no such file", item_info=data / "none" / "item_info.parquet")
     refused("no such file or folder", images=data / "nowhere")
@@ -369,12 +358,18 @@ def test_every_bad_input_is_one_clear_error(data, tmp_path, monkeypatch, capsys)
         assert re.search(expected, message), message
 
     ids = pq.read_table(data / "item_feature.parquet").column("item_id").to_pylist()
-    refused("item_id 99 in row 23 is not in item_info", item_feature=feature_with(data, item_id=[*ids[:-1], 99]))
+    refused(
+        r"item_id 99 in row 23 is not in item_info \(1 to 24\)",
+        item_feature=feature_with(data, item_id=[*ids[:-1], 99]),
+    )
     refused("item_id -1 in row 0 is not in item_info", item_feature=feature_with(data, item_id=[-1, *ids[1:]]))
     refused("occurs again in row 23", item_feature=feature_with(data, item_id=[*ids[:-1], ids[0]]))
     refused("item_id has type string", item_feature=feature_with(data, item_id=[str(item) for item in ids]))
     refused("column item_id is missing", item_feature=feature_with(data, item_id=None))
-    refused("expected item_title or item_tags", item_feature=feature_with(data, item_title=None, item_tags=None))
+    refused(
+        "found columns item_id, expected item_title or item_tags .*--text_columns",
+        item_feature=feature_with(data, item_title=None, item_tags=None),
+    )
     refused("item_title has type double, expected text", item_feature=feature_with(data, item_title=[0.5] * ITEMS))
     empty = {"item_title": [""] * ITEMS, "item_tags": [[]] * ITEMS}
     refused("found no titles or tags", item_feature=feature_with(data, **empty))
@@ -393,19 +388,6 @@ def test_every_bad_input_is_one_clear_error(data, tmp_path, monkeypatch, capsys)
     refused("found no usable images named ITEM_ID.jpg", images=data / "nothing", **images_only)
     shutil.copy(data / "images" / "1.jpg", data / "images" / "1.png")
     refused("item 1 has two images, 1.jpg and 1.png", **images_only)
-
-
-def test_a_corrupt_member_of_a_zip_is_one_bad_image(data):
-    with zipfile.ZipFile(data / "covers.zip", "w") as packed:
-        packed.writestr("1.jpg", cover(1))
-        packed.writestr("2.jpg", cover(2))
-    content = bytearray((data / "covers.zip").read_bytes())
-    content[content.index(cover(2)) + 300] ^= 255
-    (data / "covers.zip").write_bytes(content)
-    first, second = sources.ImageSource(data / "covers.zip", ITEMS)
-    assert first.load() == cover(1)
-    with pytest.raises(sources.BadImage, match="CRC"):
-        second.load()
 
 
 def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch, capsys):
