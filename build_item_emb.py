@@ -13,9 +13,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is first imported
 
 from mm_fibinet.errors import printable, run_cli
+from mm_fibinet.items import modalities
 from mm_fibinet.items.build import STORE_NAME, Built, build, first_names
 from mm_fibinet.items.fusion import FUSIONS
-from mm_fibinet.items.modalities import MODALITIES
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,13 +26,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     files = parser.add_argument_group("files")
     files.add_argument("--item_info", required=True, metavar="IN", help="parquet with item_id 0..N, row 0 the padding")
-    for modality in MODALITIES:
+    for modality in modalities.MODALITIES:
         files.add_argument(f"--{modality.source}", metavar="PATH", help=modality.source_help)
     files.add_argument("--output", required=True, metavar="OUT", help="parquet to write; must not be an input")
     files.add_argument("--store", metavar="FOLDER", help=f"raw features (default: {STORE_NAME} beside OUT)")
     method = parser.add_argument_group("method")
     method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
-    for modality in MODALITIES:
+    for modality in modalities.MODALITIES:
         text = f"{modality.encoder_help} (default: %(default)s)"
         method.add_argument(f"--{modality.encoder_option}", default=modality.default, metavar="ID", help=text)
     method.add_argument(
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     method.add_argument("--fusion", choices=sorted(FUSIONS), default="pca", help="default: %(default)s")
     columns = method.add_mutually_exclusive_group()
-    prefixes = " and ".join(f"{modality.prefix}_dN" for modality in MODALITIES)
+    prefixes = " and ".join(f"{modality.prefix}_dN" for modality in modalities.MODALITIES)
     columns.add_argument(
         "--per_modality",
         action="store_true",

@@ -2,8 +2,12 @@
 
 import io
 import json
+import logging
 import os
 import pickle
+import runpy
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,7 +169,7 @@ def tiny_clip(tmp_path_factory):
     return folder, model.eval(), preprocess
 
 
-def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip):
+def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip, monkeypatch):
     folder, model, preprocess = tiny_clip
     encoder = load_image_encoder(f"open_clip:{folder}/tiny.json:{folder}/tiny.pt")
     images = [jpeg(seed) for seed in range(3)]
@@ -175,6 +179,11 @@ def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip):
         expected = model.encode_image(torch.stack(pictures))
     assert features.shape == (3, 24) == (3, encoder.dim)
     np.testing.assert_allclose(features, expected, atol=1e-5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logging.root.manager, "disable", logging.DEBUG)
+        load_image_encoder(f"open_clip:tiny:{folder}/tiny.pt")
+        assert logging.root.manager.disable == logging.DEBUG
 
     changed = {name: value + 0.1 for name, value in model.state_dict().items()}
     torch.save(changed, folder / "changed.pt")
@@ -189,9 +198,7 @@ def test_open_clip_that_cannot_be_loaded_says_what_to_do(tiny_clip):
     for name in ("no-such-net:laion400m_e32", "tiny:no_such_tag", f"tiny:{folder}/tiny.json"):
         with pytest.raises(UserError, match=r"cannot be loaded \(.*list_pretrained"):
             load_image_encoder(f"open_clip:{name}")
-    with pytest.raises(
-        UserError, match="resnet50: unknown, expected none, efficientnet_lite0 or open_clip:"
-    ):
+    with pytest.raises(UserError, match="resnet50: unknown, expected none, efficientnet_lite0 or open_clip:"):
         load_image_encoder("resnet50")
 
 
@@ -224,3 +231,35 @@ def test_devices():
             resolve_device(name)
     with pytest.raises(UserError, match="CUDA devices; use --device cpu or auto"):
         resolve_device("cuda:99")
+
+
+def test_deterministic_kernels_and_the_seed_are_for_the_build_alone():
+    backends = torch.backends
+    torch.manual_seed(5)
+    state, before = torch.get_rng_state(), (backends.cudnn.deterministic, backends.cudnn.allow_tf32)
+    with encoders.deterministic(0, CPU):
+        first = torch.rand(3)
+        assert backends.cudnn.deterministic and not backends.cudnn.allow_tf32
+    with encoders.deterministic(0, CPU):
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (backends.cudnn.deterministic, backends.cudnn.allow_tf32) == before
+
+
+def test_importing_the_modules_changes_nothing_for_the_process():
+    folder = Path(encoders.__file__).parent
+    before = list(warnings.filters), logging.root.manager.disable, list(logging.root.handlers)
+    for path in sorted(folder.glob("*.py")):
+        runpy.run_path(str(path))  # runs its lines again, in a module of their own
+    assert before == (list(warnings.filters), logging.root.manager.disable, list(logging.root.handlers))
+
+
+def test_an_encoder_is_found_by_its_key_its_prefix_or_not_at_all():
+    loaders = {"plain": lambda *given: ("plain", *given), "family:": lambda *given: ("family", *given)}
+    for name, expected in (("plain", ("plain", "")), ("family:a:b", ("family", "a:b")), ("family:", ("family", ""))):
+        assert load_encoder("audio", name, CPU, 4, loaders) == (*expected, CPU, 4)
+    for name in ("plain:x", "family", "", "other"):
+        with pytest.raises(UserError, match=f"--audio_encoder {name}: unknown, expected none, plain or family:"):
+            load_encoder("audio", name, CPU, 4, loaders)
+    loaders[encoders.OTHERS] = lambda *given: ("others", *given)
+    assert load_encoder("audio", "a/b", CPU, 4, loaders) == ("others", "a/b", CPU, 4)
