@@ -9,6 +9,7 @@ import threading
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,42 +106,46 @@ def test_bombs_and_strips_are_measured_and_not_decoded(monkeypatch):
         assert caught.value.kind == "oversized"
 
 
+def test_endless_scans_are_counted_and_not_decoded():
+    data = encoded(two_colours((64, 64)), "JPEG", progressive=True)
+    decode_image(data)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BadContent, match="more than 100 scans"):
+        decode_image(data[:-2] + last * 100 + data[-2:])
+
+
 def test_a_strip_within_the_limit_and_one_pixel_are_pictures():
     for width, height in ((64, 1), (1, 64), (1, 1)):
         rows = b"".join(b"\0" + bytes([9] * width) for _ in range(height))
         assert decode_image(png(width, height, rows)).size == (width, height)
 
 
-def test_a_large_jpeg_is_decoded_at_half_its_size(monkeypatch):
-    monkeypatch.setattr(decoding, "DRAFT_PIXELS", 10_000)
-    large = two_colours((300, 200)).resize((600, 400))
-    decoded = decode_image(encoded(large, "JPEG"))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_large_picture_is_halved(monkeypatch, kind):
+    monkeypatch.setattr(decoding, "FULL_PIXELS", 100_000)
+    large = two_colours((6, 4)).resize((600, 400), Image.Resampling.NEAREST)
+    decoded = decode_image(encoded(large, kind))
     assert decoded.size == (300, 200)
-    assert np.abs(np.asarray(decoded)[150, 200].astype(int) - [200, 10, 10]).max() <= 3
-    assert decode_image(encoded(large)).size == (600, 400), "other formats cannot"
-    assert decode_image(encoded(two_colours((100, 100)), "JPEG")).size == (100, 100), "not beyond the limit"
+    difference = np.asarray(decoded).astype(int) - np.asarray(large.resize((300, 200), Image.Resampling.NEAREST))
+    assert np.abs(difference).mean() <= 3
+    assert decode_image(encoded(two_colours((300, 200)), kind)).size == (300, 200), "not up to the limit"
 
 
-def test_threads_decode_a_bounded_number_of_pixels_at_once():
-    shares, at_work, peak = decoding._Shares(10), [], []
-    lock, together = threading.Lock(), threading.Event()
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
+    at_once, peak, to_rgb = [], [], decoding._to_rgb
 
-    def take(amount):
-        with shares.take(amount):
-            with lock:
-                at_work.append(amount)
-                peak.append(sum(at_work))
-            together.wait(0.02)
-            with lock:
-                at_work.remove(amount)
+    def watched(opened):
+        at_once.append(1)
+        peak.append(len(at_once))
+        threading.Event().wait(0.005)
+        at_once.pop()
+        return to_rgb(opened)
 
-    threads = [threading.Thread(target=take, args=(amount,)) for amount in (4, 4, 4, 7, 3, 5, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(peak) == 7 and max(peak) <= 10
-    take(99)  # more than all: alone, and not for ever
+    monkeypatch.setattr(decoding, "_to_rgb", watched)
+    monkeypatch.setattr(decoding, "FULL_PIXELS", 10)
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(decode_image, [COVER] * 16))
+    assert peak == [1] * 16 and {picture.size for picture in pictures} == {(3, 2)}
 
 
 def test_warnings_are_as_they_were_after_a_build():

@@ -7,9 +7,9 @@ transparent parts on white, the first frame of a film.
 
 import contextlib
 import io
-import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,8 @@ DECODING = "upright"  # a part of every image encoder's id: another word when de
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file of such a name really holds, now and then
 MAX_IMAGE_PIXELS = 64 * 10**6  # a cover has about one million; more is a mistake or a decompression bomb
 MAX_ASPECT = 64  # a longer strip shows nothing at an encoder's size, and some encoders enlarge it by its short side
-DRAFT_PIXELS = 16 * 10**6  # JPEGs beyond are decoded at half their size: faster, and still far more than is used
+FULL_PIXELS = 16 * 10**6  # pictures beyond are halved, JPEGs while they are decoded: still far more than is used
+MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each takes time, and a hundred bytes are one
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,29 +34,8 @@ TURNS = {
 }
 
 
-class _Shares:
-    """Lets threads into a section as long as their amounts stay within a total."""
-
-    def __init__(self, total: int):
-        self._total = self._free = total
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def take(self, amount: int) -> Iterator[None]:
-        """Wait until `amount` is free, and hold it."""
-        amount = min(amount, self._total)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= amount)
-            self._free -= amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += amount
-                self._changed.notify_all()
-
-
-_pixels = _Shares(MAX_IMAGE_PIXELS)  # being decoded at once, in all threads: some 7 bytes each
+# One thread for all pictures beyond FULL_PIXELS: in each thread's own heap, what they take would add up to gigabytes.
+_large_pictures = ThreadPoolExecutor(1, thread_name_prefix="large pictures")
 
 
 @contextlib.contextmanager
@@ -73,17 +53,18 @@ def decode_image(data: bytes) -> Image.Image:
         data: the file's bytes.
 
     Raises:
-        BadContent: it is damaged, cut short, has more than MAX_IMAGE_PIXELS, or is a strip beyond MAX_ASPECT.
+        BadContent: it is damaged, cut short, has more than MAX_IMAGE_PIXELS or MAX_SCANS, or is a strip beyond
+            MAX_ASPECT.
     """
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
             _check_shape(*opened.size)  # from the header: nothing is decoded yet
-            with _pixels.take(opened.width * opened.height):
-                if opened.width * opened.height > DRAFT_PIXELS:
-                    opened.draft(None, (opened.width // 2, opened.height // 2))
-                picture = _to_rgb(opened)
-                turn = TURNS.get(_orientation(opened))
-                return picture if turn is None else picture.transpose(turn)
+            if opened.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+                raise BadContent("corrupt", f"more than {MAX_SCANS} scans")
+            if opened.width * opened.height <= FULL_PIXELS:
+                return _upright(opened)
+            opened.draft(None, (opened.width // 2, opened.height // 2))
+            return _large_pictures.submit(_upright, opened).result()
     except BadContent:
         raise
     except Image.DecompressionBombError as error:
@@ -91,6 +72,14 @@ def decode_image(data: bytes) -> Image.Image:
     except Exception as error:  # a damaged file makes the decoders raise nearly anything
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise BadContent("corrupt", reason) from error
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    picture = _to_rgb(opened)
+    if picture.width * picture.height > FULL_PIXELS:
+        picture = picture.reduce(2)
+    turn = TURNS.get(_orientation(opened))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _check_shape(width: int, height: int) -> None:
@@ -102,10 +91,13 @@ def _check_shape(width: int, height: int) -> None:
 
 def _to_rgb(opened: Image.Image) -> Image.Image:
     if opened.mode == "I" or opened.mode.startswith("I;16"):  # Pillow's own conversion cuts off above 255
-        values = np.asarray(opened).astype(np.int64)
-        return Image.fromarray(np.clip((values * 255 + 32767) // 65535, 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.clip(np.asarray(opened), 0, 65535).astype(np.uint32)
+        values *= 255
+        values += 32895
+        values >>= 16  # values / 257, rounded
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if opened.has_transparency_data:
-        colours = opened.convert("RGBA")
+        colours = opened if opened.mode == "RGBA" else opened.convert("RGBA")
         picture = Image.new("RGB", opened.size, (255, 255, 255))
         picture.paste(colours, mask=colours)
         return picture

@@ -214,7 +214,7 @@ def fill(store: FeatureStore, encoder: Encoder, entries: Iterable[Entry], title:
                 return key, None, 0
             return key, *encoder.prepare(content)
         except BadContent as error:
-            return None, error, 0
+            return None, (error.kind, str(error)), 0  # not the error, whose traceback holds the content
 
     filled = Filled()
     queued: set[bytes] = set()
@@ -223,7 +223,7 @@ def fill(store: FeatureStore, encoder: Encoder, entries: Iterable[Entry], title:
     try:
         for item_id, name, (key, sample, shape) in _in_background(prepare, entries, title, 2 * encoder.batch_size):
             if key is None:
-                filled.bad.append((name, sample.kind, str(sample)))
+                filled.bad.append((name, *sample))
                 continue
             filled.keys[item_id] = key
             if key in queued or key in store:
