@@ -19,9 +19,9 @@ from mm_fibinet import files, normalizer, schema
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.item_table import source_file
 from mm_fibinet.parquet_reader import exists, is_list, list_width, matrix, open_parquet, read_slices, scalars
+from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 
 USER_ID = "user_id"
-SEQUENCE_ENCODERS = ("layers.MaskedAveragePooling()", "layers.MaskedSumPooling()")
 FEATURE_TYPES = ("meta", "numeric", "categorical", "sequence", "embedding")
 MAX_TABLE_BYTES = 8 << 30  # of an embedding table whose size nobody gave but an id in the data
 SPEC_KEYS = (

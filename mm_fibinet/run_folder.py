@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mm_fibinet import files
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.errors import UserError, explain_os_error, printable
 
 FORMAT = "%(asctime)s P%(process)d %(levelname)s %(message)s"  # FuxiCTR's
 KEPT_EARLY = 100_000  # log lines before the log file is opened
@@ -113,7 +113,9 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         handlers = [logging.NullHandler()] if self.quiet else [logging.StreamHandler(sys.stdout), self._early]
-        logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=handlers, force=True)
+        for handler in handlers:
+            handler.setFormatter(_Lines(FORMAT))
+        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
         return self
 
     def open(self, path: Path, append: bool) -> None:
@@ -131,7 +133,7 @@ class RunLog:
             self._file = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
         except OSError as error:
             raise explain_os_error(error, path) from error
-        self._file.setFormatter(logging.Formatter(FORMAT))
+        self._file.setFormatter(_Lines(FORMAT))
         self._early.setTarget(self._file)
         self._early.flush()
         logging.getLogger().removeHandler(self._early)
@@ -151,6 +153,14 @@ class RunLog:
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
         with contextlib.suppress(UserError):  # a full disk may be what ended the run
             self._file.handle(logging.LogRecord("root", logging.ERROR, __file__, 0, text, None, bug))
+
+
+class _Lines(logging.Formatter):
+    """Messages as lines that any terminal and any encoding takes: they hold names and values of strangers' data."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 class _LogFile(logging.FileHandler):

@@ -27,7 +27,7 @@ SOURCES = ("", "user", "item", "context")
 # Arguments of constructors that a script gives, not a config.
 NOT_SETTINGS = {
     *("feature_map", "data_path", "split", "rank", "world_size", "model", "model_id", "gpu"),
-    *("checkpoint", "checkpoints", "observers"),
+    *("checkpoint", "checkpoints", "on_evaluation"),
 }
 
 

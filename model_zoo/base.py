@@ -28,8 +28,8 @@ from mm_fibinet import scoring
 from mm_fibinet.checkpoint import load_weights, save_weights
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
-from mm_fibinet.feature_map import SEQUENCE_ENCODERS
 from mm_fibinet.item_table import LEVELS
+from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 from mm_fibinet.training import Trainer
 
 KWARG_DEFAULTS = {"verbose": 0, "model_root": "./checkpoints/", "metrics": ["AUC", "logloss"]}
