@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv/bin
 DEMO := data/demo
+CASES ?= 5000
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test fuzz lint bench clean
 
 venv: .venv/.installed
 
@@ -24,9 +25,14 @@ demo: venv
 test: venv
 	$(VENV)/python -m pytest tests
 
+# make fuzz CASES=100000 runs for hours; the faults go to fuzz_faults.json.
+fuzz: venv
+	PYTHONPATH=.:tests $(VENV)/python -m fuzz.run --cases $(CASES)
+
 lint: venv
 	$(VENV)/ruff check --output-format concise .
 	$(VENV)/ruff format --check .
+	$(VENV)/mypy
 
 bench: venv
 	$(VENV)/python benchmarks/speed.py

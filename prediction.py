@@ -117,9 +117,11 @@ def run_params(args: argparse.Namespace, run: RunFolder, manifest: dict, gpu: in
         UserError: settings, items or weights are not those of the run.
     """
     trained = settings.change_params(manifest["config"], model_zoo)
-    params = settings.change_params(trained, model_zoo, args.set, args.data_root, args.model_root, gpu)
-    if args.config_given:
+    changes = settings.parse_overrides(args.set)
+    if args.config_given or changes.get("dataset_id", trained["dataset_id"]) != trained["dataset_id"]:
         params = config_params(args, gpu, manifest.get("set"))
+    else:
+        params = settings.change_params(trained, model_zoo, args.set, args.data_root, args.model_root, gpu)
     run_manifest.refuse_other_weights(manifest, run)
     if not args.allow_other_data:
         run_manifest.refuse_other_settings(trained, params, str(run.folder))

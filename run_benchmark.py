@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import model_zoo
-from mm_fibinet import settings
+from mm_fibinet import files, settings
 from mm_fibinet.compare import jobs, leaderboard
-from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.errors import UserError, printable, run_cli
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,6 +35,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def require_place(out: Path, config: str, runs: list[jobs.Job]) -> None:
+    """Refuse, before anything runs, an --out where the leaderboard would be written over an input."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: this is a file, expected a folder for the leaderboard and the runs")
+    inputs = {job.params.get(key) for job in runs if job.params for key in settings.DATA_FILES}
+    for kind in leaderboard.KINDS:
+        files.require_output(out / f"leaderboard.{kind}", [config, *sorted(filter(None, inputs))], option="--out")
+
+
 def main() -> int:
     """Run, then report; exit code 1 when a run failed."""
     args = parse_arguments()
@@ -52,6 +61,7 @@ def main() -> int:
 
     out = Path(args.out)
     runs = jobs.plan(args.config, expids, args.seeds, model_zoo, out, args.set, args.data_root)
+    require_place(out, args.config, runs)
     command = [sys.executable, str(Path(__file__).resolve().parent / "run_expid.py"), "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
     command += ["--set", *args.set] if args.set else []
@@ -60,7 +70,7 @@ def main() -> int:
     board = leaderboard.build([job.outcome() for job in runs], baseline)
     written = leaderboard.write(board, out)
     print(leaderboard.as_text(board))
-    print("\n".join(f"{what:<12}{path}" for what, path in written.items()))
+    print("\n".join(f"{what:<12}{printable(path)}" for what, path in written.items()))
     return 1 if any(job.error for job in runs) else 0
 
 

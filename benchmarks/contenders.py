@@ -37,6 +37,7 @@ OFFICIAL = {
         "embedding_dim": 64,
         "dnn_hidden_units": [1024, 512, 256],
         "attention_hidden_units": [512, 256],
+        "attention_hidden_activations": "ReLU",
         "attention_dropout": 0.1,
         "net_dropout": 0.1,
         "batch_norm": True,

@@ -80,6 +80,7 @@ class TimedBatches:
 
     @property
     def rows_per_second(self) -> float:
+        """Of all batches that were taken."""
         return self.count * self.batch_size / self.seconds
 
 

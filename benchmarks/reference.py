@@ -65,6 +65,7 @@ class TripleCollator:
         self.max_len = max_len
 
     def __call__(self, rows: list[np.ndarray]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """A batch as the challenge's triple (batch_dict, item_dict, mask)."""
         batch = torch.from_numpy(np.stack(rows))
         batch_dict = {name: batch[:, self.max_len + 1 + i] for i, name in enumerate(self.columns)}
         found = self.items.iloc[batch[:, : self.max_len + 1].flatten().numpy()]

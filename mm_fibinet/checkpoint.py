@@ -3,7 +3,7 @@
 Weights are FuxiCTR's `.model` files: a state dict, nothing else, so both projects read them. The state of a run is
 `last.ckpt`, with `previous.ckpt` kept behind it; each carries a checksum of its tensors and the run's fingerprint,
 so a torn file or another run's is recognised, named and passed over. All files load with weights_only: a checkpoint
-from elsewhere cannot run code.
+from elsewhere cannot run code. What comes in a checkpoint's place, a web page or a pointer of git-lfs, is named.
 """
 
 import logging
@@ -13,12 +13,29 @@ import zlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.files import atomic_path
 
 FORMAT = 1
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put a state dict among other things
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MOST_SAFETENSORS_HEADER = 100 << 20  # bytes, the format's own limit
+FOREIGN = {  # how files begin that come in a checkpoint's place, in lower case
+    b"<!doctype": "an HTML page (a download that needs a login, or the address of a page instead of the file)",
+    b"<html": "an HTML page (a download that needs a login, or the address of a page instead of the file)",
+    b"<?xml": "an XML page (a download that was refused)",
+    b"version https://git-lfs": "a pointer of git-lfs; fetch the file itself with git lfs pull",
+    b"par1": "a parquet file",
+    b"\x89hdf": "an HDF5 file",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"rar!": "a RAR archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+}
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -27,15 +44,17 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict file into the model.
+    """Load a file of weights into the model, whole or not at all.
+
+    Taken are state dicts saved by torch or as safetensors, also inside {"state_dict": ...} or {"model": ...} and with
+    the prefixes that DistributedDataParallel and torch.compile put before the names. Weights of another floating
+    precision are converted, and the log says so.
 
     Raises:
         UserError: the file is missing, not a checkpoint, or its weights are not those of this model.
     """
-    state = _read(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: not a model's weights, expected a state dict of tensors (a .model file)")
     own = model.state_dict()
+    state = _own_names(_unwrapped(_read_weights(path), path), own, path)
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is not in this model" for name in state if name not in own]
     wrong += [
@@ -48,6 +67,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise UserError(
             f"{path}: checkpoint of another configuration: {wrong[0]}{more}; use the config it was made with"
         )
+    for name, values in state.items():
+        _require_numbers(values, own[name], f"{path}: {name}")
+    converted = sorted({_dtype(value) for name, value in state.items() if value.dtype != own[name].dtype})
+    if converted:
+        logging.warning("%s: weights of type %s are converted to the model's", path, ", ".join(converted))
     model.load_state_dict(state)
 
 
@@ -148,6 +172,19 @@ def checksum(state: object) -> int:
     return zlib.crc32(repr(state).encode())
 
 
+def _read_weights(path: str | Path) -> object:
+    """What a file of weights holds: torch's own format, or safetensors."""
+    head = _head(path)
+    if head[8:9] != b"{" or int.from_bytes(head[:8], "little") > MOST_SAFETENSORS_HEADER:
+        return _read(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type of number that torch has not
+        raise UserError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+
+
 def _save(content: object, path: Path) -> None:
     """torch.save, whole or not at all.
 
@@ -165,14 +202,114 @@ def _save(content: object, path: Path) -> None:
 
 
 def _read(path: str | Path) -> object:
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; train first with run_expid.py, or name one with --checkpoint")
+    """What a file of torch.save holds; a `UserError` that says what another file is."""
+    head = _head(path)
+    for begins, what in FOREIGN.items():
+        if head.lstrip().lower().startswith(begins):
+            raise UserError(f"{path}: this is {what}, not a checkpoint")
+    if head.startswith(b"PK"):
+        _require_torch_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors and plain values, which is not loaded") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a complete checkpoint file; use another one or train again") from error
+        if "unsupported global" in str(error).lower():
+            reason = "holds more than tensors and plain values, which is not loaded"
+            raise UserError(f"{path}: {reason}; save model.state_dict()") from error
+        raise UserError(f"{path}: not a checkpoint file, or not a complete one; use another one") from error
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        raise UserError(f"{path}: not a complete checkpoint file; use another one or train again") from error
+
+
+def _head(path: str | Path) -> bytes:
+    """A file's first bytes; a `UserError` when there is no file."""
+    try:
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such checkpoint; train first with run_expid.py, or name one with --checkpoint")
+        if not Path(path).is_file():
+            raise UserError(f"{path}: this is no file; name the .model file in it")
+        with open(path, "rb") as opened:
+            head = opened.read(256)
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    if not head:
+        raise UserError(f"{path}: the file is empty; copy it again or train again")
+    return head
+
+
+def _require_torch_zip(path: str | Path) -> None:
+    """Refuse a zip that torch did not write, and one that unpacks to more than it has bytes (torch's are stored)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # a damaged directory makes zipfile raise nearly anything
+        raise UserError(f"{path}: not a complete checkpoint file; use another one or train again") from error
+    if not any(member.filename.endswith("/data.pkl") for member in members):
+        raise UserError(f"{path}: this is a zip file, but not one of torch; if the checkpoint is inside, unpack it")
+    if sum(member.file_size for member in members) > Path(path).stat().st_size:
+        raise UserError(f"{path}: not a checkpoint of torch: it would unpack to more bytes than the file has")
+
+
+def _unwrapped(content: object, path: str | Path) -> dict[str, Tensor]:
+    """The state dict itself, each value a plain tensor of numbers."""
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if isinstance(content, dict) and {"format", "fingerprint", "state"} <= set(content):
+        raise UserError(f"{path}: a run's state to --resume from, not weights; use the EXPID.model file of the run")
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: not a model's weights, expected a state dict of tensors (a .model file)")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{path}: not a model's weights: {name!r} is of type {type(value).__name__}, expected names of tensors"
+            )
+        kind = _unusual_kind(value)
+        if kind:
+            raise UserError(f"{path}: {name} is a {kind} tensor, expected a plain one; save the weights as float32")
+    return content
+
+
+def _own_names(state: dict[str, Tensor], own: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The state under the model's names: without the prefixes of wrappers, where the names are not the model's yet."""
+    if all(name in own for name in state):
+        return state
+    renamed = {}
+    for name, value in state.items():
+        plain = name.replace("._orig_mod.", ".")
+        while plain not in own and plain.startswith(PREFIXES):
+            plain = plain.partition(".")[2]
+        if plain in renamed:
+            raise UserError(f"{path}: {plain} is there twice, once as {name}; save the state dict of one model")
+        renamed[plain] = value
+    return renamed
+
+
+def _unusual_kind(value: Tensor) -> str | None:
+    """What keeps a tensor from being weights."""
+    if value.is_meta:
+        return "meta (without values)"
+    if value.is_quantized:
+        return "quantized"
+    if value.layout != torch.strided:
+        return "sparse"
+    if value.is_complex():
+        return "complex"
+    if value.is_floating_point() and value.dtype not in FLOATS:
+        return _dtype(value)
+    return None
+
+
+def _require_numbers(values: Tensor, own: Tensor, where: str) -> None:
+    """Refuse NaN, infinity, also one that only the model's precision makes, and numbers of another kind."""
+    if values.is_floating_point() != own.is_floating_point() or (
+        not own.is_floating_point() and values.dtype != own.dtype
+    ):
+        raise UserError(f"{where} has type {_dtype(values)}, expected {_dtype(own)}")
+    if values.is_floating_point() and not torch.isfinite(values.to(own.dtype)).all():
+        raise UserError(f"{where} has NaN or infinity, expected finite weights; use another checkpoint")
+
+
+def _dtype(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")

@@ -109,4 +109,5 @@ def _is_torch_out_of_memory(error: Exception) -> bool:
 def _shortened(text: str) -> str:
     if len(text) <= MESSAGE_LIMIT:
         return text
-    return f"{text[: MESSAGE_LIMIT // 2]} [... {len(text) - MESSAGE_LIMIT:,} characters ...] {text[-MESSAGE_LIMIT // 2 :]}"
+    half, left_out = MESSAGE_LIMIT // 2, len(text) - MESSAGE_LIMIT
+    return f"{text[:half]} [... {left_out:,} characters ...] {text[-half:]}"

@@ -113,9 +113,9 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         handlers = [logging.NullHandler()] if self.quiet else [logging.StreamHandler(sys.stdout), self._early]
-        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
         for handler in handlers:
             handler.setFormatter(_Lines(FORMAT))
+        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
         return self
 
     def open(self, path: Path, append: bool) -> None:
@@ -130,7 +130,7 @@ class RunLog:
         if self.quiet:
             return
         try:
-            self._file = _LogFile(path, "a" if append else "w", "utf-8")
+            self._file = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
         except OSError as error:
             raise explain_os_error(error, path) from error
         self._file.setFormatter(_Lines(FORMAT))
@@ -156,7 +156,7 @@ class RunLog:
 
 
 class _Lines(logging.Formatter):
-    """A line a message: what names from the data hold is shown, and not obeyed."""
+    """Messages as lines that any terminal and any encoding takes: they hold names and values of strangers' data."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)

@@ -18,6 +18,7 @@ import torch
 from mm_fibinet import files, run_manifest, schema
 from mm_fibinet.fuxictr_adapter import training_rules
 from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, undefined_metrics
+from mm_fibinet.parquet_reader import open_parquet, read_column
 from mm_fibinet.run_folder import RunFolder
 
 MIN_ROWS = 10  # of each label; a group with fewer has no AUC worth showing
@@ -118,15 +119,14 @@ def read_scores(folder: Path) -> pl.DataFrame:
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:
     """label, score, user_id (the row number where the file has no users) and cold (item not a target in train)."""
     label, user = valid_data.feature_map.labels[0], params.get("group_id") or "user_id"
-    has_user = user in schema.open_parquet(valid_data.path).schema_arrow.names
-    valid = pl.read_parquet(valid_data.path, columns=[label, schema.ITEM_ID] + [user] * has_user)
-    train_items = pl.read_parquet(train_path, columns=[schema.ITEM_ID])[schema.ITEM_ID]
+    valid, item_ids = open_parquet(valid_data.path), read_column(valid_data.path, schema.ITEM_ID)
+    has_user = user in valid.schema_arrow.names
     return pl.DataFrame(
         {
-            "label": valid[label].cast(pl.Int8),
+            "label": read_column(valid_data.path, label, integer=False).astype(np.int8),
             "score": scores,
-            "user_id": valid[user] if has_user else np.arange(len(valid)),
-            "cold": ~np.isin(valid[schema.ITEM_ID].to_numpy(), train_items.unique().to_numpy()),
+            "user_id": pl.from_arrow(valid.read([user]))[user] if has_user else np.arange(len(item_ids)),
+            "cold": ~np.isin(item_ids, np.unique(read_column(train_path, schema.ITEM_ID))),
         }
     )
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import run_script
 from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -24,6 +25,7 @@ from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
 from mm_fibinet.demo.world import Rows, draw_world, expected_auc
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import sha256
+from mm_fibinet.submission import write_submission
 
 SMALL = {"items": 80, "users": 400, "train_rows": 6_000, "valid_rows": 1_500, "test_rows": 3_000, "max_len": 24}
 REPO = Path(__file__).resolve().parents[1]
@@ -330,6 +332,62 @@ def test_a_run_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path, mon
     assert not (tmp_path / ".demo.part").exists()
 
 
+def score_arguments(tmp_path: Path, **facts: object) -> list[object]:
+    """A tiny demo set and a submission of one score a row, the arguments to score it; `facts` spoil demo.json."""
+    generate(tmp_path / "demo", size="tiny", images=False)
+    rows = pq.read_table(tmp_path / "demo" / "test_labels.parquet").num_rows
+    write_submission(np.linspace(0.1, 0.9, rows), tmp_path / "s.zip", rows)
+    path = tmp_path / "demo" / "demo.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    return ["--data", tmp_path / "demo", "--submission", tmp_path / "s.zip", "--model_root", tmp_path, "--expid", "x"]
+
+
+def test_a_group_of_one_class_has_no_auc(tmp_path: Path, capsys):
+    best_possible = {"all": 0.9, "warm": 0.9, "cold": None}
+    arguments = score_arguments(tmp_path, bayes_auc={"valid": best_possible, "test": best_possible})
+    path = tmp_path / "demo" / "test_labels.parquet"
+    labels = pq.read_table(path).to_pandas()
+    labels.loc[labels.cold, "label"] = 0
+    labels.to_parquet(path)
+    code, out, err = run_script("mm_fibinet.demo.score", *arguments, capsys=capsys)
+    assert code == 0, err
+    expected = roc_auc_score(labels.label, np.linspace(0.1, 0.9, len(labels)))
+    reached, best = [line.split() for line in out.splitlines() if line.startswith(("x ", "best"))]
+    assert reached[:3] == ["x", "-", f"{expected:.4f}"] and reached[-1] == "-"
+    assert best[2:] == ["0.9000", "0.9000", "0.9000", "-"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "metrics", "message"),
+    [
+        ({"bayes_auc": 3}, None, "demo.json is damaged"),
+        ({"parameters": {"name": "../.."}}, None, "demo.json is damaged"),
+        ({}, "epoch,loss\n1,2\n", "metrics.csv: not the metrics of a run, expected a column AUC"),
+    ],
+)
+def test_a_damaged_set_or_run_is_not_scored(tmp_path: Path, capsys, facts, metrics, message):
+    arguments = score_arguments(tmp_path, **facts)
+    if metrics:
+        (tmp_path / "MMCTR_demo" / "x").mkdir(parents=True)
+        (tmp_path / "MMCTR_demo" / "x" / "metrics.csv").write_text(metrics)
+    code, _, err = run_script("mm_fibinet.demo.score", *arguments, capsys=capsys)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["file", "device", "work"])
+def test_only_a_demo_folder_is_written_to(tmp_path: Path, place: str):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "item_feature.parquet").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    output = "/dev/null" if place == "device" else tmp_path / place
+    for force in (False, True):
+        with pytest.raises(UserError):
+            generate(output, size="tiny", images=False, force=force)
+    assert (work / "item_feature.parquet").read_text() == "mine" and (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "item_feature.parquet", "work"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -338,6 +396,7 @@ def test_a_run_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path, mon
         ({"max_len": 0}, "max_len is 0, expected a whole number from 1 to 1000"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0 to 4294967295"),
         ({"size": "huge"}, "size is 'huge', expected one of tiny, demo, full"),
+        ({"images": "no"}, "images is 'no', expected True or False"),
         ({"name": "../elsewhere"}, "name is '../elsewhere', expected a folder name"),
     ],
 )

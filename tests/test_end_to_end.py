@@ -42,6 +42,7 @@ def settings(demo):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_whole_way(demo, capsys, monkeypatch):
     inputs = listing(demo / "in")
     code, out, err = run_script(

@@ -27,9 +27,7 @@ def ending(error, capsys):
 
 
 def test_printable_escapes_what_a_terminal_obeys_and_keeps_text():
-    assert printable(HOSTILE) == (
-        r"a\x1b[31mred\x1b]0;title\x07\r\nerror: forged\u202egnp.exe\x00\x9b\udcff\u2028b"
-    )
+    assert printable(HOSTILE) == (r"a\x1b[31mred\x1b]0;title\x07\r\nerror: forged\u202egnp.exe\x00\x9b\udcff\u2028b")
     for text in ("C:\\data, 50 % \N{GREEK SMALL LETTER DELTA} AUC", "\u6f22\u5b57 \u0440\u0443\u0441 \U0001f3ac"):
         assert printable(text) == text
 
@@ -142,8 +140,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_a_lock_is_refused_while_another_holds_it(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(UserError, match="another process is at work there"), locked(tmp_path):
-            pass
+    with locked(tmp_path), pytest.raises(UserError, match="another process is at work there"), locked(tmp_path):
+        pass
     with locked(tmp_path):
         pass

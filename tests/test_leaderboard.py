@@ -3,12 +3,14 @@
 import csv
 import itertools
 import json
+import re
 import shutil
 import statistics
 
 import numpy as np
 import polars as pl
 import pytest
+from conftest import make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.compare import leaderboard
@@ -116,6 +118,58 @@ def test_the_page_asks_for_nothing_and_escapes(written):
     page = page.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
     assert not [mark for mark in ("http:", "https:", "src=", "@import", "url(") if mark in page]
     json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+
+
+HOSTILE = [
+    *('=HYPERLINK("http://x","y")', "+1|2", "-a`b`", "@SUM(A1)", "\t=1", "\r=1", "a\n| b <img src=x onerror=y>"),
+    *("![x](http://y)", "\x1b[2J", "\u202eabc", "*b* ~s~ \\", "__proto__"),
+]
+
+
+def test_names_and_errors_of_strangers_stay_text(outcomes, tmp_path):
+    good = next(outcome for outcome in outcomes if outcome.expid == "good")
+    result = {**good.result, "dataset_id": "=cmd|' /C calc'!A1"}
+    hostile = [Outcome(name, 1, result, good.scores, None) for name in HOSTILE]
+    hostile += [Outcome(name, 2, None, None, name) for name in HOSTILE]
+    board = leaderboard.build(hostile, HOSTILE[0])
+    paths = leaderboard.write(board, tmp_path)
+
+    with open(paths["csv"], newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert len(rows) == 2 * len(HOSTILE)
+    texts = [row[key] for row in rows for key in ("expid", "dataset", "error") if row[key]]
+    assert texts and not [text for text in texts if text[0] in "=+-@\t\r" or not text.isprintable()]
+    assert rows[0]["expid"] == "'" + HOSTILE[0] and rows[0]["dataset"] == "'=cmd|' /C calc'!A1"
+    assert all(float(row["difference"]) == 0 for row in rows if row["difference"])
+
+    lines = paths["md"].read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    cells = [re.split(r"(?<!\\)\|", line) for line in table]
+    assert len(table) == len(HOSTILE) + 2 and len({len(row) for row in cells}) == 1
+    assert not re.search(r"<\w|(?<!\\)[`*\[\]~]", paths["md"].read_text())
+    assert leaderboard.as_text(board).replace("\n", "").isprintable()
+    assert paths["html"].read_text().replace("\n", "").isprintable()
+    assert "<img" not in paths["html"].read_text()
+
+
+def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
+    config = make_dataset(tmp_path, rows=60)
+    data = tmp_path / "TEST_DATA"
+    (tmp_path / "file").write_text("mine")
+    (data / "valid.parquet").rename(data / "leaderboard.csv")
+    dataset_config = config / "dataset_config.yaml"
+    dataset_config.write_text(dataset_config.read_text().replace("valid.parquet", "leaderboard.csv"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out, message in (
+        (tmp_path / "file", "this is a file, expected a folder"),
+        (config, "leaderboard.csv is inside the input folder"),
+        (data, "leaderboard.csv is an input"),
+    ):
+        code, _, error = run_script(
+            "run_benchmark", "--config", config, "--expids", "FiBiNET_test", "--out", out, capsys=capsys
+        )
+        assert code == 2 and message in error and error.startswith(f"error: --out {out}") and error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,9 @@
 A line is an experiment, its numbers are means over its seeds. The page is one file that asks the network for nothing:
 the table is in its HTML, sorting and the charts are a short script over data in the page, so it can be mailed, kept
 beside a paper, or opened from a Kaggle output.
+
+Names and errors are strangers' text: `build` makes each one printable, and each format then keeps it from being more
+than text: no formula in the CSV, no markup in the Markdown and the HTML.
 """
 
 import csv
@@ -11,17 +14,20 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from mm_fibinet import files
 from mm_fibinet.compare import significance
+from mm_fibinet.errors import printable
 
+KINDS = ("csv", "md", "html")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
 
 
@@ -30,15 +36,15 @@ class Outcome(NamedTuple):
 
     Attributes:
         expid, seed: what was run.
-        result: its result.json, None when it failed.
-        scores: its validation rows (label, score, user_id), None when it failed.
+        result: its result.json, a dictionary; None when it failed.
+        scores: its validation rows, a polars DataFrame of label, score and user_id; None when it failed.
         error: why it failed, None when it did not.
     """
 
     expid: str
     seed: int
-    result: dict | None
-    scores: pl.DataFrame | None
+    result: Any
+    scores: Any
     error: str | None
 
 
@@ -55,7 +61,7 @@ class Column(NamedTuple):
     key: str
     title: str
     meaning: str
-    shown: object = "{}"
+    shown: str | Callable[[Any], str] = "{}"
 
 
 @dataclass
@@ -124,6 +130,8 @@ def build(outcomes: list[Outcome], baseline: str) -> Board:
         outcomes: all runs.
         baseline: an expid; without a finished run of it nothing is compared.
     """
+    outcomes = [_with_printable_texts(outcome) for outcome in outcomes]
+    baseline = printable(baseline)
     finished: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.result:
@@ -142,12 +150,13 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
     Returns:
         {what: path}.
     """
-    paths = {kind: folder / f"leaderboard.{kind}" for kind in ("csv", "md", "html")}
+    paths = {kind: folder / f"leaderboard.{kind}" for kind in KINDS}
     with files.atomic_path(paths["csv"]) as path, open(path, "w", newline="") as opened:
         writer = csv.DictWriter(opened, [column.key for column in COLUMNS] + ["seed", "error"])
         writer.writeheader()
         writer.writerows({key: _csv_value(value) for key, value in row.items()} for row in board.rows)
-        writer.writerows({"expid": run.expid, "seed": run.seed, "error": run.error} for run in board.failed)
+        for run in board.failed:
+            writer.writerow({"expid": _csv_value(run.expid), "seed": run.seed, "error": _csv_value(run.error)})
     files.write_text(paths["md"], as_markdown(board))
     files.write_text(paths["html"], as_html(board))
     return paths
@@ -156,18 +165,22 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
 def as_markdown(board: Board) -> str:
     """The facts, a table, and the failed runs."""
     columns = _columns(board)
-    lines = ["# Leaderboard", "", " · ".join(f"{name}: {value}" for name, value in board.facts.items()), ""]
+    facts = " · ".join(f"{name}: {_markdown_text(value)}" for name, value in board.facts.items())
+    lines = ["# Leaderboard", "", facts, ""]
     lines.append("| " + " | ".join(column.title for column in columns) + " |")
     lines.append("|---|" + "---:|" * (len(columns) - 1))
     for row in board.rows:
-        lines.append("| " + " | ".join(_shown(column, row) for column in columns) + " |")
+        lines.append("| " + " | ".join(_markdown_text(_shown(column, row)) for column in columns) + " |")
     if board.failed:
         lines += ["", "Failed runs:", ""]
-        lines += [f"- {run.expid}, seed {run.seed}: {run.error}" for run in board.failed]
+        lines += [
+            f"- {_markdown_text(run.expid)}, seed {run.seed}: {_markdown_text(run.error)}" for run in board.failed
+        ]
     if any(row["p_delong"] is not None for row in board.rows):
         lines += [
             "",
-            f"Δ AUC, its interval and the p-values are against {board.baseline}, see compare/significance.py.",
+            f"Δ AUC, its interval and the p-values are against {_markdown_text(board.baseline)}, "
+            "see compare/significance.py.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -286,8 +299,25 @@ def _shown(column: Column, row: dict) -> str:
     return text
 
 
+def _with_printable_texts(outcome: Outcome) -> Outcome:
+    result = outcome.result
+    if result:
+        result = {**result, "dataset_id": printable(result["dataset_id"]), "device": printable(result["device"])}
+    error = None if outcome.error is None else printable(outcome.error)
+    return outcome._replace(expid=printable(outcome.expid), result=result, error=error)
+
+
 def _csv_value(value: object) -> object:
+    """A cell: numbers of six digits, and text that no spreadsheet takes for a formula."""
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _markdown_text(value: object) -> str:
+    """Text that stays text within a table's cell: no column, code, link, emphasis or HTML of its own."""
+    escaped = html.escape(str(value), quote=False)
+    return re.sub(r"([\\`|*\[\]~])", r"\\\1", escaped)
 
 
 def _without_nan(value: object) -> object:

@@ -41,8 +41,8 @@ def save_cover(path: Path, style: int, seed: int, item_id: int) -> None:
 
 def _jitter(rng: np.random.Generator, hsv: tuple[float, float, float]) -> Color:
     hue, saturation, value = np.array(hsv) + rng.uniform(-1, 1, 3) * (0.025, 0.08, 0.08)
-    rgb = colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1))
-    return tuple(round(255 * channel) for channel in rgb)
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _blend(amount: np.ndarray, back: Color, front: Color) -> Image.Image:

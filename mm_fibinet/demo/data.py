@@ -1,7 +1,7 @@
 """A small challenge-shaped data set with real text, drawn covers and a known best possible AUC.
 
 The title alone tells an item's topic and the cover alone tells its style; users like some topics and some styles, so
-both modalities are needed, most of all for the cold items, a fifth of the valid and test targets. `demo_world` draws
+both modalities are needed, most of all for the cold items, a fifth of the valid and test targets. `world` draws
 items, users and clicks from a stated model, and because the true click probability is known, so is the AUC that no
 model can beat: demo.json holds it, beside the parameters. The *_truth files hold what a model has to find out.
 
@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mm_fibinet.demo import world as model
+from mm_fibinet.demo import world as click_model
 from mm_fibinet.demo.covers import STYLES, save_cover
 from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
 from mm_fibinet.demo.world import Rows, World, draw_histories, draw_rows, draw_world, expected_auc, stream
-from mm_fibinet.errors import UserError, explain_os_error, run_cli
+from mm_fibinet.errors import UserError, explain_os_error, printable, run_cli
 from mm_fibinet.files import make_folder, write_json
 
 VERSION = 1
@@ -72,6 +72,9 @@ class Parameters:
             value = getattr(self, field)
             if not isinstance(value, int) or not least <= value <= most:
                 raise UserError(f"{field} is {value}, expected a whole number from {least} to {most}")
+        for field in ("images", "random_embedding"):
+            if not isinstance(getattr(self, field), bool):
+                raise UserError(f"{field} is {getattr(self, field)!r}, expected True or False")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise UserError(f"name is {self.name!r}, expected a folder name of letters, digits, '_', '-' and '.'")
 
@@ -146,7 +149,7 @@ def _existing(output: Path, parameters: Parameters, force: bool) -> dict | None:
     try:
         if not output.exists() or {entry.name for entry in output.iterdir()} <= {_PART}:
             return None
-        found = json.loads((output / "demo.json").read_text(encoding="utf-8"))
+        found = read_demo_json(output)
         old = Parameters(**found["parameters"])
     except FileNotFoundError:
         raise UserError(
@@ -155,9 +158,6 @@ def _existing(output: Path, parameters: Parameters, force: bool) -> dict | None:
         ) from None
     except OSError as error:
         raise explain_os_error(error, output, "read") from error
-    except (ValueError, TypeError, KeyError, UserError):
-        message = f"{output / 'demo.json'} is damaged: remove the folder or choose another --output"
-        raise UserError(message) from None
     if force:
         return found
     if (found.get("version"), old) != (VERSION, parameters):
@@ -168,6 +168,24 @@ def _existing(output: Path, parameters: Parameters, force: bool) -> dict | None:
     missing = [file for file in parameters.files if not (output / file).exists()]
     if missing:
         raise UserError(f"{output} holds this demo set, but {missing[0]} is missing: pass --force to write it again")
+    return found
+
+
+def read_demo_json(folder: Path) -> dict:
+    """The contents of a demo set's demo.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is not what `generate` writes.
+    """
+    path = folder / "demo.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        Parameters(**found["parameters"])
+        if any(set(found["bayes_auc"][split]) != {"all", "warm", "cold"} for split in ("valid", "test")):
+            raise KeyError("bayes_auc")
+    except (ValueError, TypeError, KeyError, RecursionError, UserError) as error:
+        raise UserError(f"{path} is damaged: remove the folder or choose another --output") from error
     return found
 
 
@@ -241,14 +259,14 @@ def _describe(world: World, parameters: Parameters, splits: dict[str, Rows], see
         "version": VERSION,
         "parameters": dataclasses.asdict(parameters),
         "click_model": {
-            "formula": model.FORMULA,
+            "formula": click_model.FORMULA,
             "exposure": "items in proportion to 1 + views_level",
             "b0": world.b0,
-            "w_topic": model.W_TOPIC,
-            "w_style": model.W_STYLE,
-            "w_popularity": model.W_POPULARITY,
-            "topics_liked_by_a_user": model.LIKED_TOPICS,
-            "styles_liked_by_a_user": model.LIKED_STYLES,
+            "w_topic": click_model.W_TOPIC,
+            "w_style": click_model.W_STYLE,
+            "w_popularity": click_model.W_POPULARITY,
+            "topics_liked_by_a_user": click_model.LIKED_TOPICS,
+            "styles_liked_by_a_user": click_model.LIKED_STYLES,
         },
         "topics": list(TOPICS),
         "styles": list(STYLES),
@@ -300,7 +318,7 @@ def _write_items(folder: Path, world: World, parameters: Parameters) -> None:
 def _write_truth(folder: Path, world: World) -> None:
     """Write what a model must find out: the topic, style and group of items, the tastes of users."""
     group = np.full(len(world.topic), "warm", dtype=object)
-    for name in model.COLD_ITEMS:
+    for name in click_model.COLD_ITEMS:
         group[world.pools[name]] = name
     item_truth = {
         "item_id": np.arange(1, len(world.topic)),
@@ -325,7 +343,7 @@ def _draw_covers(folder: Path, world: World, seed: int) -> None:
 
 def _write_split(path: Path, split: str, world: World, histories: np.ndarray, rows: Rows) -> None:
     """Write one split, _ROW_CHUNK rows at a time; test has ID = row number in front and no label."""
-    writer = None
+    writer: pq.ParquetWriter | None = None
     size = len(rows.user)
     with tqdm(total=size, desc=split, unit="row", disable=None) as progress:
         for start in range(0, size, _ROW_CHUNK):
@@ -346,7 +364,8 @@ def _write_split(path: Path, split: str, world: World, histories: np.ndarray, ro
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1)
             writer.write_table(table)
             progress.update(len(user))
-    writer.close()
+    if writer:
+        writer.close()
 
 
 def main() -> None:
@@ -366,11 +385,12 @@ def main() -> None:
 
     there = (Path(options["output"]) / "demo.json").exists() and not options["force"]
     demo = generate(**options)
+    output = printable(options["output"])
     if there:
-        print(f"{options['output']}: this demo set is there already, nothing to do")
+        print(f"{output}: this demo set is there already, nothing to do")
     auc = " ".join(f"{key} {value:.4f}" for key, value in demo["bayes_auc"]["test"].items() if value is not None)
     sizes = ", ".join(f"{demo['parameters'][field]:,} {field.replace('_', ' ')}" for field in SIZES["demo"])
-    print(f"{options['output']}: {sizes}")
+    print(f"{output}: {sizes}")
     print(f"best possible test AUC: {auc}; cold test rows {demo['cold_fraction']['test']:.1%}")
 
 

@@ -8,36 +8,43 @@ python -m mm_fibinet.demo.score --data data/demo --expid FiBiNET_demo
 
 import argparse
 import csv
-import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import pyarrow.parquet as pq
 
-from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet import schema
+from mm_fibinet.demo.data import read_demo_json
+from mm_fibinet.errors import UserError, explain_os_error, printable, run_cli
 from mm_fibinet.metrics import auc
 from mm_fibinet.submission import MEMBER, check_submission
 
 GROUPS = ("all", "warm", "cold")
+LABELS = "test_labels.parquet"
 
 
-def score(submission: str | Path, data: str | Path) -> dict[str, float]:
+def score(submission: str | Path, data: str | Path) -> dict[str, float | None]:
     """AUC of a submission on the demo's test labels.
 
     Args:
-        submission: the zip.
+        submission: the zip, as `check_submission` accepts it.
         data: the demo's folder, with test_labels.parquet.
 
     Returns:
-        {"all": AUC, "warm": AUC over items seen in train, "cold": AUC over the others}.
+        {"all": AUC, "warm": AUC over items seen in train, "cold": AUC over the others}; None where a group's labels are
+        all the same.
     """
-    labels = pl.read_parquet(Path(data) / "test_labels.parquet").sort("ID")
+    path = Path(data) / LABELS
+    schema.require_columns(path, schema.open_parquet(path), ["ID", "label", "cold"])
+    labels = pq.read_table(path).sort_by("ID")
+    label, cold = (labels[name].to_numpy() for name in ("label", "cold"))
     with zipfile.ZipFile(submission) as archive:
-        scores = pl.read_csv(archive.read(MEMBER)).to_numpy()[:, 1]
-    label, cold = labels["label"].to_numpy(), labels["cold"].to_numpy()
+        scores = np.loadtxt(archive.read(MEMBER).decode().splitlines(), delimiter=",", skiprows=1, ndmin=2)[:, -1]
+    if len(scores) != len(label):
+        raise UserError(f"{path}: {len(label)} rows, expected {len(scores)} (those of {submission})")
     rows = {"all": np.ones(len(label), bool), "warm": ~cold, "cold": cold}
-    return {group: auc(label[rows[group]], scores[rows[group]]) for group in GROUPS}
+    return {group: auc(label[at], scores[at]) if len(set(label[at])) == 2 else None for group, at in rows.items()}
 
 
 def best_valid_auc(run_folder: Path) -> float | None:
@@ -45,8 +52,13 @@ def best_valid_auc(run_folder: Path) -> float | None:
     path = run_folder / "metrics.csv"
     if not path.exists():
         return None
-    with open(path, newline="") as opened:
-        return max(float(line["AUC"]) for line in csv.DictReader(opened))
+    try:
+        with open(path, newline="") as opened:
+            return max(float(line["AUC"]) for line in csv.DictReader(opened))
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the metrics of a run, expected a column AUC of numbers; train again") from error
 
 
 def main() -> None:
@@ -58,23 +70,34 @@ def main() -> None:
     parser.add_argument("--submission", help="the zip (default: submission/EXPID.zip)")
     args = parser.parse_args()
     data = Path(args.data)
-    if not (data / "demo.json").exists():
-        raise UserError(f"{data}: no demo data there; make it with python -m mm_fibinet.demo.data --output {data}")
+    try:
+        facts = read_demo_json(data)
+    except FileNotFoundError:
+        make = f"python -m mm_fibinet.demo.data --output {data}"
+        raise UserError(f"{data}: no demo data there; make it with {make}") from None
+    except OSError as error:
+        raise explain_os_error(error, data / "demo.json", "read") from error
+    name = facts["parameters"]["name"]
     submission = Path(args.submission or Path("submission") / f"{args.expid}.zip")
-    facts = json.loads((data / "demo.json").read_text())
-    check_submission(submission, data / facts["name"] / "test.parquet")
-    run = Path(args.model_root) / facts["name"] / args.expid
+    check_submission(submission, data / name / "test.parquet")
+    run = Path(args.model_root) / name / args.expid
     reached, best = score(submission, data), facts["bayes_auc"]
-    valid = best_valid_auc(run)
 
-    print(f"\n{'AUC':<24}{'valid':>8}{'test':>8}{'warm':>8}{'cold':>8}")
-    shown = "-" if valid is None else f"{valid:.4f}"
-    print(f"{args.expid:<24}{shown:>8}" + "".join(f"{reached[group]:>8.4f}" for group in GROUPS))
+    expid = printable(args.expid)
+    width = max(24, len(expid) + 2)
+    print(f"\n{'AUC':<{width}}{'valid':>8}{'test':>8}{'warm':>8}{'cold':>8}")
+    print(f"{expid:<{width}}{_shown(best_valid_auc(run))}" + "".join(_shown(reached[group]) for group in GROUPS))
     print(
-        f"{'best possible':<24}{best['valid']['all']:>8.4f}"
-        + "".join(f"{best['test'][group]:>8.4f}" for group in GROUPS)
+        f"{'best possible':<{width}}{_shown(best['valid']['all'])}"
+        + "".join(_shown(best["test"][group]) for group in GROUPS)
     )
-    print(f"\ndata        {data}\nrun         {run}\nsubmission  {submission}")
+    print()
+    for what, path in (("data", data), ("run", run), ("submission", submission)):
+        print(f"{what:<12}{printable(path)}")
+
+
+def _shown(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '.4f'):>8}"
 
 
 if __name__ == "__main__":
