@@ -47,7 +47,7 @@ def main() -> int:
     out = Path(args.out or Path("tuner") / (Path(args.config).stem + "_optuna" * bool(args.optuna)))
     script = [sys.executable, str(Path(__file__).resolve().parent / "run_expid.py")]
     search = Search(tuner, model_zoo, out, script, args.gpu * args.workers, args.set, args.data_root, args.seed)
-    if "test_data" in tuner.dataset:
+    if any("test_data" in dataset for dataset in search.tuner.datasets.values()):
         print("test_data is left out: a tuner looks at train and valid only")
     try:
         if args.optuna:

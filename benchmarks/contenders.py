@@ -1,8 +1,6 @@
 """Ours, the challenge's way and FuxiCTR's loader, set up alike: the same data, hyper-parameters and batch size."""
 
 import logging
-import resource
-import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from benchmarks.measure import TimedBatches, pass_rows_per_second, step_flops
 from benchmarks.synthetic import Sizes, feature_map
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.memory import peak_memory as peak_resident
 from mm_fibinet.scoring import predict
 from mm_fibinet.training import Trainer
 
@@ -38,6 +37,7 @@ OFFICIAL = {
         "embedding_dim": 64,
         "dnn_hidden_units": [1024, 512, 256],
         "attention_hidden_units": [512, 256],
+        "attention_hidden_activations": "ReLU",
         "attention_dropout": 0.1,
         "net_dropout": 0.1,
         "batch_norm": True,
@@ -127,9 +127,10 @@ class Ours(Contender):
 
     def __init__(self, name: str, task: Task, precision: str = "fp32"):
         super().__init__(name, task)
+        if task.gpu < 0:
+            keep_freed_memory()  # as run_expid.py does
         self.precision = precision
         self.model = getattr(model_zoo, name)(self.columns, **self.hyper_parameters)
-        self.model.checkpoint = str(task.folder / f"{name}_{precision}.model")
         self.loader = self.load("train", shuffle=True)
 
     def load(self, split: str, batch_format: str = "indices", **options) -> MMCTRDataLoader:
@@ -151,14 +152,15 @@ class Ours(Contender):
         """Rows/s of `count` steps, or of an epoch, loading included."""
         task = self.task
         timed = TimedBatches(self.loader, count or len(self.loader), warm_up, 1, task.batch_size, task.device)
-        Trainer(self.model, precision=self.precision).fit(timed, None)
+        checkpoint = task.folder / f"{self.name}_{self.precision}.model"
+        Trainer(self.model, checkpoint=checkpoint, precision=self.precision).fit(timed, None)
         return timed.rows_per_second
 
     def score(self, count: int | None = None) -> float:
         """Rows/s of scoring `count` batches of the test split, or all of it."""
         loader = self.load("test")
         timed = TimedBatches(loader, count or len(loader), 1, 0, self.task.batch_size, self.task.device)
-        predict(self.model, timed)
+        predict(self.model, timed, self.precision)
         return timed.rows_per_second
 
     def flops_per_row(self) -> float:
@@ -179,7 +181,7 @@ class Reference(Contender):
     """The same model on FuxiCTR's layers and the row-wise loader, trained by FuxiCTR's loop.
 
     Args:
-        keep_memory: set malloc up as our loader does, to tell what that alone brings.
+        keep_memory: set malloc up as run_expid.py does, to tell what that alone brings.
     """
 
     def __init__(self, name: str, task: Task, keep_memory: bool = False):
@@ -252,15 +254,4 @@ class FuxiCTRLoader(Contender):
 
 def peak_memory(task: Task) -> dict[str, float]:
     """Peaks of this process, in bytes."""
-    return {"cpu": _peak_resident(), "gpu": torch.cuda.max_memory_allocated(task.device) if task.gpu >= 0 else 0}
-
-
-def _peak_resident() -> float:
-    """Linux's VmHWM: getrusage's peak also counts the parent, up to the start of this program."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return float(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"cpu": peak_resident(), "gpu": torch.cuda.max_memory_allocated(task.device) if task.gpu >= 0 else 0}

@@ -39,9 +39,8 @@ FOREIGN = {  # how files begin that come in a checkpoint's place, in lower case
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write the model's state dict, whole or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save(model.state_dict(), temporary)
+    """Write the model's state dict, whole or not at all; a `UserError` when it cannot be written."""
+    _save(model.state_dict(), Path(path))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -85,6 +84,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, folder: str | Path, fingerprint: str):
+        self.fresh = Path(folder) / "next.ckpt"  # whole, but not yet in its place
         self.last = Path(folder) / "last.ckpt"
         self.previous = Path(folder) / "previous.ckpt"
         self.fingerprint = fingerprint
@@ -94,32 +94,54 @@ class RunCheckpoints:
 
         Args:
             state: nested dictionaries and lists of tensors, numbers, strings and None.
+
+        Raises:
+            UserError: it cannot be written; the states saved before are kept.
         """
         content = {"format": FORMAT, "fingerprint": self.fingerprint, "checksum": checksum(state), "state": state}
-        fresh = self.last.with_name("next.ckpt")
-        with atomic_path(fresh) as temporary:
-            torch.save(content, temporary)
-        if self.last.exists():
-            self.last.replace(self.previous)
-        fresh.replace(self.last)
+        _save(content, self.fresh)
+        try:
+            if self.last.exists():
+                self.last.replace(self.previous)
+            self.fresh.replace(self.last)
+        except OSError as error:
+            raise explain_os_error(error, self.last) from error
 
     def load(self) -> dict | None:
-        """The newest sound state of this run, or None when there is none.
+        """The newest sound state of this run, or None when nothing was ever saved.
 
         A file that is torn or another run's is named in the log and passed over.
+
+        Raises:
+            UserError: there are files, but none of them is a sound state of this run.
         """
-        for path in (self.last.with_name("next.ckpt"), self.last, self.previous):
+        reason = None
+        for path in self.files():
             if not path.exists():
                 continue
             try:
                 return self._verified(path)
             except UserError as error:
-                logging.warning("%s; trying the checkpoint before it", error)
+                reason = error
+                logging.warning("%s; looking for the checkpoint before it", error)
+        if reason is not None:
+            raise UserError(
+                f"--resume: {reason}, and there is no other to go on from; start anew without --resume, or remove "
+                f"{self.last.parent}"
+            )
         return None
+
+    def files(self) -> tuple[Path, Path, Path]:
+        """Where a state may be, the newest first."""
+        return self.fresh, self.last, self.previous
+
+    def exist(self) -> bool:
+        """Whether a state was ever saved here."""
+        return any(path.exists() for path in self.files())
 
     def clear(self) -> None:
         """Remove the run's checkpoints, for a run that starts anew."""
-        for path in (self.last.with_name("next.ckpt"), self.last, self.previous):
+        for path in self.files():
             path.unlink(missing_ok=True)
 
     def _verified(self, path: Path) -> dict:
@@ -161,6 +183,22 @@ def _read_weights(path: str | Path) -> object:
         raise UserError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
+
+
+def _save(content: object, path: Path) -> None:
+    """torch.save, whole or not at all.
+
+    Raises:
+        UserError: the file system does not take it.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with open(temporary, "wb") as opened:
+                torch.save(content, opened)
+        except RuntimeError as error:  # of torch's zip writer, which stumbles over what the file system said before
+            if not isinstance(error.__context__, OSError):
+                raise
+            raise error.__context__ from None
 
 
 def _read(path: str | Path) -> object:

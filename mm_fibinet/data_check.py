@@ -1,74 +1,254 @@
-"""`python -m mm_fibinet.data_check check FOLDER`: a data folder, file by file, as a table: what it has, what is wrong.
+"""Is the data as every command needs it? File by file, as a table: what it has, and all that is wrong.
 
-The checks are those of training: the same functions read the files, so what passes here loads there.
+    python -m mm_fibinet.data_check check FOLDER
+    python -m mm_fibinet.data_check check --config config/ --expid FiBiNET_demo
+
+The checks are those of training and prediction: the same functions read the files, so what passes here loads there, and
+what is refused here is refused there in the same words. A folder is checked as a data set of the contract, with the
+features that its columns suggest; with --dataset_id or --expid the entry of the config says which files and features.
 """
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from mm_fibinet import schema
-from mm_fibinet.errors import EXIT_USER_ERROR, UserError, run_cli
+from mm_fibinet import schema, settings
+from mm_fibinet.errors import EXIT_USER_ERROR, UserError, printable, run_cli
+from mm_fibinet.feature_map import USER_ID, build_feature_map
+from mm_fibinet.item_table import item_side_features, load_item_table
+from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
 
 LEVEL_SIZE = 11  # likes_level and views_level are 0..10
-SPLITS = ("train.parquet", "valid.parquet", "test.parquet")
+SPLITS = {"train_data": "train.parquet", "valid_data": "valid.parquet", "test_data": "test.parquet"}
 ITEM_INFO = "item_info.parquet"
 ITEM_FEATURE = "item_feature.parquet"
+IMAGES = "item_images"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SHOWN = 20  # problems of a file
 
 
-def main() -> int:
-    """The command line; returns 2 when something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m mm_fibinet.data_check", description="Check challenge data.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check every file of a data folder and print a table")
-    check.add_argument("folder", metavar="FOLDER", help="the folder with train.parquet, or the one above it")
-    rows = check_folder(parser.parse_args().folder)
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    for name, content, verdict in [("file", "has", "check"), *rows]:
-        print(f"{name:<{widths[0]}}  {content:<{widths[1]}}  {verdict}")
-    return EXIT_USER_ERROR if any(verdict != "ok" and verdict != "absent" for *_, verdict in rows) else 0
+@dataclass
+class Row:
+    """What was found about one file.
+
+    Attributes:
+        name: of the file.
+        path: None for what is no single file.
+        content: what it has.
+        problems: all that is wrong, each once.
+        absent: there is no such file, and none is needed.
+    """
+
+    name: str
+    path: str | Path | None = None
+    content: str = ""
+    problems: list[str] = field(default_factory=list)
+    absent: bool = False
+
+    @property
+    def verdict(self) -> list[str]:
+        """The lines of the table's last column."""
+        hidden = len(self.problems) - SHOWN
+        lines = self.problems[:SHOWN] + ([f"and {hidden} more"] if hidden > 0 else [])
+        return lines or ["absent" if self.absent else "ok"]
 
 
-def check_folder(folder: str | Path) -> list[tuple[str, str, str]]:
-    """Check the files of the contract that a folder has.
+class Problems:
+    """Faults as readers come upon them, each kind once, with the number of its rows."""
+
+    def __init__(self):
+        self._found: dict[object, tuple[str, dict[int, int]]] = {}  # {kind: (text, {slice: rows})}
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep a `UserError` instead of letting it end the check."""
+        try:
+            yield
+        except UserError as error:
+            in_rows = isinstance(error, RowError)
+            _, slices = self._found.setdefault(error.kind if in_rows else str(error), (str(error), {}))
+            if in_rows:
+                slices[error.first_row] = error.rows  # a slice that is read twice counts once
+
+    def of(self, path: str | Path) -> list[str]:
+        """Take out the problems of a file, its name left out."""
+        start = f"{path}: "
+        return [text.removeprefix(start) for text in self.take(lambda text: text.startswith(start))]
+
+    def take(self, wanted: Callable[[str], bool] = lambda text: True) -> list[str]:
+        """Take out the problems whose text is wanted."""
+        kinds = [kind for kind, (text, _) in self._found.items() if wanted(text)]
+        taken = [self._found.pop(kind) for kind in kinds]
+        counted = [(text, sum(slices.values())) for text, slices in taken]
+        return [text if rows < 2 else f"{text} (and {rows - 1:,} more like it)" for text, rows in counted]
+
+
+def check_folder(folder: str | Path) -> list[Row]:
+    """Check the files of the contract that a folder has; those that it lacks are said to be absent.
 
     Args:
         folder: holds train.parquet and its kin, or a folder with them; item_feature.parquet and item_images may be
             here or one level up.
 
-    Returns:
-        one (file, what it has, "ok", "absent" or what is wrong) a file.
-
     Raises:
         UserError: there is no data here at all.
     """
     folder = _splits_folder(Path(folder))
-    rows, num_items = [], None
-    path = folder / ITEM_INFO
-    content, verdict = _examine(path, lambda: _check_item_info(path))
-    if verdict == "ok":
-        num_items = schema.open_parquet(path).metadata.num_rows
-    rows.append((ITEM_INFO, content, verdict))
-    for name in SPLITS:
-        rows.append((name, *_examine(folder / name, lambda name=name: _check_split(folder / name, num_items))))
-    feature = _beside(folder, ITEM_FEATURE)
-    rows.append((ITEM_FEATURE, *_examine(feature, lambda: _check_item_feature(feature, num_items))))
-    images = _beside(folder, "item_images")
-    if images.is_dir():
-        count = sum(1 for entry in images.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-        rows.append(("item_images/", f"{count} images", "ok" if count else "no images in it"))
-    else:
-        rows.append(("item_images/", "", "absent"))
-    return rows
+    params: dict = {key: folder / name for key, name in {**SPLITS, "item_info": ITEM_INFO}.items()}
+    params["item_feature"] = _beside(folder, ITEM_FEATURE)
+    params.update(dataset_id=folder.name, folder=folder)
+    params["feature_cols"] = _usual_columns(params)
+    params["group_id"] = _usual_group(params)
+    return [*check_dataset(params), _images(_beside(folder, IMAGES))]
+
+
+def check_dataset(params: dict) -> list[Row]:
+    """Check the files that a data set's entry names, against its features.
+
+    Args:
+        params: of a data set's config, and of an experiment's where one is given. The splits and item_info that it
+            names must be there, unless it came about from a `folder`.
+    """
+    problems = Problems()
+    required = [] if "folder" in params else [key for key in (*SPLITS, "item_info") if params.get(key)]
+    rows = {}
+    for key, name in {"item_info": ITEM_INFO, **SPLITS, "item_feature": ITEM_FEATURE}.items():
+        path = params.get(key)
+        rows[key] = Row(name if path is None or "folder" in params else str(path), path)
+        rows[key].absent = path is None or (key not in required and not _is_there(path, problems))
+    columns = Row("feature_cols")
+    feature_map = None
+    with problems.noted():
+        if not params.get("item_info"):
+            raise UserError("item_info is not set, expected the path of item_info.parquet")
+        feature_map = build_feature_map({**params, **_without_absent(rows)}, problems.noted)
+        fields = [name for name, spec in feature_map.features.items() if spec["type"] != "meta"]
+        columns.content = f"{len(fields)} features: {', '.join(fields)}"
+    features = feature_map.features if feature_map else {}
+    num_items = None
+    if not rows["item_info"].absent and params.get("item_info"):
+        with problems.noted():
+            num_items = open_parquet(params["item_info"]).num_rows
+            rows["item_info"].content = _check_items(params, features, rows, problems)
+    for key in SPLITS:
+        if not rows[key].absent:
+            with problems.noted():
+                rows[key].content = _check_split(key, params, features, num_items, problems)
+    if not rows["item_feature"].absent:
+        with problems.noted():
+            rows["item_feature"].content = _describe_item_feature(params["item_feature"])
+    for row in rows.values():
+        row.problems = problems.of(row.path) if row.path is not None and not row.absent else []
+    columns.problems = problems.take()
+    return [*rows.values(), columns]
+
+
+def _check_items(params: dict, features: dict[str, dict], rows: dict[str, Row], problems: Problems) -> str:
+    """The item table as training loads it; returns what item_info has."""
+    path = params["item_info"]
+    level_file = None if rows["item_feature"].absent else params.get("item_feature")
+    with problems.noted():
+        of_items = item_side_features(features, bool(params.get("history_levels", False)))
+        load_item_table(path, of_items, level_file, problems.noted)
+    opened = open_parquet(path)
+    shown = []
+    for column in opened.schema_arrow:
+        width = ""
+        if is_number_list(column.type):
+            with problems.noted():
+                width = f"[{list_width(path, column.name)}]"
+        shown += [f"{column.name}{width}"] if column.name != schema.ITEM_ID else []
+    return f"{opened.num_rows:,} items: {', '.join(shown)}"
+
+
+def _check_split(key: str, params: dict, features: dict[str, dict], num_items: int | None, problems: Problems) -> str:
+    """One split as training or prediction reads it; returns what it has."""
+    path, is_test = params[key], key == "test_data"
+    opened = open_parquet(path)
+    present = opened.schema_arrow.names
+    labels = params.get("label_col") or {"name": "label"}
+    labels = [label["name"] for label in (labels if isinstance(labels, list) else [labels])]
+    group = params.get("group_id")
+    if is_test:
+        with problems.noted():
+            schema.read_test_ids(path)
+        labels = []
+        group = group if group in present else None
+    columns = schema.split_columns(features, labels, num_items, group)
+    width, positives, complete = None, 0.0, bool(labels)
+    for _, blocks in schema.checked_slices(path, columns, problems.noted):
+        width = blocks[schema.ITEM_SEQ].shape[1] if schema.ITEM_SEQ in blocks else width
+        complete = complete and labels[0] in blocks
+        positives += blocks[labels[0]].sum() if complete else 0
+    if key == "valid_data" and complete and positives in (0, opened.num_rows) and "AUC" in params.get("monitor", "AUC"):
+        with problems.noted():
+            raise UserError(
+                f"{path}: AUC is not defined: all {opened.num_rows} labels are the same, expected both 0 and 1"
+            )
+    said = [f"{opened.num_rows:,} rows"]
+    said += [f"histories of {width}"] if width is not None else []
+    said += [f"mean label {positives / opened.num_rows:.3f}"] if complete else []
+    said += ["no levels"] if not any(level in present for level in schema.LEVELS) else []
+    return ", ".join(said)
+
+
+def _describe_item_feature(path: str | Path) -> str:
+    """What item_feature has; its ids and levels were checked with the features."""
+    opened = open_parquet(path)
+    names = [name for name in opened.schema_arrow.names if name != schema.ITEM_ID]
+    levels = "" if any(level in names for level in schema.LEVELS) else "; no levels"
+    return f"{opened.num_rows:,} items: {', '.join(names)}{levels}"
+
+
+def _usual_columns(params: dict) -> list[dict]:
+    """feature_cols for a folder without a config: the contract's columns, where they are there."""
+    names = _column_names(params)
+    columns: list[dict] = [{"name": USER_ID, "type": "meta"}, {"name": schema.ITEM_SEQ, "type": "meta"}]
+    columns += [
+        {"name": level, "type": "categorical", "vocab_size": LEVEL_SIZE} for level in schema.LEVELS if level in names
+    ]
+    with contextlib.suppress(UserError):  # it is reported when the file is checked
+        found = open_parquet(params["item_info"]).schema_arrow
+        columns.append({"name": schema.ITEM_ID, "type": "categorical", "source": "item"})
+        for column in found:
+            if is_list(column.type) and pa.types.is_floating(column.type.value_type):
+                columns.append({"name": column.name, "type": "embedding", "source": "item"})
+            elif column.name == "item_tags":
+                columns.append({"name": column.name, "type": "sequence", "source": "item"})
+    return columns
+
+
+def _usual_group(params: dict) -> str | None:
+    """The column that experiments group by for gAUC, where it is there."""
+    return USER_ID if USER_ID in _column_names(params) else None
+
+
+def _column_names(params: dict) -> list[str]:
+    """The columns of the first split that can be opened."""
+    for key in [key for key in SPLITS if params.get(key)]:
+        with contextlib.suppress(UserError):
+            return open_parquet(params[key]).schema_arrow.names
+    return []
+
+
+def _without_absent(rows: dict[str, Row]) -> dict[str, None]:
+    return {key: None for key, row in rows.items() if row.absent}
+
+
+def _is_there(path: str | Path, problems: Problems) -> bool:
+    with problems.noted():
+        return exists(path)
+    return True  # what cannot even be looked at is reported
 
 
 def _splits_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the one that holds train.parquet")
-    known = (*SPLITS, ITEM_INFO)
+    known = (*SPLITS.values(), ITEM_INFO)
     for candidate in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         if any((candidate / name).exists() for name in known):
             return candidate
@@ -79,69 +259,51 @@ def _beside(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).exists() else folder.parent / name
 
 
-def _examine(path: Path, check: Callable[[], str]) -> tuple[str, str]:
-    if not path.exists():
-        return "", "absent"
-    try:
-        return check(), "ok"
-    except UserError as error:
-        return "", str(error).removeprefix(f"{path}: ")
+def _images(folder: Path) -> Row:
+    row = Row(f"{IMAGES}/", folder)
+    if not folder.is_dir():
+        row.absent = True
+        return row
+    count = sum(1 for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    row.content = f"{count} images"
+    row.problems = [] if count else ["no images in it"]
+    return row
 
 
-def _check_item_info(path: Path) -> str:
-    table = schema.read_item_info(path)
-    shown = []
-    for field in table.schema:
-        if field.name == schema.ITEM_ID:
-            continue
-        values = schema.whole_column(table, field.name)
-        width = ""
-        if "list" in str(field.type):
-            integer = pa.types.is_integer(field.type.value_type)
-            width = f"[{schema.matrix(values, path, field.name, integer=integer).shape[1]}]"
-        shown.append(f"{field.name}{width}")
-    return f"{table.num_rows:,} items: {', '.join(shown)}"
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m mm_fibinet.data_check", description="Check challenge data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="check every file of a data set and print a table")
+    what = check.add_mutually_exclusive_group(required=True)
+    what.add_argument("folder", metavar="FOLDER", nargs="?", help="with train.parquet in it, or the one above it")
+    what.add_argument("--dataset_id", metavar="NAME", help="check the files and features of this entry of the config")
+    what.add_argument("--expid", help="the same for this experiment's data set and features")
+    check.add_argument("--config", default="config", help="config folder (default: %(default)s)")
+    return parser.parse_args()
 
 
-def _check_split(path: Path, num_items: int | None) -> str:
-    """Check one split slice by slice; returns what it has."""
-    is_test = path.name == "test.parquet"
-    columns = ["user_id", schema.ITEM_SEQ, schema.ITEM_ID, "likes_level", "views_level"]
-    columns += [schema.TEST_ID] if is_test else ["label"]
-    rows, positives, width = 0, 0.0, None
-    for first, arrays in schema.read_slices(path, columns):
-        history = schema.matrix(arrays[schema.ITEM_SEQ], path, schema.ITEM_SEQ, first, width)
-        width = history.shape[1]
-        target = schema.scalars(arrays[schema.ITEM_ID], path, schema.ITEM_ID, first)
-        limit = (num_items, "items in item_info") if num_items else (2**31, "the int32 range")
-        schema.require_range(history, path, schema.ITEM_SEQ, limit[0], first, limit[1])
-        schema.require_range(target, path, schema.ITEM_ID, limit[0], first, limit[1])
-        schema.require_targets(target, path, first)
-        schema.require_padding_in_front(history, path, first)
-        for level in ("likes_level", "views_level"):
-            values = schema.scalars(arrays[level], path, level, first)
-            schema.require_range(values, path, level, LEVEL_SIZE, first)
-        schema.scalars(arrays["user_id"], path, "user_id", first)
-        if not is_test:
-            labels = schema.scalars(arrays["label"], path, "label", first, integer=False)
-            schema.require_binary(labels, path, "label", first)
-            positives += labels.sum()
-        rows += len(target)
-    if is_test:
-        schema.read_test_ids(path)
-        return f"{rows:,} rows, histories of {width}"
-    return f"{rows:,} rows, histories of {width}, mean label {positives / rows:.3f}"
+def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) -> dict:
+    """A data set's entry, under an experiment's settings where one is named."""
+    experiment = settings.load_model_config(Path(config), expid) if expid else {}
+    entry = settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])
+    return {**({} if expid else {"group_id": _usual_group(entry)}), **experiment, **entry}
 
 
-def _check_item_feature(path: Path, num_items: int | None) -> str:
-    rows, last = 0, num_items or 2**31
-    opened = schema.open_parquet(path)
-    schema.require_columns(path, opened, [schema.ITEM_ID, "item_title", "item_tags"])
-    for first, arrays in schema.read_slices(path, [schema.ITEM_ID]):
-        ids = schema.scalars(arrays[schema.ITEM_ID], path, schema.ITEM_ID, first)
-        schema.require_range(ids, path, schema.ITEM_ID, last, first, "items in item_info")
-        rows += len(ids)
-    return f"{rows:,} items: {', '.join(name for name in opened.schema_arrow.names if name != schema.ITEM_ID)}"
+def main() -> int:
+    """The command line; returns 2 when something is wrong."""
+    args = parse_arguments()
+    if args.folder:
+        rows = check_folder(args.folder)
+    else:
+        rows = check_dataset(load_entry(args.config, args.dataset_id, args.expid))
+    table = [(printable(row.name), printable(row.content), row.verdict) for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(2)]
+    for name, content, verdict in [("file", "has", ["check"]), *table]:
+        for number, problem in enumerate(verdict):
+            cells = (name, content) if number == 0 else ("", "")
+            print(f"{cells[0]:<{widths[0]}}  {cells[1]:<{widths[1]}}  {printable(problem)}")
+    return EXIT_USER_ERROR if any(row.problems for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Interactions as tensors, batches as one index_select.
 
 The challenge's loader reads a row at a time in worker processes and joins the items in pandas; that, not the GPU, is
-what its epochs wait for. Here a split is read once into one int32 matrix [N, L + 1 + C] (history, target item, then
-the other integer columns), which lives on the device when it fits there, else in pinned memory, else in a memory map.
-A batch gathers its rows from that matrix; nothing runs per row, and there are no worker processes. The price is that
-a split must fit somewhere as int32: 3.6 million rows of 64 history items take 1 GB.
+what its epochs wait for. Here a split is read once into a matrix of int32 (mm_fibinet.split), which lives on the
+device when it fits there, else in pinned memory, else in a memory map. A batch gathers its rows from that matrix;
+nothing runs per row, and there are no worker processes. The price is that a split must fit somewhere as int32: 3.6
+million rows of 64 history items take 1 GB. On a CPU, batches come faster after
+`mm_fibinet.memory.keep_freed_memory()`, which changes the whole process and so is for the script to call.
 
 `MMCTRDataLoader` keeps the signature of the challenge's class of that name, so it drops into published solutions as
 `params["data_loader"]`; what it yields is chosen by `batch_format`.
@@ -23,7 +24,9 @@ from torch import Tensor
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
-from mm_fibinet.memory import give_back_read_buffers, keep_freed_memory
+from mm_fibinet.memory import give_back_read_buffers
+from mm_fibinet.parquet_reader import open_parquet
+from mm_fibinet.split import Split, read_split
 
 BATCH_FORMATS = ("triple", "indices")
 STORAGES = ("auto", "device", "memory", "memmap")
@@ -53,121 +56,6 @@ class IndexBatch(NamedTuple):
         return self.batch_dict, self.item_table.rows(self.item_index), self.mask
 
 
-class Split:
-    """One split as tensors.
-
-    Attributes:
-        integers: int32 [N, L + 1 + C]; columns as `layout` says.
-        floats: float32 [N, F], or None when no column needs it.
-        layout: {column: (first, width, is_list)} within `integers`.
-        float_layout: the same for `floats`.
-        history_len: L.
-    """
-
-    def __init__(self, integers: Tensor, floats: Tensor | None, layout: dict, float_layout: dict, history_len: int):
-        self.integers = integers
-        self.floats = floats
-        self.layout = layout
-        self.float_layout = float_layout
-        self.history_len = history_len
-
-    def __len__(self) -> int:
-        return len(self.integers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return self.integers.nbytes + (self.floats.nbytes if self.floats is not None else 0)
-
-    def column(self, name: str) -> Tensor:
-        """One column over all rows, [N] or [N, W]."""
-        return _columns(self.integers, self.layout)[name]
-
-    def gather(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """The rows' columns.
-
-        Args:
-            rows: int64 [B], on the device of `integers`.
-            device: where the columns shall be.
-
-        Returns:
-            ({column: [B] or [B, W]}, item_index int32 [B, L + 1]).
-        """
-        floats = None if self.floats is None else _gather(self.floats, rows, device)
-        return self._split_up(_gather(self.integers, rows, device), floats)
-
-    def slice(self, start: int, stop: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """`gather` of rows start .. stop - 1, without a copy where they are there already."""
-        floats = None if self.floats is None else self.floats[start:stop].to(device, non_blocking=True)
-        return self._split_up(self.integers[start:stop].to(device, non_blocking=True), floats)
-
-    def _split_up(self, integers: Tensor, floats: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        columns = _columns(integers, self.layout)
-        if floats is not None:
-            columns.update(_columns(floats, self.float_layout))
-        return columns, integers[:, : self.history_len + 1]
-
-    def to(self, device: torch.device) -> "Split":
-        """The same split on another device."""
-        floats = self.floats.to(device) if self.floats is not None else None
-        return Split(self.integers.to(device), floats, self.layout, self.float_layout, self.history_len)
-
-    def pin(self) -> "Split":
-        """The same split in page-locked memory, from which a GPU copies while it computes."""
-        floats = self.floats.pin_memory() if self.floats is not None else None
-        return Split(self.integers.pin_memory(), floats, self.layout, self.float_layout, self.history_len)
-
-
-def read_split(
-    path: str | Path,
-    features: dict[str, dict],
-    labels: list[str],
-    num_items: int,
-    max_len: int,
-    extra_columns: tuple[str, ...] = (),
-    memmap_folder: Path | None = None,
-) -> Split:
-    """Read and check one split.
-
-    Args:
-        path: a parquet file of the contract.
-        features: FuxiCTR feature specs by name; the item-side ones are not read here.
-        labels: label columns, 0 or 1; empty for a test split.
-        num_items: rows of the item table; history and target ids must be below it.
-        max_len: the last max_len positions of the history are kept.
-        extra_columns: further integer columns, for example the group id of gAUC.
-        memmap_folder: keep the matrix in an unnamed file there instead of in memory.
-
-    Raises:
-        UserError: names the file, the column and the row of the first value that breaks the contract.
-    """
-    num_rows = schema.open_parquet(path).metadata.num_rows
-    integer_columns, float_columns = _columns_to_read(features, labels, extra_columns)
-    names = [schema.ITEM_SEQ, schema.ITEM_ID, *integer_columns, *float_columns]
-    limits = {name: (spec["vocab_size"], "vocab_size") for name, spec in features.items() if "vocab_size" in spec}
-    limits[schema.ITEM_SEQ] = limits[schema.ITEM_ID] = (num_items, "items in item_info")
-
-    split, full_len = None, None
-    for first, arrays in schema.read_slices(path, names):
-        history = schema.matrix(arrays[schema.ITEM_SEQ], path, schema.ITEM_SEQ, first, full_len)
-        full_len = history.shape[1]
-        blocks = {schema.ITEM_SEQ: history}
-        blocks[schema.ITEM_ID] = schema.scalars(arrays[schema.ITEM_ID], path, schema.ITEM_ID, first)
-        for name in integer_columns:
-            blocks[name] = _integer_block(arrays[name], path, name, first, features.get(name), name in labels)
-        for name, block in blocks.items():
-            size, what = limits.get(name, (2**31, "the int32 range"))
-            schema.require_range(block, path, name, size, first, what)
-        schema.require_targets(blocks[schema.ITEM_ID], path, first)
-        blocks[schema.ITEM_SEQ] = history[:, max(full_len - max_len, 0) :]
-        float_blocks = {name: _float_block(arrays[name], path, name, first) for name in float_columns}
-        if split is None:
-            split = _empty_split(num_rows, blocks, float_blocks, memmap_folder)
-        _fill(split.integers, blocks, split.layout, first)
-        _fill(split.floats, float_blocks, split.float_layout, first)
-    return split
-
-
 class MMCTRDataLoader:
     """Batches of one split of the challenge data.
 
@@ -176,8 +64,8 @@ class MMCTRDataLoader:
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
-        data_path: a parquet file; `.parquet` is added when missing, as FuxiCTR does.
-        split: "train", "valid" or "test"; a test split needs no label.
+        data_path: a parquet file, with or without `.parquet`, or a folder of part files.
+        split: "train", "valid" or "test"; a test split needs no label and no group id.
         batch_size: rows a batch; the last one may be smaller. When shuffled, a last one of fewer than two rows a rank
             goes with the one before it: batch norm needs two.
         shuffle: a new seeded permutation every epoch.
@@ -222,10 +110,6 @@ class MMCTRDataLoader:
             raise UserError(f"storage is {storage!r}, expected one of {', '.join(STORAGES)}")
         if item_info is None:
             raise UserError("item_info is not set; name item_info.parquet in the dataset config")
-        if not str(data_path).endswith(".parquet"):
-            data_path = f"{data_path}.parquet"
-        if gpu < 0:
-            keep_freed_memory()
         self.path = str(data_path)
         self.feature_map = feature_map
         self.split = split
@@ -271,6 +155,11 @@ class MMCTRDataLoader:
         for index in range(rank, self.num_batches, world_size):
             yield index, self._batch(None, None, *self._bounds(index))
 
+    def labels_and_groups(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The labels of all rows, [N], and their group ids, [N] or None, in file order."""
+        groups = None if self._group_ids is None else self._group_ids.numpy()
+        return self.data.column(self.feature_map.labels[0]).cpu().numpy(), groups
+
     def rows_in_batch(self, index: int) -> int:
         """Rows of a batch over all ranks."""
         start, stop = self._bounds(index)
@@ -310,109 +199,27 @@ class MMCTRDataLoader:
         return torch.randperm(self.num_samples, generator=generator)
 
     def _load(self, storage: str, max_len: int) -> Split:
-        features = {name: spec for name, spec in self.feature_map.features.items() if spec.get("source") != "item"}
         group = self.feature_map.group_id
-        opened = schema.open_parquet(self.path)
+        opened = open_parquet(self.path)
         labels = list(self.feature_map.labels)
         if self.split == "test":
-            labels = [label for label in labels if label in opened.schema_arrow.names]
-        needed = opened.metadata.num_rows * 4 * (max_len + 1 + len(features) + 2)
+            labels = [label for label in labels if schema.has_labels(self.path, opened, label)]
+            group = group if group in opened.schema_arrow.names else None
+        features = self.feature_map.features
         if storage == "auto":
-            storage = _choose_storage(needed, self.device)
+            storage = _choose_storage(opened.num_rows * _row_bytes(features, max_len), self.device)
         folder = Path(tempfile.gettempdir()) if storage == "memmap" else None
-        split = read_split(
-            self.path,
-            features,
-            labels,
-            self.item_table.num_items,
-            max_len,
-            extra_columns=(group,) if group else (),
-            memmap_folder=folder,
-        )
+        split = read_split(self.path, features, labels, self.item_table.num_items, max_len, group, folder)
         if self.device.type != "cuda" or storage == "memmap":
             return split
         return split.to(self.device) if storage == "device" else split.pin()
 
 
-def _columns_to_read(features: dict, labels: list[str], extra: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The integer and the float columns of a split, besides history and target."""
-    integer, floating = [], []
-    for name, spec in features.items():
-        if name in (schema.ITEM_SEQ, schema.ITEM_ID) or spec["type"] == "meta" or spec.get("source") == "item":
-            continue
-        (floating if spec["type"] in ("numeric", "embedding") else integer).append(name)
-    integer += [name for name in (*extra, *labels) if name not in integer]
-    return integer, floating
-
-
-def _integer_block(array, path, name: str, first: int, spec: dict | None, is_label: bool) -> np.ndarray:
-    if is_label:
-        values = schema.scalars(array, path, name, first, integer=False)
-        schema.require_binary(values, path, name, first)
-        return values
-    if spec and spec["type"] == "sequence":
-        return schema.matrix(array, path, name, first, width=spec["max_len"])
-    return schema.scalars(array, path, name, first)
-
-
-def _float_block(array, path, name: str, first: int) -> np.ndarray:
-    if str(array.type).endswith("]") or "list" in str(array.type):
-        values = schema.matrix(array, path, name, first, integer=False)
-    else:
-        values = schema.scalars(array, path, name, first, integer=False)
-    schema.require_finite(values, path, name, first)
-    return values
-
-
-def _empty_split(rows: int, blocks: dict, float_blocks: dict, memmap_folder: Path | None) -> Split:
-    """A split whose matrices fit these columns, not yet filled."""
-    layout, width = _layout(blocks)
-    float_layout, float_width = _layout(float_blocks)
-    integers = _allocate(rows, width, np.int32, memmap_folder)
-    floats = _allocate(rows, float_width, np.float32, memmap_folder) if float_width else None
-    return Split(integers, floats, layout, float_layout, blocks[schema.ITEM_SEQ].shape[1])
-
-
-def _layout(blocks: dict[str, np.ndarray]) -> tuple[dict[str, tuple[int, int, bool]], int]:
-    """{column: (first, width, is_list)} in the matrix, and the matrix's width."""
-    layout, first = {}, 0
-    for name, block in blocks.items():
-        width = block.shape[1] if block.ndim == 2 else 1
-        layout[name] = (first, width, block.ndim == 2)
-        first += width
-    return layout, first
-
-
-def _allocate(rows: int, width: int, dtype, memmap_folder: Path | None) -> Tensor:
-    if memmap_folder is None:
-        return torch.from_numpy(np.empty((rows, width), dtype=dtype))
-    with tempfile.NamedTemporaryFile(
-        dir=memmap_folder, prefix="mm-fibinet-"
-    ) as opened:  # unlinked: freed with the process
-        return torch.from_numpy(np.memmap(opened, dtype=dtype, mode="w+", shape=(rows, width)))
-
-
-def _fill(target: Tensor | None, blocks: dict[str, np.ndarray], layout: dict, first: int) -> None:
-    for name, (start, width, _) in layout.items():
-        block = blocks[name]
-        target.numpy()[first : first + len(block), start : start + width] = block.reshape(len(block), width)
-
-
-def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Rows of a matrix on a device; to another one through page-locked memory, so that the copy is not waited for."""
-    if values.device == device:
-        return values.index_select(0, rows)
-    here = torch.empty(len(rows), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
-    return torch.index_select(values, 0, rows, out=here).to(device, non_blocking=True)
-
-
-def _columns(values: Tensor, layout: dict[str, tuple[int, int, bool]]) -> dict[str, Tensor]:
-    """Views of the matrix's columns, without the history and the target item."""
-    return {
-        name: values[:, first : first + width] if is_list else values[:, first]
-        for name, (first, width, is_list) in layout.items()
-        if name not in (schema.ITEM_SEQ, schema.ITEM_ID)
-    }
+def _row_bytes(features: dict[str, dict], max_len: int) -> int:
+    """About as many bytes as a row takes, four a number."""
+    own = [spec for spec in features.values() if spec.get("source") != "item"]
+    widths = [spec.get("max_len") or spec.get("pretrain_dim") or 1 for spec in own]
+    return 4 * (max_len + 1 + sum(widths) + 2)
 
 
 def _choose_storage(needed: int, device: torch.device) -> str:

@@ -1,56 +1,65 @@
 """FuxiCTR's FeatureMap from the dataset config, without writing anything.
 
-FuxiCTR's FeatureProcessor writes to the data folder, which may be read-only. Ids are contiguous already, so all that it
-would find out is in the config or in the files.
+FuxiCTR's FeatureProcessor writes to the data folder, which may be read-only. Ids are contiguous already, so all that
+it would find out is in the config or in the files: sizes that are not given, and the scale of numeric features. A run
+keeps its feature map (`save_feature_map`), and what is scored later with `load_feature_map` is scaled as its training
+data were.
 """
 
+import json
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 from fuxictr.features import FeatureMap
 
-from mm_fibinet import files, schema
-from mm_fibinet.errors import UserError
-from mm_fibinet.item_table import embedding_width
+from mm_fibinet import files, normalizer, schema
+from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.item_table import source_file
+from mm_fibinet.parquet_reader import exists, is_list, list_width, matrix, open_parquet, read_slices, scalars
+from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 
 USER_ID = "user_id"
-SEQUENCE_ENCODERS = ("layers.MaskedAveragePooling()", "layers.MaskedSumPooling()")
 FEATURE_TYPES = ("meta", "numeric", "categorical", "sequence", "embedding")
+MAX_TABLE_BYTES = 8 << 30  # of an embedding table whose size nobody gave but an id in the data
+SPEC_KEYS = (
+    "type", "source", "embedding_dim", "emb_output_dim", "share_embedding", "fill_na", "padding_idx", "vocab_size",
+    "oov_idx", "feature_encoder", "max_len", "pretrain_dim", "normalizer", "shift", "scale",
+)  # fmt: skip
+DEFAULT_DIM = 64  # where the experiment leaves embedding_dim to its model
 
 
-def build_feature_map(params: dict) -> FeatureMap:
+def build_feature_map(params: dict, noted: schema.Noted = nullcontext) -> FeatureMap:
     """FuxiCTR's FeatureMap from the dataset config, as FeatureMap.load would leave it.
 
-    A vocab_size, pretrain_dim or max_len that is not given is read from the data.
+    A vocab_size, pretrain_dim or max_len that is not given is read from the data. A numeric feature is fitted to the
+    training split, one of the items to the rows of item_info behind the padding item; its spec holds `normalizer`,
+    `shift` and `scale` (see mm_fibinet.normalizer). item_feature is checked where there is one: its levels must fit the
+    features that they stand for.
 
     Args:
         params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta;
             what similarity_only names need not be in the data set's entry, being no field of other models.
+        noted: what a fault is handed to; by default it is raised.
     """
-    used = params.get("use_features")
+    columns = _used_columns(params)
     features = {}
-    for column in _expanded_columns(params):
-        if column.get("active", True) is not False and (not used or column["name"] in used):
-            features[column["name"]] = _feature_spec(column, params)
-    for name in params.get("similarity_only") or []:
-        if name not in features:
-            features[name] = _compared_spec(name, params)
-    if params.get("user_id_field"):
-        features[USER_ID] = _user_id_spec(features.get(USER_ID), params)
-    for name in used or []:
-        if name not in features:
-            raise UserError(f"use_features has {name!r}, expected active features of {params['dataset_id']}")
-    label = params.get("label_col") or {"name": "label"}
-    feature_map = FeatureMap(params["dataset_id"], str(params.get("data_root", "")))
-    feature_map.features = features
-    feature_map.labels = [column["name"] for column in (label if isinstance(label, list) else [label])]
-    feature_map.group_id = params.get("group_id")
-    feature_map.default_emb_dim = params.get("embedding_dim")
-    if params.get("feature_specs"):
-        feature_map.update_feature_specs(params["feature_specs"])
-    feature_map.num_fields = feature_map.get_num_fields()
-    feature_map.total_features = sum(spec.get("vocab_size", 1) for spec in features.values() if spec["type"] != "meta")
-    feature_map.set_column_index()
-    return feature_map
+    for name, column in columns.items():
+        with noted():
+            features[name] = _feature_spec(column, params)
+    with noted():
+        _share_tables(features)
+    labels = params.get("label_col") or {"name": "label"}
+    labels = [column["name"] for column in (labels if isinstance(labels, list) else [labels])]
+    for label in labels:
+        if columns.get(label, {"type": "meta"})["type"] != "meta":
+            raise UserError(f"dataset {params['dataset_id']}: {label} is the label and a feature; drop the feature")
+    if params.get("item_feature") and params.get("item_info") and exists(params["item_feature"]):
+        with noted():
+            _check_item_feature(features, params, noted)
+    return _feature_map(features, labels, params)
 
 
 def save_feature_map(feature_map: FeatureMap, path: Path) -> None:
@@ -66,36 +75,110 @@ def save_feature_map(feature_map: FeatureMap, path: Path) -> None:
     files.write_json(path, content)
 
 
-def _expanded_columns(params: dict) -> list[dict]:
-    """feature_cols with lists of names expanded, as FuxiCTR does."""
-    columns = []
+def load_feature_map(path: str | Path, params: dict) -> FeatureMap:
+    """A run's feature map as it was saved: the features it used, their sizes and scales.
+
+    Args:
+        path: feature_map.json of a run.
+        params: dataset_id, group_id and embedding_dim of the run. Its use_features and feature_specs are in the file.
+
+    Raises:
+        UserError: the file cannot be read, is another data set's, or holds what no feature map of ours does.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        features = {str(name): dict(spec) for entry in content["features"] for name, spec in entry.items()}
+        dataset_id, labels = content["dataset_id"], [str(label) for label in content["labels"]]
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not a feature map ({error!r}); train the run again") from error
+    if dataset_id != params["dataset_id"]:
+        raise UserError(f"{path}: is of data set {dataset_id}, expected {params['dataset_id']}")
+    for name, spec in features.items():
+        require_sound(name, spec, path)
+    return _feature_map(features, labels, params)
+
+
+def _feature_map(features: dict[str, dict], labels: list[str], params: dict) -> FeatureMap:
+    feature_map = FeatureMap(params["dataset_id"], str(params.get("data_root", "")))
+    feature_map.features = features
+    feature_map.labels = labels
+    feature_map.group_id = params.get("group_id")
+    feature_map.default_emb_dim = params.get("embedding_dim")
+    feature_map.num_fields = feature_map.get_num_fields()
+    feature_map.total_features = sum(spec.get("vocab_size", 1) for spec in features.values() if spec["type"] != "meta")
+    feature_map.set_column_index()
+    return feature_map
+
+
+def _used_columns(params: dict) -> dict[str, dict]:
+    """{feature: its line of feature_cols} of the features that the experiment uses, feature_specs applied."""
+    dataset, used = params["dataset_id"], params.get("use_features")
+    changes = _feature_specs(params.get("feature_specs") or [])
+    known = {name: {**column, **changes.get(name, {})} for name, column in _expanded_columns(params).items()}
+    columns = {
+        name: column
+        for name, column in known.items()
+        if column.get("active", True) is not False and (not used or name in used)
+    }
+    for name in used or []:
+        if name not in columns:
+            raise UserError(f"use_features has {name!r}, expected active features of {dataset}")
+    if params.get("user_id_field"):
+        if USER_ID not in columns:
+            raise UserError(f"user_id_field: dataset {dataset} has no active feature {USER_ID}")
+        if columns[USER_ID]["type"] == "meta":
+            columns[USER_ID] = {"name": USER_ID, **changes.get(USER_ID, {}), "type": "categorical"}
+    for name in params.get("similarity_only") or []:
+        if name not in columns:
+            columns[name] = known.get(name) or {**_compared_column(name, params), **changes.get(name, {})}
+    for name in changes:
+        if name not in known and name not in columns:
+            raise UserError(f"feature_specs has {name!r}, expected features of {dataset}: {', '.join(known)}")
+    return columns
+
+
+def _expanded_columns(params: dict) -> dict[str, dict]:
+    """feature_cols by name, with lists of names expanded, as FuxiCTR does."""
+    columns: dict[str, dict] = {}
     for column in params["feature_cols"]:
         if not isinstance(column, dict) or "name" not in column or column.get("type") not in FEATURE_TYPES:
             raise UserError(
                 f"dataset {params['dataset_id']}: feature_cols has {column!r}, expected a name and a type out of "
                 f"{', '.join(FEATURE_TYPES)}"
             )
-        names = column["name"] if isinstance(column["name"], list) else [column["name"]]
-        columns += [{**column, "name": name} for name in names]
+        for name in _names(column):
+            if name in columns:
+                raise UserError(f"dataset {params['dataset_id']}: feature_cols has {name} twice, expected each once")
+            columns[name] = {**column, "name": name}
     return columns
 
 
-def _compared_spec(name: str, params: dict) -> dict:
-    """An embedding column of item_info that the data set's entry does not name."""
-    found = schema.open_parquet(params["item_info"]).schema_arrow.names
+def _feature_specs(changes: list[dict]) -> dict[str, dict]:
+    """{feature: what the experiment's feature_specs change in its line of feature_cols}."""
+    found: dict[str, dict] = {}
+    for change in changes:
+        if not isinstance(change, dict) or "name" not in change:
+            raise UserError(f"feature_specs has {change!r}, expected a name and what to change")
+        for name in _names(change):
+            found[name] = {**found.get(name, {}), **{key: change[key] for key in change if key != "name"}}
+    return found
+
+
+def _names(column: dict) -> list[str]:
+    return column["name"] if isinstance(column["name"], list) else [column["name"]]
+
+
+def _compared_column(name: str, params: dict) -> dict:
+    """The line of an embedding column of item_info that the data set's entry does not name."""
+    found = open_parquet(params["item_info"]).schema_arrow.names
     if name not in found:
         raise UserError(
             f"similarity_only has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
             "build_item_emb.py --per_modality, or do without it: --set similarity_only=[]"
         )
-    return _feature_spec({"name": name, "type": "embedding", "source": "item"}, params)
-
-
-def _user_id_spec(spec: dict | None, params: dict) -> dict:
-    """user_id as a categorical feature, whatever the data set says it is."""
-    if spec is None:
-        raise UserError(f"user_id_field: dataset {params['dataset_id']} has no active feature {USER_ID}")
-    return spec if spec["type"] != "meta" else _feature_spec({"name": USER_ID, "type": "categorical"}, params)
+    return {"name": name, "type": "embedding", "source": "item"}
 
 
 def _feature_spec(column: dict, params: dict) -> dict:
@@ -103,37 +186,153 @@ def _feature_spec(column: dict, params: dict) -> dict:
     name, kind = column["name"], column["type"]
     if kind == "meta":
         return {"type": "meta"}
-    spec = {"source": column.get("source", ""), "type": kind}
-    for key in ("embedding_dim", "emb_output_dim", "share_embedding"):
-        if key in column:
+    source = column.get("source", "")
+    spec = {"source": source, "type": kind}
+    for key in ("embedding_dim", "emb_output_dim", "share_embedding", "fill_na"):
+        if column.get(key) is not None:
             spec[key] = column[key]
+    _require_fill_na(name, spec)
     if kind in ("categorical", "sequence"):
         spec["padding_idx"] = 0
-        spec["vocab_size"] = column.get("vocab_size") or _vocab_size(name, spec["source"], params)
+        spec["vocab_size"] = column.get("vocab_size") or _vocab_size(column, spec, params)
     if kind == "sequence":
-        encoder = column.get("feature_encoder", SEQUENCE_ENCODERS[0])
-        if encoder not in SEQUENCE_ENCODERS:
-            expected = " or ".join(SEQUENCE_ENCODERS)
-            raise UserError(f"feature {name}: feature_encoder is {encoder!r}, expected {expected}")
-        spec["feature_encoder"] = encoder
-        spec["max_len"] = column.get("max_len") or embedding_width(_file_of(spec["source"], params), name)
+        spec["feature_encoder"] = column.get("feature_encoder", SEQUENCE_ENCODERS[0])
+        spec["max_len"] = column.get("max_len") or list_width(_file_of(name, source, params), name)
+    elif column.get("feature_encoder") is not None:
+        raise UserError(f"feature {name}: feature_encoder is for type sequence, found {kind}; drop it")
     if kind == "embedding":
-        spec["pretrain_dim"] = column.get("pretrain_dim") or embedding_width(_file_of(spec["source"], params), name)
+        spec["pretrain_dim"] = column.get("pretrain_dim") or list_width(_file_of(name, source, params), name)
+    if kind == "numeric":
+        scale = normalizer.normalizer_name(column.get("normalizer", normalizer.STANDARD), name)
+        if scale is not None:
+            spec.update({"normalizer": scale, **normalizer.fit(_training_numbers(name, spec, params), scale)})
+    elif "normalizer" in column:
+        raise UserError(f"feature {name}: normalizer is for type numeric, found {kind}; drop it")
+    require_sound(name, spec, f"dataset {params['dataset_id']}")
     return spec
 
 
-def _file_of(source: str, params: dict) -> str:
-    return params["item_info"] if source == "item" else params["train_data"]
+def require_sound(name: str, spec: dict, where: str | Path) -> None:
+    """Refuse a feature's spec that no feature map of ours has: nothing else may reach FuxiCTR, which evaluates text."""
+
+    def refuse(key: str, expected: str) -> None:
+        raise UserError(f"{where}, feature {name}: {key} is {spec.get(key)!r}, expected {expected}")
+
+    kind = spec.get("type")
+    if kind not in FEATURE_TYPES:
+        refuse("type", f"one of {', '.join(FEATURE_TYPES)}")
+    for key in spec:
+        if key not in SPEC_KEYS:
+            raise UserError(f"{where}, feature {name}: {key} is unknown, expected some of {', '.join(SPEC_KEYS)}")
+    if spec.get("feature_encoder") not in ((*SEQUENCE_ENCODERS, None) if kind == "sequence" else (None,)):
+        refuse("feature_encoder", " or ".join(SEQUENCE_ENCODERS) + ", of type sequence")
+    sizes = {"categorical": ["vocab_size"], "sequence": ["vocab_size", "max_len"], "embedding": ["pretrain_dim"]}
+    for key in [*sizes.get(kind, []), *(key for key in ("embedding_dim", "emb_output_dim") if key in spec)]:
+        if type(spec.get(key)) is not int or not 1 <= spec[key] <= 2**31:
+            refuse(key, "a whole number from 1 to 2147483648 (ids are int32)")
+    _require_fill_na(name, spec)
+    if "scale" in spec and not (_is_number(spec["scale"]) and spec["scale"] > 0 and _is_number(spec.get("shift"))):
+        refuse("scale", "a number above 0, beside a shift; the feature has values too large to scale, or no scale")
 
 
-def _vocab_size(name: str, source: str, params: dict) -> int:
+def _require_fill_na(name: str, spec: dict) -> None:
+    """What stands for a null: a number of a numeric feature, an id of a categorical one."""
+    fill_na = spec.get("fill_na")
+    if fill_na is None:
+        return
+    if spec["type"] == "numeric" and _is_number(fill_na):
+        return
+    if spec["type"] == "categorical" and type(fill_na) is int and 0 <= fill_na < spec.get("vocab_size", 2**31):
+        return
+    raise UserError(
+        f"feature {name}: fill_na is {fill_na!r}, expected a number (type numeric) or an id below vocab_size (type "
+        "categorical)"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _share_tables(features: dict[str, dict]) -> None:
+    """Give features that share an embedding table one size, as FuxiCTR merges their vocabularies.
+
+    FuxiCTR builds the tables in the features' order, and one that is not there yet would silently not be shared.
+    """
+    names = list(features)
+    for name, spec in features.items():
+        other = spec.get("share_embedding")
+        if other is None:
+            continue
+        earlier = [known for known in names[: names.index(name)] if "vocab_size" in features[known]]
+        if other not in earlier or "vocab_size" not in spec:
+            raise UserError(
+                f"feature {name}: share_embedding is {other!r}, expected a categorical or sequence feature before it"
+                f"{': ' + ', '.join(earlier) if earlier else ''}"
+            )
+        while "share_embedding" in features[other]:
+            other = features[other]["share_embedding"]
+        owner = features[other]
+        if spec.get("embedding_dim") != owner.get("embedding_dim"):
+            raise UserError(f"feature {name}: embedding_dim must be that of {other}, whose embedding it shares")
+        spec["vocab_size"] = owner["vocab_size"] = max(spec["vocab_size"], owner["vocab_size"])
+
+
+def _file_of(name: str, source: str, params: dict) -> str | Path:
+    """The file that a feature's sizes and scale are read from."""
+    if source != "item":
+        return params["train_data"]
+    return source_file(name, params["item_info"], params.get("item_feature"))
+
+
+def _training_numbers(name: str, spec: dict, params: dict) -> Iterator[np.ndarray]:
+    """A numeric feature's values of the training split, or of the items without the padding item: float64 [n] each."""
+    path = _file_of(name, spec["source"], params)
+    of_items = spec["source"] == "item"
+    for first, arrays in read_slices(path, [name, schema.ITEM_ID] if of_items else [name]):
+        values = schema.read_numbers(arrays[name], path, name, spec, first)
+        if of_items:
+            values = values[scalars(arrays[schema.ITEM_ID], path, schema.ITEM_ID, first) != 0]
+        yield values
+
+
+def _vocab_size(column: dict, spec: dict, params: dict) -> int:
     """One more than the largest id of a column, over the files that have it."""
+    name = column["name"]
     if name == schema.ITEM_ID:
-        return schema.open_parquet(params["item_info"]).metadata.num_rows
-    keys = ("item_info",) if source == "item" else ("train_data", "valid_data", "test_data")
-    largest = 0
-    for path in [params[key] for key in keys if params.get(key) and Path(params[key]).exists()]:
-        for first, arrays in schema.read_slices(path, [name]):
-            read = schema.matrix if "list" in str(arrays[name].type) else schema.scalars
-            largest = max(largest, int(read(arrays[name], path, name, first).max()))
+        return open_parquet(params["item_info"]).num_rows
+    if spec["source"] == "item":
+        paths = [_file_of(name, spec["source"], params)]
+    else:
+        paths = [params[key] for key in ("train_data", "valid_data", "test_data") if params.get(key)]
+        paths = [path for path in paths if exists(path)]
+        if name in schema.LEVELS and params.get("item_feature"):  # the history's items carry theirs
+            level_file = source_file(name, params["item_info"], params["item_feature"])
+            paths += [level_file] if name in open_parquet(level_file).schema_arrow.names else []
+    largest, place = 0, ""
+    for path in paths:
+        for first, arrays in read_slices(path, [name]):
+            if is_list(arrays[name].type):
+                values = matrix(arrays[name], path, name, first)
+            else:
+                values = scalars(arrays[name], path, name, first, fill_na=spec.get("fill_na"))
+            if values.size and values.max() > largest:
+                largest = int(values.max())
+                place = f"{path}: column {name} has {largest} in row {first + int(values.argmax()) // values[0].size}"
+    width = spec.get("embedding_dim") or params.get("embedding_dim") or DEFAULT_DIM
+    size = (largest + 1) * 4 * (width if isinstance(width, int) else DEFAULT_DIM)
+    if size > MAX_TABLE_BYTES:
+        raise UserError(
+            f"{place}: an embedding for each id up to that would take {size / 2**30:,.0f} GiB; number the ids 1, 2, 3, "
+            "... or set vocab_size in feature_cols"
+        )
     return largest + 1
+
+
+def _check_item_feature(features: dict[str, dict], params: dict, noted: schema.Noted) -> None:
+    """item_feature's ids are items, each once, and its levels fit the features of these names."""
+    path = params["item_feature"]
+    present = open_parquet(path).schema_arrow.names
+    levels = {name: features[name] for name in schema.LEVELS if name in present and name in features}
+    levels = {name: spec for name, spec in levels.items() if spec["type"] != "meta"}
+    schema.read_item_feature(path, levels, open_parquet(params["item_info"]).num_rows, noted)

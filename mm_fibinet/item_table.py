@@ -4,25 +4,25 @@ The table is the reason why a batch can be two small index tensors: whatever a m
 row here, read once and kept where the model runs. 91,718 items with a 128-d embedding take 49 MB.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
-
-LEVELS = ("likes_level", "views_level")
+from mm_fibinet.parquet_reader import exists, open_parquet, whole_column
+from mm_fibinet.schema import LEVELS
 
 
 class ItemTable:
     """The items' columns, row = item_id; row 0 is the padding item.
 
     Attributes:
-        columns: {name: int32 [N] or [N, W], or float32 [N, W]}.
+        columns: {name: int32 [N] or [N, W], or float32 [N] or [N, W]}.
         num_items: N, the padding item counted.
     """
 
@@ -51,78 +51,105 @@ class ItemTable:
 
 
 def item_side_features(features: dict[str, dict], history_levels: bool = False) -> dict[str, dict]:
-    """The feature specs an item table is read by: those of source `item`, and the levels when items carry them."""
+    """The feature specs an item table is read by: those of source `item`, and the levels when items carry them.
+
+    Args:
+        features: FuxiCTR feature specs by name.
+        history_levels: the history's items carry their levels, by the specs of the row's own.
+
+    Raises:
+        UserError: history_levels is asked for, and no feature is a level.
+    """
     specs = {name: spec for name, spec in features.items() if spec.get("source") == "item"}
     if history_levels:
-        specs.update({name: {**features[name], "source": "item"} for name in LEVELS if name in features})
+        levels = [name for name in LEVELS if name in features and features[name]["type"] != "meta"]
+        if not levels:
+            raise UserError(
+                f"history_levels is True, but neither {LEVELS[0]} nor {LEVELS[1]} is among the features "
+                f"{', '.join(features)}; add them to feature_cols, or set history_levels: False"
+            )
+        specs.update({name: {**features[name], "source": "item"} for name in levels})
     return specs
 
 
-def load_item_table(path: str | Path, features: dict[str, dict], level_file: str | Path | None = None) -> ItemTable:
+def load_item_table(
+    path: str | Path,
+    features: dict[str, dict],
+    level_file: str | Path | None = None,
+    noted: schema.Noted = nullcontext,
+) -> ItemTable:
     """Read the item-side features of a feature map.
 
     Args:
         path: item_info.parquet.
         features: FuxiCTR feature specs by name; those with source `item` are read, each checked against its spec.
         level_file: item_feature.parquet, read for a feature that item_info lacks (the levels of the history's items).
+        noted: what a fault is handed to; by default it is raised.
 
     Raises:
         UserError: a column is missing, an id is out of its vocabulary, an embedding has another width.
     """
-    table = schema.read_item_info(path)
+    table = schema.read_item_info(path, noted)
+    own = {
+        name: spec
+        for name, spec in features.items()
+        if spec.get("source") == "item" and name != schema.ITEM_ID and spec["type"] != "meta"
+    }
     columns: dict[str, Tensor] = {schema.ITEM_ID: torch.arange(table.num_rows, dtype=torch.int32)}
-    for name, spec in features.items():
-        if spec.get("source") != "item" or name == schema.ITEM_ID or spec["type"] == "meta":
-            continue
-        if name in table.column_names:
-            columns[name] = _column(schema.whole_column(table, name), path, name, spec)
-        elif level_file is not None:
-            columns[name] = _joined_column(level_file, name, spec, table.num_rows)
-        elif spec["type"] == "embedding":
-            raise UserError(
-                f"{path}: column {name} is missing; build it with build_item_emb.py, or drop it with use_features"
-            )
-        else:
-            raise UserError(f"{path}: column {name} is missing, found {', '.join(table.column_names)}")
+    joined = {}
+    for name, spec in own.items():
+        with noted():
+            if name in table.column_names:
+                columns[name] = _column(whole_column(table, name), path, name, spec)
+            elif _has_column(level_file, name, spec):
+                joined[name] = spec
+            else:
+                raise _missing(path, name, spec, table.column_names)
+    if joined:
+        with noted():
+            found = schema.read_item_feature(level_file, joined, table.num_rows, noted)
+            columns.update({name: _tensor(values) for name, values in found.items()})
     size = features.get(schema.ITEM_ID, {}).get("vocab_size", table.num_rows)
-    if size != table.num_rows:
-        raise UserError(f"{path}: has {table.num_rows} items, the dataset config says vocab_size {size} for item_id")
+    with noted():
+        if size != table.num_rows:
+            raise UserError(
+                f"{path}: has {table.num_rows} items, the dataset config says vocab_size {size} for item_id"
+            )
     return ItemTable(columns)
 
 
-def embedding_width(path: str | Path, column: str) -> int:
-    """The length of the lists of an embedding column, from its first row."""
-    opened = schema.open_parquet(path)
-    schema.require_columns(path, opened, [column])
-    first = next(opened.iter_batches(batch_size=1, columns=[column])).column(0)
-    return schema.matrix(first, path, column, integer=False).shape[1]
+def source_file(name: str, item_info: str | Path, item_feature: str | Path | None) -> str | Path:
+    """The file that an item-side feature is read from: item_info, or item_feature where only that has the column."""
+    if name in open_parquet(item_info).schema_arrow.names or not item_feature or not exists(item_feature):
+        return item_info
+    return item_feature if name in open_parquet(item_feature).schema_arrow.names else item_info
 
 
 def _column(array: pa.Array, path: str | Path, name: str, spec: dict) -> Tensor:
-    """One column as a tensor, checked against its feature spec."""
+    """One column of item_info as a tensor, checked against its feature spec; numbers are zero for the padding item."""
+    values = schema.read_feature(array, path, name, spec)
+    if spec["type"] == "numeric":
+        values[0] = 0
+    return _tensor(values)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Integers as int32, numbers as float32; float arrays that Arrow lends are read-only and copied."""
+    kind = np.float32 if values.dtype.kind == "f" else np.int32
+    return torch.from_numpy(values.astype(kind, copy=values.dtype != kind or not values.flags.writeable))
+
+
+def _has_column(level_file: str | Path | None, name: str, spec: dict) -> bool:
+    """Whether item_feature has a column; a `UserError` when it is named, absent, and needed for no embedding."""
+    if level_file is None or (spec["type"] == "embedding" and not exists(level_file)):
+        return False
+    return name in open_parquet(level_file).schema_arrow.names
+
+
+def _missing(path: str | Path, name: str, spec: dict, present: list[str]) -> UserError:
     if spec["type"] == "embedding":
-        values = schema.matrix(array, path, name, width=spec["pretrain_dim"], integer=False)
-        return torch.from_numpy(values.astype(np.float32))
-    if spec["type"] == "sequence":
-        values = schema.matrix(array, path, name, width=spec["max_len"])
-    elif spec["type"] == "numeric":
-        values = schema.scalars(array, path, name, integer=False)
-        schema.require_finite(values, path, name)
-        return torch.from_numpy(values.astype(np.float32))
-    else:
-        values = schema.scalars(array, path, name)
-    schema.require_range(values, path, name, spec["vocab_size"])
-    return torch.from_numpy(values.astype(np.int32))
-
-
-def _joined_column(path: str | Path, name: str, spec: dict, num_items: int) -> Tensor:
-    """A column of item_feature.parquet (item_id 1.., any order) as a tensor indexed by item_id, 0 where absent."""
-    opened = schema.open_parquet(path)
-    schema.require_columns(path, opened, [schema.ITEM_ID, name])
-    table = pq.read_table(path, columns=[schema.ITEM_ID, name])
-    ids = schema.scalars(schema.whole_column(table, schema.ITEM_ID), path, schema.ITEM_ID)
-    schema.require_range(ids, path, schema.ITEM_ID, num_items, what="items in item_info")
-    values = _column(schema.whole_column(table, name), path, name, spec)
-    joined = torch.zeros((num_items, *values.shape[1:]), dtype=values.dtype)
-    joined[torch.tensor(ids)] = values
-    return joined
+        return UserError(
+            f"{path}: column {name} is missing; build it with build_item_emb.py, or drop it with use_features"
+        )
+    hint = "; name the file that has the items' levels as item_feature" if name in LEVELS else ""
+    return UserError(f"{path}: column {name} is missing, found {', '.join(present)}{hint}")

@@ -1,14 +1,16 @@
-"""Keep freed memory for the next batch instead of handing it back to the system.
+"""Main memory: keep what is freed for the next batch, and how much a process held at most.
 
 A batch's tensors are large (the challenge's triple of 4096 rows is 140 MB), and glibc gives every block of that size
 back when it is freed, so that each new one is paid for in page faults: on CPU these cost several times what filling
 the memory does. Telling malloc once to keep what it has makes a fresh tensor as cheap as a used one. The price is
-that a process keeps its peak memory until it ends.
+that a process keeps its peak memory until it ends; it is the whole process's, so scripts ask for it, the library never
+does.
 """
 
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -39,3 +41,19 @@ def give_back_read_buffers() -> None:
     this after the function that read has returned.
     """
     pa.default_memory_pool().release_unused()
+
+
+def peak_memory() -> int:
+    """Bytes of main memory that this process has held at most.
+
+    Linux's VmHWM. getrusage's peak, for other systems, also counts the parent's up to the start of this program.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,115 +1,176 @@
-"""An experiment's run: a folder, a log and a manifest.
+"""An experiment's run: its files, its log, and who may write there.
 
 Nothing is written beside the data. All that a run writes is under model_root/DATASET: EXPID.model and EXPID.log as
-FuxiCTR names them, the rest in the folder EXPID.
+FuxiCTR names them, the rest in the folder EXPID. A start that fails leaves all of that as it was: what an earlier run
+of the name left is removed, and the log opened, only in `begin`, when nothing is left to be refused.
 """
 
+import contextlib
 import csv
-import hashlib
-import json
 import logging
-import platform
-import subprocess
+import logging.handlers
+import shutil
 import sys
+from collections.abc import Iterator
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from fuxictr.features import FeatureMap
-
-import mm_fibinet
 from mm_fibinet import files
-from mm_fibinet.errors import explain_os_error
-from mm_fibinet.settings import DATA_FILES
+from mm_fibinet.errors import UserError, explain_os_error, printable
 
-# Settings that change where or how long a run goes, not what it computes up to a given step.
-NOT_IN_FINGERPRINT = {*DATA_FILES, "gpu", "model_root", "data_root", "epochs", "verbose", "num_workers", "tensorboard"}
+FORMAT = "%(asctime)s P%(process)d %(levelname)s %(message)s"  # FuxiCTR's
+KEPT_EARLY = 100_000  # log lines before the log file is opened
 
 
 class RunFolder:
     """Where a run's files are.
 
+    Args:
+        base: model_root/DATASET.
+        expid: the experiment ID.
+
     Attributes:
         weights: EXPID.model, FuxiCTR's name for the best weights.
         log: EXPID.log.
         folder: everything else.
+        manifest, feature_map, history, result, scores, events: in that folder.
     """
 
-    def __init__(self, params: dict):
-        base = Path(params["model_root"]) / params["dataset_id"]
-        self.folder = base / params["model_id"]
-        self.weights = base / f"{params['model_id']}.model"
-        self.log = base / f"{params['model_id']}.log"
+    def __init__(self, base: Path, expid: str):
+        self.folder = base / expid
+        self.weights = base / f"{expid}.model"
+        self.log = base / f"{expid}.log"
+        self.manifest = self.folder / "manifest.json"
+        self.feature_map = self.folder / "feature_map.json"
+        self.history = self.folder / "metrics.csv"
+        self.result = self.folder / "result.json"
+        self.scores = self.folder / "valid_scores.parquet"
+        self.events = self.folder / "tensorboard"
 
-    def make(self) -> "RunFolder":
-        """Make the folder."""
-        files.make_folder(self.folder)
-        return self
+    @classmethod
+    def of(cls, params: dict) -> "RunFolder":
+        """The run of an experiment: `params` of `load_params`."""
+        return cls(Path(params["model_root"]) / params["dataset_id"], params["model_id"])
+
+    @contextlib.contextmanager
+    def held(self, really: bool = True) -> Iterator[None]:
+        """Nobody else may write here meanwhile; part files of runs that were killed are removed.
+
+        Args:
+            really: False for the ranks that write nothing.
+
+        Raises:
+            UserError: another process is at work here.
+        """
+        if not really:
+            yield
+            return
+        with files.locked(self.folder):
+            self._clean_parts()
+            yield
+
+    def clear(self) -> None:
+        """Remove what an earlier run of this name left, and nothing else; the log goes when the new one is opened."""
+        left = [self.weights, self.manifest, self.feature_map, self.history, self.result, self.scores]
+        left += [self.folder / f"{name}.ckpt" for name in ("next", "last", "previous")]
+        try:
+            for path in left:
+                path.unlink(missing_ok=True)
+            if self.events.is_dir():
+                shutil.rmtree(self.events)
+        except OSError as error:
+            raise explain_os_error(error, error.filename or self.folder, "remove") from error
 
     def write_history(self, history: list[dict]) -> None:
         """metrics.csv: one line an evaluation so far."""
-        with files.atomic_path(self.folder / "metrics.csv") as path, open(path, "w", newline="") as opened:
+        with files.atomic_path(self.history) as path, open(path, "w", newline="") as opened:
             writer = csv.DictWriter(opened, fieldnames=list(history[0]))
             writer.writeheader()
             writer.writerows(history)
 
+    def _clean_parts(self) -> None:
+        """Files that a killed run had begun to write, see `files.atomic_path`."""
+        mine = [path for path in self.folder.glob(".*.part") if path.is_file()]
+        name = f".{self.weights.name}."
+        mine += [path for path in self.folder.parent.glob(".*.part") if path.name.startswith(name)]
+        for path in mine:
+            path.unlink(missing_ok=True)
 
-def start_log(path: Path, append: bool, quiet: bool = False) -> None:
-    """Send log lines to the run's log file and the terminal, in FuxiCTR's format.
+
+class RunLog:
+    """Log lines go to the terminal at once, and to the run's log file from `open` on, those before it included.
+
+    What ends the run, a user's mistake or a bug, is in the file too. Leaving the context closes what it opened.
 
     Args:
-        append: go on in the file that is there (a resumed run).
         quiet: write nothing at all (a rank other than 0).
     """
-    handlers: list[logging.Handler] = [logging.NullHandler()]
-    if not quiet:
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self._early = logging.handlers.MemoryHandler(KEPT_EARLY, logging.CRITICAL + 1)
+        self._file: logging.FileHandler | None = None
+
+    def __enter__(self) -> "RunLog":
+        handlers = [logging.NullHandler()] if self.quiet else [logging.StreamHandler(sys.stdout), self._early]
+        for handler in handlers:
+            handler.setFormatter(_Lines(FORMAT))
+        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+        return self
+
+    def open(self, path: Path, append: bool) -> None:
+        """Begin the log file.
+
+        Args:
+            append: go on in the file that is there (a resumed run).
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self.quiet:
+            return
         try:
-            handlers = [logging.FileHandler(path, mode="a" if append else "w"), logging.StreamHandler(sys.stdout)]
+            self._file = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
         except OSError as error:
             raise explain_os_error(error, path) from error
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s P%(process)d %(levelname)s %(message)s", handlers=handlers, force=True
-    )
+        self._file.setFormatter(_Lines(FORMAT))
+        self._early.setTarget(self._file)
+        self._early.flush()
+        logging.getLogger().removeHandler(self._early)
+        logging.getLogger().addHandler(self._file)
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._file:
+            logging.getLogger().removeHandler(self._file)
+            if error is not None:
+                self._note_end(error)
+            with contextlib.suppress(OSError):  # every line was flushed, or its failure raised
+                self._file.close()
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # closes the others
+
+    def _note_end(self, error: BaseException) -> None:
+        bug = None if isinstance(error, UserError | KeyboardInterrupt) else (type(error), error, error.__traceback__)
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
+        with contextlib.suppress(UserError):  # a full disk may be what ended the run
+            self._file.handle(logging.LogRecord("root", logging.ERROR, __file__, 0, text, None, bug))
 
 
-def data_fingerprint(params: dict) -> dict[str, dict]:
-    """{config key: path, bytes, sha256} of the data files the experiment names and that exist."""
-    found = {}
-    for key in DATA_FILES:
-        path = params.get(key)
-        if path and Path(path).is_file():
-            found[key] = {"path": str(path), "bytes": Path(path).stat().st_size, "sha256": files.sha256(path)}
-    return found
+class _Lines(logging.Formatter):
+    """Messages as lines that any terminal and any encoding takes: they hold names and values of strangers' data."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
-def run_fingerprint(params: dict, data: dict[str, dict]) -> str:
-    """Text that is equal for two runs exactly when one may continue the other's checkpoint."""
-    settings = {key: value for key, value in params.items() if key not in NOT_IN_FINGERPRINT}
-    if params.get("lr_schedule") == "linear":  # each step's learning rate depends on how many there will be
-        settings["epochs"] = params["epochs"]
-    training_data = {key: entry["sha256"] for key, entry in data.items() if key != "test_data"}
-    text = json.dumps([settings, training_data], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+class _LogFile(logging.FileHandler):
+    """A log file whose failure to be written is the run's, and not a traceback beside it."""
 
-
-def write_manifest(run: RunFolder, params: dict, feature_map: FeatureMap, data: dict, parameters: int) -> None:
-    """manifest.json: what a reader needs to repeat the run."""
-    content = {
-        "expid": params["model_id"],
-        "model": params["model"],
-        "started": datetime.now().isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": _versions(),
-        "machine": _machine(params["gpu"]),
-        "seed": params["seed"],
-        "embedding_dim": params.get("embedding_dim"),
-        "features": {name: dict(spec) for name, spec in feature_map.features.items()},
-        "parameters": parameters,
-        "data": data,
-        "config": {key: params[key] for key in sorted(params)},
-    }
-    files.write_json(run.folder / "manifest.json", content)
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise explain_os_error(error, self.baseFilename) from error
+        super().handleError(record)
 
 
 def append_result(path: Path, params: dict, valid_result: dict[str, float]) -> None:
@@ -122,31 +183,7 @@ def append_result(path: Path, params: dict, valid_result: dict[str, float]) -> N
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as opened:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as opened:
             opened.write(line)
     except OSError as error:
         raise explain_os_error(error, path) from error
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "fuxictr", "numpy", "pandas", "polars", "pyarrow", "scikit-learn")
-    found = {"python": platform.python_version(), "mm-fibinet": mm_fibinet.__version__}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _machine(gpu: int) -> dict:
-    machine = {"system": platform.platform(), "threads": torch.get_num_threads(), "device": "cpu"}
-    if gpu >= 0:
-        machine["device"] = torch.cuda.get_device_name(gpu)
-        machine["cuda"] = torch.version.cuda
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            machine["driver"] = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")[0]
-        except (OSError, subprocess.TimeoutExpired):
-            machine["driver"] = "unknown"
-    return machine

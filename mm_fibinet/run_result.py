@@ -7,19 +7,20 @@ nor a run that was stopped and resumed changes them.
 """
 
 import json
-import resource
-import sys
+import logging
+import math
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
-from mm_fibinet import files, run_folder, schema
-from mm_fibinet.metrics import METRICS, auc, evaluate_metrics
+from mm_fibinet import files, run_manifest, schema
+from mm_fibinet.fuxictr_adapter import training_rules
+from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, undefined_metrics
+from mm_fibinet.parquet_reader import open_parquet, read_column
+from mm_fibinet.run_folder import RunFolder
 
-FILE = "result.json"
-SCORES = "valid_scores.parquet"
 MIN_ROWS = 10  # of each label; a group with fewer has no AUC worth showing
 
 
@@ -28,21 +29,13 @@ def fingerprint(params: dict, data: dict[str, dict]) -> str:
 
     Args:
         params: of `load_params`.
-        data: of `run_folder.data_fingerprint`.
+        data: of `run_manifest.data_fingerprint`.
     """
-    return f"{run_folder.run_fingerprint(params, data)}-{params['epochs']}"
-
-
-def note_memory(history: list[dict]) -> None:
-    """Add the process's peak memory so far, in MiB, to the newest evaluation; a resumed run keeps the earlier ones."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    history[-1]["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
-    history[-1]["peak_gpu_memory_mb"] = round(max(map(torch.cuda.max_memory_allocated, gpus), default=0) / 2**20)
+    return f"{run_manifest.run_fingerprint(params, data)}-{params['epochs']}"
 
 
 def write_result(
-    run: run_folder.RunFolder,
+    run: RunFolder,
     params: dict,
     data: dict[str, dict],
     model,
@@ -56,21 +49,26 @@ def write_result(
     Args:
         run: the run's folder.
         params: of `load_params`.
-        data: of `run_folder.data_fingerprint`.
+        data: of `run_manifest.data_fingerprint`.
         model: as trained, a MultimodalModel.
-        history: of `Trainer.fit`, with what `note_memory` added.
+        history: of `Trainer.fit`.
         train_data, valid_data: the loaders.
         scores: float [N], of the validation rows in file order.
 
     Returns:
-        {metric: value} over all validation rows, the metrics of the config.
+        {metric: value} over all validation rows, the metrics of the config; NaN where the labels leave one undefined,
+        which is null in result.json.
     """
     rows = _valid_rows(params, train_data.path, valid_data, scores)
-    with files.atomic_path(run.folder / SCORES) as path:
-        rows.write_parquet(path)
+    with files.atomic_path(run.scores) as path:
+        rows.write_parquet(path, use_pyarrow=True)  # a full disk is an OSError there
     label, user, cold = (rows[name].to_numpy() for name in ("label", "user_id", "cold"))
-    values = [model._monitor.get_value(entry) for entry in history]
-    best = int(np.argmax(values) if model._monitor_mode == "max" else np.argmin(values))
+    rules = training_rules(model)
+    values = [rules.monitor.get_value(entry) for entry in history]
+    best = int(np.argmax(values) if rules.monitor_mode == "max" else np.argmin(values))
+    for reason in undefined_metrics(METRICS, label, user).values():
+        logging.warning("%s; null in %s", reason, run.result.name)
+    metrics = evaluate_metrics(label, scores, METRICS, user, allow_undefined=True)
     seconds = _seconds(history, train_data)
     content = {
         "expid": params["model_id"],
@@ -80,7 +78,7 @@ def write_result(
         "fingerprint": fingerprint(params, data),
         "device": torch.cuda.get_device_name(params["gpu"]) if params["gpu"] >= 0 else "CPU",
         "threads": torch.get_num_threads(),
-        "metrics": evaluate_metrics(label, scores, METRICS, user),
+        "metrics": {name: _defined(value) for name, value in metrics.items()},
         "warm": _group(label, scores, ~cold),
         "cold": _group(label, scores, cold),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -90,43 +88,52 @@ def write_result(
         "seconds_to_best": round(seconds[best], 2),
         "train_seconds": round(seconds[-1], 2),
         "curve": [
-            {"epoch": round(entry["step"] / len(train_data), 3), "seconds": round(elapsed, 2), "AUC": entry.get("AUC")}
+            {
+                "epoch": round(entry["step"] / len(train_data), 3),
+                "seconds": round(elapsed, 2),
+                "AUC": _defined(entry.get("AUC")),
+            }
             for entry, elapsed in zip(history, seconds, strict=True)
         ],
     }
-    files.write_json(run.folder / FILE, content)
-    return evaluate_metrics(label, scores, model.validation_metrics, user)
+    files.write_json(run.result, content)
+    return evaluate_metrics(label, scores, model.validation_metrics, user, allow_undefined=True)
 
 
 def read_result(folder: Path) -> dict | None:
     """The content of a run folder's result.json; None when the run has not finished."""
-    if not (folder / SCORES).exists():
+    run = RunFolder(folder.parent, folder.name)
+    if not run.scores.exists():
         return None
     try:
-        return json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return json.loads(run.result.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
 def read_scores(folder: Path) -> pl.DataFrame:
     """A finished run's validation rows: label, score, user_id, cold."""
-    return pl.read_parquet(folder / SCORES)
+    return pl.read_parquet(RunFolder(folder.parent, folder.name).scores)
 
 
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:
     """label, score, user_id (the row number where the file has no users) and cold (item not a target in train)."""
     label, user = valid_data.feature_map.labels[0], params.get("group_id") or "user_id"
-    has_user = user in schema.open_parquet(valid_data.path).schema_arrow.names
-    valid = pl.read_parquet(valid_data.path, columns=[label, schema.ITEM_ID] + [user] * has_user)
-    train_items = pl.read_parquet(train_path, columns=[schema.ITEM_ID])[schema.ITEM_ID]
+    valid, item_ids = open_parquet(valid_data.path), read_column(valid_data.path, schema.ITEM_ID)
+    has_user = user in valid.schema_arrow.names
     return pl.DataFrame(
         {
-            "label": valid[label].cast(pl.Int8),
+            "label": read_column(valid_data.path, label, integer=False).astype(np.int8),
             "score": scores,
-            "user_id": valid[user] if has_user else np.arange(len(valid)),
-            "cold": ~np.isin(valid[schema.ITEM_ID].to_numpy(), train_items.unique().to_numpy()),
+            "user_id": pl.from_arrow(valid.read([user]))[user] if has_user else np.arange(len(item_ids)),
+            "cold": ~np.isin(item_ids, np.unique(read_column(train_path, schema.ITEM_ID))),
         }
     )
+
+
+def _defined(value: float | None) -> float | None:
+    """None for NaN, which JSON does not know."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _group(label: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> dict:

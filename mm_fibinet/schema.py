@@ -1,136 +1,186 @@
-"""The file contract of the challenge data: columns, types, sizes; every check and its message.
+"""The file contract of the challenge data: which columns there are and what their values may be.
 
-Users bring parquet files written by pandas, polars or pyarrow, so a list column may be a list, a large list or a
-fixed-size list, of any integer or float width. Everything here reads all of these and refuses the rest with a
-sentence that names the file, the column, the row and what was expected. Files are read in slices, so that checking
-3.6 million rows needs little memory.
+Every reader goes through here, and `mm_fibinet.data_check` through the very same functions: what a check passes,
+training, prediction and the embedding build take, and what it refuses, they refuse with the same words. A reader raises
+at the first fault; a check passes `noted`, a context manager that keeps each fault and lets the reader go on.
 
-`mm_fibinet.data_check` checks a whole data folder with these.
+The files: splits (train, valid, test) of one interaction a row; item_info, row = item_id, row 0 the padding item; and
+item_feature, the items' texts and levels, in any order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet import normalizer
+from mm_fibinet.errors import UserError
+from mm_fibinet.parquet_reader import (
+    ParquetData,
+    RowError,
+    identities,
+    is_number_list,
+    matrix,
+    open_parquet,
+    read_slices,
+    require_columns,
+    scalars,
+    whole_column,
+)
 
 ITEM_ID = "item_id"
 ITEM_SEQ = "item_seq"
 TEST_ID = "ID"
-SLICE_ROWS = 65_536
+LEVELS = ("likes_level", "views_level")
+INT32 = (2**31, "the int32 range")  # ids are kept as int32
+
+Noted = Callable[[], AbstractContextManager]
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a parquet file; a `UserError` when it is missing, truncated, not parquet or has no rows."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file; check data_root and the paths of the dataset config")
-    try:
-        opened = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        reason = _first_line(error)
-        raise UserError(f"{path}: not a complete parquet file ({reason}); copy or build it again") from error
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
-    if opened.metadata.num_rows == 0:
-        raise UserError(f"{path}: has no rows, expected at least one")
-    return opened
+@dataclass(frozen=True)
+class Column:
+    """One column of a split.
+
+    Attributes:
+        name: in the file.
+        role: history, target, group or label, or feature for one that `spec` describes.
+        limit: ids are below the first; the second is what the user knows it as.
+        width: length of a history; None takes that of the first row.
+        spec: FuxiCTR's feature spec.
+    """
+
+    name: str
+    role: str
+    limit: tuple[int, str] = INT32
+    width: int | None = None
+    spec: dict = field(default_factory=dict)
+
+    def read(self, array: pa.Array, path: str | Path, first_row: int = 0, noted: Noted = nullcontext) -> np.ndarray:
+        """The column's values, checked: [n] or [n, width]; int64, or the file's own integers, or floats for numbers."""
+        if self.role == "feature":
+            return read_feature(array, path, self.name, self.spec, first_row)
+        if self.role == "group":
+            return identities(array, path, self.name, first_row)
+        if self.role == "label":
+            labels = scalars(array, path, self.name, first_row, integer=False)
+            require_binary(labels, path, self.name, first_row)
+            return labels
+        if self.role == "target":
+            values = scalars(array, path, self.name, first_row)
+        else:
+            values = matrix(array, path, self.name, first_row, self.width)
+            if values.shape[1] == 0:
+                raise UserError(f"{path}: column {self.name} has empty lists, expected positions (zeros: no history)")
+        with noted():
+            require_range(values, path, self.name, *self.limit, first_row=first_row)
+        with noted():
+            (require_targets if self.role == "target" else require_padding_in_front)(values, path, first_row)
+        return values
 
 
-def require_columns(path: str | Path, opened: pq.ParquetFile, columns: list[str]) -> None:
-    """A `UserError` that names the first of `columns` that the file lacks."""
-    present = opened.schema_arrow.names
-    for column in columns:
-        if column not in present:
-            raise UserError(f"{path}: column {column} is missing, found {', '.join(present)}")
+def split_columns(
+    features: dict[str, dict], labels: list[str], num_items: int | None, group: str | None = None
+) -> list[Column]:
+    """What a split is read for: history, target, integers (features, group, labels), then numbers.
+
+    Args:
+        features: FuxiCTR feature specs by name; items' (source `item`) and meta features are not the split's.
+        labels: label columns, 0 or 1.
+        num_items: rows of item_info; None when it is not known.
+        group: the column that gAUC groups by.
+
+    Raises:
+        UserError: the group is a list a row.
+    """
+    if group == ITEM_SEQ or features.get(group, {}).get("type") in ("sequence", "embedding"):
+        raise UserError(f"group_id is {group!r}, a list a row, expected a column of one id a row, as user_id")
+    items = (num_items, "items in item_info") if num_items else INT32
+    columns = [Column(ITEM_SEQ, "history", items), Column(ITEM_ID, "target", items)]
+    own = {
+        name: Column(name, "feature", spec=spec)
+        for name, spec in features.items()
+        if name not in (ITEM_SEQ, ITEM_ID) and spec["type"] != "meta" and spec.get("source") != "item"
+    }
+    columns += [column for column in own.values() if not is_number(column)]
+    columns += [Column(group, "group")] if group and group not in own and group != ITEM_ID else []
+    columns += [Column(label, "label") for label in labels]
+    return columns + [column for column in own.values() if is_number(column)]
 
 
-def read_slices(path: str | Path, columns: list[str]) -> Iterator[tuple[int, dict[str, pa.Array]]]:
-    """Read `columns` slice by slice.
+def is_number(column: Column) -> bool:
+    """Whether a column is kept as floats."""
+    return column.spec.get("type") in ("numeric", "embedding")
+
+
+def checked_slices(
+    path: str | Path, columns: list[Column], noted: Noted = nullcontext
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Read and check columns of a split, slice by slice.
+
+    Args:
+        path: a parquet file or folder.
+        columns: of `split_columns`.
+        noted: what a fault is handed to; by default it is raised.
 
     Yields:
-        (first row of the slice, {column: arrow array}), SLICE_ROWS rows at a time.
+        (first row of the slice, {column: its values}); a faulty column is left out where faults are kept.
+
+    Raises:
+        UserError: names the file, the column and the row of the first value that breaks the contract.
     """
     opened = open_parquet(path)
-    require_columns(path, opened, columns)
-    first_row = 0
-    try:
-        for batch in opened.iter_batches(batch_size=SLICE_ROWS, columns=columns):
-            yield first_row, {name: batch.column(name) for name in columns}
-            first_row += batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        message = f"{path}: cannot be read past row {first_row} ({_first_line(error)}); copy or build it again"
-        raise UserError(message) from error
+    readable = []
+    for column in columns:
+        with noted():
+            require_columns(path, opened, [column.name])
+            readable.append(column)
+    for first, arrays in read_slices(path, [column.name for column in readable]) if readable else ():
+        blocks = {}
+        for place, column in enumerate(readable):
+            with noted():
+                block = blocks[column.name] = column.read(arrays[column.name], path, first, noted)
+                if column.role == "history" and column.width is None:  # the first slice says how long
+                    readable[place] = replace(column, width=block.shape[1])
+        yield first, blocks
 
 
-def scalars(array: pa.Array, path: str | Path, column: str, first_row: int = 0, integer: bool = True) -> np.ndarray:
-    """One number a row.
-
-    Args:
-        array: arrow array [n].
-        integer: expect an integer type (booleans count as one); otherwise any number.
-
-    Returns:
-        int64 [n] when `integer`, else float64 [n].
-    """
-    kind = array.type
-    fits = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-    fits = fits or (pa.types.is_floating(kind) and not integer)
-    if not fits:
-        expected = "an integer" if integer else "a number"
-        raise UserError(f"{path}: column {column} has type {kind}, expected {expected} a row")
-    _refuse_nulls(array, path, column, first_row)
-    return array.cast(pa.int64() if integer else pa.float64()).to_numpy(zero_copy_only=False)
-
-
-def matrix(
-    array: pa.Array, path: str | Path, column: str, first_row: int = 0, width: int | None = None, integer: bool = True
-) -> np.ndarray:
-    """One list a row, all of the same length.
-
-    Args:
-        array: arrow list, large list or fixed-size list array [n].
-        width: the length expected; None takes that of the first row.
-        integer: expect integer values, otherwise any number.
+def read_feature(array: pa.Array, path: str | Path, name: str, spec: dict, first_row: int = 0) -> np.ndarray:
+    """A feature's column, of a split or of the items, checked against its spec.
 
     Returns:
-        [n, width] in the file's own number type.
+        categorical: integers [n]; sequence: integers [n, max_len]; numeric, scaled: float32 [n]; embedding: float32
+        [n, pretrain_dim].
     """
-    kind = array.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise UserError(f"{path}: column {column} has type {kind}, expected a list of numbers a row")
-    value_fits = pa.types.is_integer(kind.value_type) or (not integer and pa.types.is_floating(kind.value_type))
-    if not value_fits:
-        expected = "integers" if integer else "numbers"
-        raise UserError(f"{path}: column {column} holds lists of {kind.value_type}, expected lists of {expected}")
-    _refuse_nulls(array, path, column, first_row)
-    if pa.types.is_fixed_size_list(kind):
-        lengths = np.full(len(array), kind.list_size)
-        values = array.flatten()
+    kind = spec["type"]
+    if kind == "numeric":
+        values = normalizer.scaled(read_numbers(array, path, name, spec, first_row), spec)
+        return _float32(values, path, name, first_row)
+    if kind == "embedding":
+        values = matrix(array, path, name, first_row, spec["pretrain_dim"], integer=False)
+        return _float32(values, path, name, first_row)
+    if kind == "sequence":
+        values = matrix(array, path, name, first_row, spec["max_len"])
     else:
-        lengths = np.diff(array.offsets.to_numpy(zero_copy_only=False))
-        values = array.flatten()
-    if len(array) == 0:
-        return np.zeros((0, width or 0), dtype=np.int64 if integer else np.float32)
-    width = int(lengths[0]) if width is None else width
-    wrong = np.flatnonzero(lengths != width)
-    if wrong.size:
-        row = int(wrong[0])
-        raise UserError(
-            f"{path}: column {column} has {int(lengths[row])} values in row {first_row + row}, expected {width}; "
-            "all rows need the same length (pad histories with zeros in front)"
-        )
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // width
-        raise UserError(f"{path}: column {column} has a null in row {first_row + row}, expected {width} numbers")
-    return values.to_numpy(zero_copy_only=False).reshape(len(array), width)
+        values = scalars(array, path, name, first_row, fill_na=spec.get("fill_na"))
+    require_range(values, path, name, spec["vocab_size"], first_row=first_row)
+    return values
+
+
+def read_numbers(array: pa.Array, path: str | Path, name: str, spec: dict, first_row: int = 0) -> np.ndarray:
+    """A numeric feature as in the file, nulls and NaN replaced by its `fill_na`: float64 [n], finite."""
+    fill_na = spec.get("fill_na")
+    values = scalars(array, path, name, first_row, integer=False, fill_na=fill_na)
+    if fill_na is not None:
+        values = np.where(np.isnan(values), fill_na, values)
+    require_finite(values, path, name, first_row)
+    return values
 
 
 def require_range(
-    values: np.ndarray, path: str | Path, column: str, size: int, first_row: int = 0, what: str = "vocab_size"
+    values: np.ndarray, path: str | Path, column: str, size: int, what: str = "vocab_size", first_row: int = 0
 ) -> None:
     """A `UserError` naming the first row whose ids are not in 0 .. size - 1.
 
@@ -138,118 +188,161 @@ def require_range(
         values: integers [n] or [n, width].
         what: the name of the limit, as the user knows it.
     """
-    if values.size == 0 or (values.min() >= 0 and values.max() < size):
+    if values.size == 0 or _all_below(values, size):
         return
     flat = values.reshape(len(values), -1)
     outside = (flat < 0) | (flat >= size)
-    row = int(np.flatnonzero(outside.any(axis=1))[0])
+    bad = outside.any(axis=1)
+    row = int(bad.argmax())
     value = int(flat[row][outside[row]][0])
-    raise UserError(
-        f"{path}: column {column} has {value} in row {first_row + row}, expected 0 to {size - 1} ({what} {size})"
-    )
+    raise RowError(path, column, f"has {value}", f"0 to {size - 1} ({what} {size})", bad, first_row)
 
 
 def require_binary(values: np.ndarray, path: str | Path, column: str, first_row: int = 0) -> None:
     """A `UserError` naming the first row whose label is neither 0 nor 1 (NaN included)."""
-    wrong = np.flatnonzero(~((values == 0) | (values == 1)))
-    if wrong.size:
-        row = int(wrong[0])
-        raise UserError(f"{path}: column {column} is {values[row]} in row {first_row + row}, expected 0 or 1")
+    wrong = ~((values == 0) | (values == 1))
+    if wrong.any():
+        raise RowError(path, column, f"is {values[wrong.argmax()]}", "0 or 1", wrong, first_row)
 
 
 def require_finite(values: np.ndarray, path: str | Path, column: str, first_row: int = 0) -> None:
     """A `UserError` naming the first row with NaN or infinity."""
     if np.isfinite(values).all():
         return
-    flat = values.reshape(len(values), -1)
-    row = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
-    raise UserError(f"{path}: column {column} has NaN or infinity in row {first_row + row}, expected finite numbers")
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    raise RowError(path, column, "has NaN or infinity", "finite numbers", bad, first_row)
 
 
 def require_targets(ids: np.ndarray, path: str | Path, first_row: int = 0) -> None:
     """A `UserError` naming the first row whose target is the padding item 0."""
-    missing = np.flatnonzero(ids == 0)
-    if missing.size:
-        row = first_row + int(missing[0])
-        raise UserError(f"{path}: column {ITEM_ID} is 0 in row {row}, expected an item (0 is the padding item)")
+    if not ids.all():
+        raise RowError(path, ITEM_ID, "is 0", "an item (0 is the padding item)", ids == 0, first_row)
 
 
 def require_padding_in_front(history: np.ndarray, path: str | Path, first_row: int = 0) -> None:
     """A `UserError` naming the first row with a zero behind a history item: integers [n, L]."""
-    wrong = np.flatnonzero(((history[:, :-1] != 0) & (history[:, 1:] == 0)).any(axis=1))
-    if wrong.size:
-        row = first_row + int(wrong[0])
-        raise UserError(
-            f"{path}: column {ITEM_SEQ} has a zero after an item in row {row}, expected zeros in front only"
-        )
+    real = history != 0
+    behind = real[:, :-1] > real[:, 1:]
+    if behind.any():
+        raise RowError(path, ITEM_SEQ, "has a zero after an item", "zeros in front only", behind.any(axis=1), first_row)
 
 
-def read_item_info(path: str | Path) -> pa.Table:
+def read_item_info(path: str | Path, noted: Noted = nullcontext) -> pa.Table:
     """Read item_info.parquet whole and check what every use of it relies on.
 
-    item_id must be 0, 1, 2, ... in order (row = id), row 0 the padding item with zeros in every list, list columns of
-    equal lengths, embeddings finite.
+    item_id must be 0, 1, 2, ... in order (row = id), row 0 the padding item with zeros in every list of numbers, such
+    lists of equal lengths, embeddings finite. Other columns (text, lists of text, structs) are kept as they are.
 
     Returns:
         the table as it is in the file: columns, order and types untouched.
     """
     opened = open_parquet(path)
     require_columns(path, opened, [ITEM_ID])
-    try:
-        table = opened.read()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); copy or build it again") from error
-    _require_id_order(scalars(whole_column(table, ITEM_ID), path, ITEM_ID), path)
+    table = opened.read()
+    with noted():
+        _require_id_order(scalars(whole_column(table, ITEM_ID), path, ITEM_ID), path)
     for column in table.column_names:
         kind = table.schema.field(column).type
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-            integer = pa.types.is_integer(kind.value_type)
-            values = matrix(whole_column(table, column), path, column, integer=integer)
-            if not integer:
-                require_finite(values, path, column)
-            if np.any(values[0] != 0):
-                raise UserError(f"{path}: column {column} is not zero in row 0, expected zeros (the padding item)")
+        if is_number_list(kind):
+            with noted():
+                _require_item_lists(whole_column(table, column), path, column, pa.types.is_integer(kind.value_type))
     return table
+
+
+def read_item_feature(
+    path: str | Path, features: dict[str, dict], num_items: int, noted: Noted = nullcontext
+) -> dict[str, np.ndarray]:
+    """Features of item_feature.parquet, brought into the order of item_info.
+
+    Args:
+        path: item_id, each at most once, in any order, and further columns.
+        features: FuxiCTR feature specs by name, the columns to read.
+        num_items: rows of item_info.
+
+    Returns:
+        {feature: [num_items] or [num_items, W]}; zeros for the padding item and for items that are absent.
+    """
+    opened = open_parquet(path)
+    require_columns(path, opened, [ITEM_ID, *features])
+    table = opened.read([ITEM_ID, *features])
+    ids = scalars(whole_column(table, ITEM_ID), path, ITEM_ID)
+    with noted():
+        require_range(ids, path, ITEM_ID, num_items, "items in item_info")
+    with noted():
+        _refuse_repeated(ids, path)
+    known = (ids >= 0) & (ids < num_items)
+    joined = {}
+    for name, spec in features.items():
+        with noted():
+            values = read_feature(whole_column(table, name), path, name, spec)[known]
+            joined[name] = np.zeros((num_items, *values.shape[1:]), dtype=values.dtype)
+            joined[name][ids[known]] = values
+            joined[name][0] = 0
+    return joined
 
 
 def read_test_ids(path: str | Path) -> np.ndarray:
     """The test split's ID column, which must be 0, 1, 2, ...: int64 [N]."""
     parts = [scalars(arrays[TEST_ID], path, TEST_ID, first) for first, arrays in read_slices(path, [TEST_ID])]
     ids = np.concatenate(parts)
-    wrong = np.flatnonzero(ids != np.arange(len(ids)))
-    if wrong.size:
-        row = int(wrong[0])
-        raise UserError(f"{path}: column ID is {ids[row]} in row {row}, expected {row} (the row number)")
+    wrong = ids != np.arange(len(ids))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise RowError(path, TEST_ID, f"is {ids[row]}", f"{row} (the row number)", wrong)
     return ids
 
 
-def whole_column(table: pa.Table, column: str) -> pa.Array:
-    """A table's column as one arrow array."""
-    chunks = table.column(column).combine_chunks()
-    if isinstance(chunks, pa.ChunkedArray):
-        return pa.concat_arrays(chunks.chunks)
-    return chunks
+def has_labels(path: str | Path, opened: ParquetData, label: str) -> bool:
+    """Whether a split that needs no labels has them all: in test splits the column is often there and empty."""
+    if label not in opened.schema_arrow.names:
+        return False
+    try:
+        for first, arrays in read_slices(path, [label]):
+            Column(label, "label").read(arrays[label], path, first)
+    except UserError:
+        return False
+    return True
+
+
+def _all_below(values: np.ndarray, size: int) -> bool:
+    """Whether all integers are in 0 .. size - 1, in one pass: as unsigned numbers, negative ones are large."""
+    if values.dtype.kind == "i":
+        values, size = values.view(f"u{values.itemsize}"), min(size, 1 << (8 * values.itemsize - 1))
+    return bool(values.max() < size)
+
+
+def _float32(values: np.ndarray, path: str | Path, name: str, first_row: int) -> np.ndarray:
+    """The numbers as float32; a `UserError` for what is not finite there."""
+    with np.errstate(over="ignore"):
+        small = values.astype(np.float32)
+    if np.isfinite(small).all():
+        return small
+    require_finite(values, path, name, first_row)
+    bad = ~np.isfinite(small.reshape(len(small), -1)).all(axis=1)
+    raise RowError(path, name, "has a number beyond float32", "up to 3.4e38", bad, first_row)
+
+
+def _require_item_lists(array: pa.Array, path: str | Path, column: str, integer: bool) -> None:
+    values = matrix(array, path, column, integer=integer)
+    if not integer:
+        require_finite(values, path, column)
+    if np.any(values[0] != 0):
+        raise UserError(f"{path}: column {column} is not zero in row 0, expected zeros (the padding item)")
 
 
 def _require_id_order(ids: np.ndarray, path: str | Path) -> None:
-    wrong = np.flatnonzero(ids != np.arange(len(ids)))
-    if not wrong.size:
+    wrong = ids != np.arange(len(ids))
+    if not wrong.any():
         return
-    row = int(wrong[0])
-    values, counts = np.unique(ids, return_counts=True)
-    if counts.max() > 1:
-        twice = int(values[counts.argmax()])
-        raise UserError(f"{path}: item_id {twice} occurs {counts.max()} times, expected each id once, in order")
+    _refuse_repeated(ids, path)
+    row = int(wrong.argmax())
     raise UserError(
         f"{path}: item_id is {ids[row]} in row {row}, expected {row}; sort by item_id, with the padding item 0 first"
     )
 
 
-def _refuse_nulls(array: pa.Array, path: str | Path, column: str, first_row: int) -> None:
-    if array.null_count:
-        row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise UserError(f"{path}: column {column} is empty (null) in row {first_row + row}, expected a value")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _refuse_repeated(ids: np.ndarray, path: str | Path) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    if counts.max() > 1:
+        twice = int(values[counts.argmax()])
+        raise UserError(f"{path}: item_id {twice} occurs {counts.max()} times, expected each id once")

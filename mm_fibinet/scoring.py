@@ -9,45 +9,59 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mm_fibinet import distributed
-from mm_fibinet.metrics import evaluate_metrics
+from mm_fibinet.fuxictr_adapter import shows_progress
+from mm_fibinet.metrics import evaluate_metrics, require_scores
 
 
-def autocast(model: nn.Module):
-    """bf16 autocast on the model's device when its precision is bf16."""
-    enabled = getattr(model, "precision", "fp32") == "bf16"
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
+def autocast(device: torch.device, precision: str):
+    """A context: bf16 autocast on the device when the precision is "bf16"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def predict(model: nn.Module, data) -> np.ndarray:
+def predict(model: nn.Module, data, precision: str = "fp32") -> np.ndarray:
     """Scores of all rows, in the loader's order; with several processes each scores its share of the batches.
 
     Args:
         model: returns {"y_pred": [B, 1]}.
         data: a loader.
+        precision: "fp32", or "bf16" for autocast.
 
     Returns:
         float64 [N].
+
+    Raises:
+        UserError: a score is NaN.
     """
-    return _score(model, data, with_labels=False)[0]
+    scores = _score(model, data, False, precision)[0]
+    require_scores(scores)
+    return scores
 
 
-def evaluate(model: nn.Module, data, metrics: list[str]) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, data, metrics: list[str], precision: str = "fp32", allow_undefined: bool = False
+) -> dict[str, float]:
     """Metrics over all rows of a loader.
 
     Args:
         model: returns {"y_pred": [B, 1]}.
         data: a loader whose batches have labels.
-        metrics: names, see mm_fibinet.metrics.
+        metrics, allow_undefined: see `evaluate_metrics`.
+        precision: "fp32", or "bf16" for autocast.
 
     Returns:
         {metric: value}, the same on every rank.
+
+    Raises:
+        UserError: a score is NaN, or see `evaluate_metrics`.
     """
-    scores, labels, groups = _score(model, data, with_labels=True)
-    return evaluate_metrics(labels, scores, metrics, groups)
+    scores, labels, groups = _score(model, data, True, precision)
+    return evaluate_metrics(labels, scores, metrics, groups, allow_undefined)
 
 
 @torch.inference_mode()
-def _score(model: nn.Module, data, with_labels: bool) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _score(
+    model: nn.Module, data, with_labels: bool, precision: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Scores [N], and labels [N] and group ids [N] when asked for."""
     model.eval()
     world = distributed.current()
@@ -62,12 +76,12 @@ def _score(model: nn.Module, data, with_labels: bool) -> tuple[np.ndarray, np.nd
         file=sys.stdout,
         leave=False,
         mininterval=1.0,
-        disable=not getattr(model, "_verbose", 0) or not world.is_main,
+        disable=not shows_progress(model) or not world.is_main,
     )
     has_groups = with_labels and model.feature_map.group_id is not None
     parts: list[tuple[int, list[Tensor]]] = []
     for index, batch in shown:
-        with autocast(model):
+        with autocast(model.device, precision):
             columns = [model.forward(batch)["y_pred"].reshape(-1).double()]
         if with_labels:
             columns.append(model.get_labels(batch).reshape(-1))

@@ -1,50 +1,33 @@
 """FuxiCTR's configuration: the YAML format and its merging (`Base`, then the experiment ID, then its dataset).
 
-Unlike in FuxiCTR, nothing in it is ever evaluated as code, and a wrong name is answered with the names that exist.
+What is merged goes through one schema (`settings_schema`, and `settings_rules` for what settings say of each other),
+whether it comes from YAML, from --set, from the tuner or from Python. Unlike in FuxiCTR, nothing in it is ever
+evaluated as code, and a wrong name is answered with the names that exist.
 """
 
-import inspect
+import difflib
 import re
 from pathlib import Path
 
-import torch
-import yaml
+from mm_fibinet.errors import UserError
+from mm_fibinet.setting_types import MAX_NAME
+from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
+from mm_fibinet.settings_schema import ALIASES, DatasetEntry, RunSettings, field_names, schema_of, validate
+from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 
-from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import UserError, explain_os_error
-from mm_fibinet.metrics import METRICS
-from mm_fibinet.training import Trainer
+__all__ = [
+    "DATA_FILES", "DEFAULTS", "change_params", "changed_from_defaults", "check_reachable", "experiment_ids",
+    "find_model", "known_settings", "load_dataset_config", "load_model_config", "load_params", "parse_overrides",
+    "read_yaml", "require_device", "require_name", "resolve",
+]  # fmt: skip
 
 DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_feature")
-LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
-OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
-DEFAULTS = {"seed": 2025, "batch_size": 4096, "epochs": 10, "max_len": 64, "shuffle": True, "group_id": None}
-NOT_SETTINGS = {"self", "args", "kwargs", "feature_map", "data_path", "split", "rank", "world_size", "model"}
-REAL_NUMBERS = {
-    "net_dropout",
-    "attention_dropout",
-    "embedding_regularizer",
-    "net_regularizer",
-}  # 0 by default in places
-OTHER_KEYS = {
-    "gpu",
-    "model_root",
-    "item_feature",
-    "test_data",
-    "tensorboard",
-    "use_features",
-    "feature_specs",
-    "user_id_field",
+DEFAULTS = {
+    name: RunSettings.model_fields[name].default
+    for name in ("seed", "batch_size", "epochs", "max_len", "shuffle", "group_id")
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without code, and with 1e-3 read as a number (YAML 1.1 wants 1.0e-3)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+NOT_CHANGES = {"model", "dataset_id", "model_root", "monitor_mode", *DatasetEntry.model_fields}
+BY_OPTION = {"gpu": "--gpu", "data_root": "--data_root, which moves the files' paths too", "model_id": "--expid"}
 
 
 def load_params(
@@ -70,44 +53,121 @@ def load_params(
     Raises:
         UserError: an unknown experiment, dataset, model, key or value.
     """
-    changes = dict(_parse_override(text) for text in overrides or [])
-    params = load_model_config(Path(config_dir), expid)
-    params.update({key: value for key, value in changes.items() if key in ("dataset_id", "model")})
-    dataset = load_dataset_config(Path(config_dir), params["dataset_id"])
-    params = {**DEFAULTS, **params, **dataset}
-    model_class = find_model(models, params.get("model"))
-    known = set(params) | known_settings(model_class)
-    for key in changes:
-        if key not in known:
-            raise UserError(f"--set {key}: unknown key, expected one of {', '.join(sorted(known))}")
-    _move_data_root(params, data_root)
-    params.update(changes)
-    params["model_root"] = model_root or params.get("model_root") or "./checkpoints/"
+    changes = parse_overrides(overrides or [])
+    experiment = load_model_config(Path(config_dir), expid)
+    dataset = load_dataset_config(Path(config_dir), changes.get("dataset_id", experiment["dataset_id"]))
+    params = resolve(expid, experiment, dataset, models, ("--set", changes))
+    return _placed(params, changes, data_root, model_root, gpu, expid)
+
+
+def change_params(
+    params: dict,
+    models,
+    overrides: list[str] | None = None,
+    data_root: str | None = None,
+    model_root: str | None = None,
+    gpu: int = -1,
+) -> dict:
+    """Parameters that were merged before, those of a run's manifest for example, with changes to them.
+
+    Args:
+        params: of `load_params`, or read back from a manifest.
+        models, overrides, data_root, model_root, gpu: of `load_params`; dataset_id cannot be changed here.
+
+    Raises:
+        UserError: an unknown model, key or value.
+    """
+    changes = parse_overrides(overrides or [])
+    expid = params["model_id"]
+    dataset = {name: params[name] for name in (*DatasetEntry.model_fields, "dataset_id") if name in params}
+    experiment = {name: value for name, value in params.items() if name not in (*dataset, "gpu", "model_id")}
+    changed = resolve(expid, experiment, dataset, models, ("--set", changes))
+    return _placed(changed, changes, data_root, model_root, gpu, expid)
+
+
+def _placed(params: dict, changes: dict, data_root: str | None, model_root: str | None, gpu: int, expid: str) -> dict:
+    """Checked parameters with what the command line says of folders and the device."""
+    _move_data_root({key: value for key, value in params.items() if key not in changes}, data_root, params)
+    params["model_root"] = model_root or params.get("model_root") or RunSettings.model_fields["model_root"].default
     params["gpu"] = gpu
     params["model_id"] = expid
-    _check_params(params)
-    _check_types(params, model_class, MMCTRDataLoader, Trainer)
+    require_group_column(params)
     return params
 
 
-def find_model(models, name: str | None) -> type:
+def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple[str, dict]) -> dict:
+    """An experiment, its data set's entry and changes to them as one mapping that passed the schema.
+
+    Args:
+        expid: as errors name the experiment.
+        experiment: its settings, `Base` included.
+        dataset: the data set's entry, with its dataset_id.
+        models: the namespace of the models.
+        changes: (where they come from, settings) each; the last that has a setting counts.
+
+    Raises:
+        UserError: a key that nobody reads, a value that does not fit, or two that contradict each other.
+    """
+
+    def origin(key: str) -> str:
+        in_dataset = key in dataset or (key in DatasetEntry.model_fields and key not in experiment)
+        where = f"dataset {dataset['dataset_id']}" if in_dataset else f"experiment {expid}"
+        return next((source for source, settings in reversed(changes) if key in settings), where)
+
+    params = {**DEFAULTS, **experiment, **dataset}
+    for _, settings in changes:
+        params.update(settings)
+    params["dataset_id"] = dataset["dataset_id"]
+    named = next((key for key, name in ALIASES.items() if name == "model" and params.get(key) is not None), "model")
+    model_class = find_model(models, params.get(named), origin(named))
+    params["model"] = params[named]
+    return check_together(validate(params, schema_of(model_class), origin), origin)
+
+
+def find_model(models, name: str | None, where: str = "") -> type:
     """The model's class by name, as FuxiCTR looks it up.
 
     Args:
         models: a module with the names of its models in __all__.
+        name: the model's.
+        where: what the error begins with.
     """
     if name not in models.__all__:
-        raise UserError(f"model {name!r} is unknown, expected one of {', '.join(sorted(models.__all__))}")
+        where = f"{where}: " if where else ""
+        raise UserError(f"{where}model {shown(name)} is unknown, expected one of {', '.join(sorted(models.__all__))}")
     return getattr(models, name)
 
 
 def known_settings(model_class: type) -> set[str]:
-    """The names that a model, the loader and the trainer know, whether a config sets them or not."""
-    return OTHER_KEYS | set(DEFAULTS) | set(_arguments(model_class, MMCTRDataLoader, Trainer))
+    """The names that a model, the loader, the trainer and the scripts read, whether a config sets them or not."""
+    return set(field_names(schema_of(model_class)))
+
+
+def changed_from_defaults(params: dict, model_class: type) -> dict[str, object]:
+    """The settings of a run that are not what its model, the loader and the trainer do by themselves.
+
+    Args:
+        params: of `load_params`.
+        model_class: the model's.
+
+    Returns:
+        {setting: value}, in the order of `params`; what names the run or its data is left out.
+    """
+    run = {name: field.default for name, field in RunSettings.model_fields.items()}
+    defaults = {**run, **schema_of(model_class).arguments, **DEFAULTS}
+    return {
+        name: value
+        for name, value in params.items()
+        if name in defaults
+        and name not in NOT_CHANGES
+        and _comparable(name, value) != _comparable(name, defaults[name])
+    }
 
 
 def require_device(gpu: int) -> None:
     """A `UserError` when a GPU is asked for that is not there (FuxiCTR would train on the CPU and not say so)."""
+    import torch  # a script's --help does not wait for it
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu >= count:
         raise UserError(f"--gpu {gpu}: found {count} CUDA devices; use --gpu -1 for the CPU")
@@ -115,137 +175,114 @@ def require_device(gpu: int) -> None:
 
 def experiment_ids(config_dir: str | Path) -> list[str]:
     """All experiment IDs of a config folder, sorted."""
-    found = {key for config in _config_files(Path(config_dir), "model_config") for key in read_yaml(config)}
-    return sorted(found - {"Base"})
+    return sorted(set(_read_configs(Path(config_dir), "model_config")) - {"Base"})
 
 
 def load_model_config(config_dir: Path, expid: str) -> dict:
     """An experiment's settings over those of `Base`, without its data set's."""
-    base, own = {}, None
-    for path in _config_files(config_dir, "model_config"):
-        content = read_yaml(path)
-        base.update(content.get("Base") or {})
-        own = content.get(expid, own)
-    if own is None or expid == "Base":
-        raise UserError(
-            f"--expid {expid}: not in {config_dir}, expected one of {', '.join(experiment_ids(config_dir))}"
-        )
-    params = {**base, **own}
+    found = _read_configs(config_dir, "model_config")
+    require_name(expid, "--expid")
+    if expid not in found or expid == "Base":
+        raise UserError(f"--expid {expid}: not in {config_dir}, {_expected(expid, set(found) - {'Base'})}")
+    params = {**_settings(found, "Base"), **_settings(found, expid)}
     if "dataset_id" not in params:
         raise UserError(f"{config_dir}: experiment {expid} has no dataset_id")
     return params
 
 
 def load_dataset_config(config_dir: Path, dataset_id: str) -> dict:
-    """A data set's settings."""
-    known = []
-    for path in _config_files(config_dir, "dataset_config"):
-        content = read_yaml(path)
-        if dataset_id in content:
-            return {**content[dataset_id], "dataset_id": dataset_id}
-        known += content
-    raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, expected one of {', '.join(sorted(known))}")
+    """A data set's settings, with its name as dataset_id."""
+    found = _read_configs(config_dir, "dataset_config")
+    require_name(dataset_id, "dataset_id")
+    if dataset_id not in found:
+        raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
+    return {**_settings(found, dataset_id), "dataset_id": dataset_id}
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, object]:
+    """What --set says, its values read as YAML; the last of several for a key counts, as options do."""
+    changes = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        key = key.strip()
+        if not separator or not key:
+            raise UserError(f"--set {text}: expected key=value")
+        if key in BY_OPTION:
+            raise UserError(f"--set {key}: expected {BY_OPTION[key]}")
+        changes[key] = read_value(value, f"--set {key}")
+    return changes
+
+
+def require_name(name: object, what: str) -> None:
+    """A UserError unless files can be named for this, in their own folder."""
+    if not isinstance(name, str):
+        raise UserError(f'{what} is {shown(name)}, expected a name; write it in quotes: "{shown(name)}"')
+    wrong = re.search(r"[/\\\x00-\x1f\x7f]", name) or name != name.strip() or name in ("", ".", "..")
+    if wrong or len(name.encode(errors="replace")) > MAX_NAME:
+        raise UserError(
+            f"{what} is {shown(name)}, expected a name that files can have: without / and \\, without control "
+            f"characters or spaces around it, not . or .., at most {MAX_NAME} bytes"
+        )
+
+
+def _read_configs(config_dir: Path, name: str) -> dict[str, tuple[Path, object]]:
+    """{ID: (file, content)} of all files of a kind.
+
+    Raises:
+        UserError: there is none, or an ID is in two of them.
+    """
+    found: dict[str, tuple[Path, object]] = {}
+    for path in _config_files(config_dir, name):
+        for key, content in read_yaml(path).items():
+            if key in found:
+                raise UserError(f"{path}: {key} is in {found[key][0]} too, expected it once")
+            found[key] = path, content
+    return found
 
 
 def _config_files(config_dir: Path, name: str) -> list[Path]:
     found = [config_dir / f"{name}.yaml"] if (config_dir / f"{name}.yaml").is_file() else []
-    found = found or sorted((config_dir / name).glob("*.yaml"))
+    found = found or sorted(path for path in (config_dir / name).glob("*.yaml") if not path.name.startswith("."))
     if not found:
         raise UserError(f"{config_dir}: no {name}.yaml and no {name}/*.yaml there; --config takes a config folder")
     return found
 
 
-def read_yaml(path: Path) -> dict:
-    """A YAML file's mapping, as data: nothing in it is code.
-
-    Raises:
-        UserError: the file cannot be read, or is not a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
+def _settings(found: dict[str, tuple[Path, object]], name: str) -> dict:
+    """The mapping of an ID; `Base` may be missing or empty."""
+    path, content = found.get(name, (None, None))
+    if content is None and name == "Base":
+        return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of names to settings")
+        raise UserError(f"{path}: {name} is {shown(content)}, expected a mapping of settings")
     return content
 
 
-def _parse_override(text: str) -> tuple[str, object]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"--set {text}: expected key=value")
-    try:
-        return key.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML") from error
+def _expected(name: str, known) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"expected one of {', '.join(sorted(known))}{hint}"
 
 
-def _arguments(*classes: type) -> dict[str, inspect.Parameter]:
-    """The settings that the constructors of these classes and their parents take."""
-    found = {}
-    for cls in classes:
-        for parent in reversed(cls.__mro__):
-            if "__init__" in vars(parent) and parent is not object:
-                found.update(inspect.signature(parent.__init__).parameters)
-    return {name: parameter for name, parameter in found.items() if name not in NOT_SETTINGS}
-
-
-def _move_data_root(params: dict, data_root: str | None) -> None:
-    """Put data_root in place of the configured one, at the front of every data file's path."""
+def _move_data_root(before: dict, data_root: str | None, params: dict) -> None:
+    """Put data_root in place of the configured one, at the front of every data file's path that is in `before`."""
     if data_root is None:
         return
-    before = Path(params.get("data_root") or ".")
+    old = Path(before.get("data_root") or ".")
     for key in DATA_FILES:
-        path = params.get(key)
-        if path and Path(path).is_relative_to(before):
-            params[key] = str(Path(data_root) / Path(path).relative_to(before))
+        path = before.get(key)
+        if path and Path(path).is_relative_to(old):
+            params[key] = str(Path(data_root) / Path(path).relative_to(old))
     params["data_root"] = data_root
 
 
-def _check_params(params: dict) -> None:
-    """Refuse what FuxiCTR would hand to eval or getattr unless it is a name that is known here."""
-    _require_one_of(params, "loss", LOSSES)
-    _require_one_of(params, "optimizer", OPTIMIZERS)
-    _require_one_of(params, "task", ("binary_classification",))
-    for metric in params.get("metrics") or []:
-        if metric not in METRICS and metric != "binary_crossentropy":
-            raise UserError(f"metrics has {metric!r}, expected names out of {', '.join(METRICS)}")
-    for key in ("batch_size", "epochs", "max_len"):
-        if not isinstance(params[key], int) or params[key] < 1:
-            raise UserError(f"{key} is {params[key]!r}, expected a whole number above 0")
-    if not isinstance(params["seed"], int):
-        raise UserError(f"seed is {params['seed']!r}, expected a whole number")
-    if not isinstance(params.get("user_id_field", False), bool):
-        raise UserError(f"user_id_field is {params['user_id_field']!r}, expected True or False")
-    if not params.get("item_info"):
-        raise UserError(f"dataset {params['dataset_id']}: item_info is not set, expected the path of item_info.parquet")
-    if not params.get("feature_cols"):
-        raise UserError(f"dataset {params['dataset_id']}: feature_cols is not set, expected a list of features")
-
-
-def _check_types(params: dict, *classes: type) -> None:
-    """Hold each setting against the type of the constructor's default; None is left to the constructor."""
-    for name, parameter in _arguments(*classes).items():
-        value, default = params.get(name), parameter.default
-        if value is None or default is inspect.Parameter.empty:
-            continue
-        if isinstance(default, bool):
-            fits, expected = isinstance(value, bool), "True or False"
-        elif isinstance(default, int) and name not in REAL_NUMBERS:
-            fits, expected = type(value) is int, "a whole number"
-        elif isinstance(default, int | float):
-            fits, expected = type(value) in (int, float), "a number"
-        elif isinstance(default, tuple | list):
-            fits = isinstance(value, list | tuple) and all(type(v) is type(default[0]) for v in value if default)
-            expected = f"a list like {list(default)}" if default else "a list"
-        else:
-            continue
-        if not fits:
-            raise UserError(f"{name} is {value!r}, expected {expected}")
-
-
-def _require_one_of(params: dict, key: str, allowed: tuple[str, ...]) -> None:
-    if key in params and params[key] not in allowed:
-        raise UserError(f"{key} is {params[key]!r}, expected one of {', '.join(allowed)}")
+def _comparable(name: str, value: object) -> object:
+    """A setting's value such that equal ones mean the same."""
+    if isinstance(value, tuple | list):
+        return [_comparable(name, inner) for inner in value]
+    if name.endswith("regularizer"):
+        return value or 0
+    if name == "monitor" and isinstance(value, str):
+        return {value: 1}
+    in_any_case = name == "optimizer" or name.endswith(("activation", "activations"))
+    return value.lower() if in_any_case and isinstance(value, str) else value

@@ -16,18 +16,22 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
-from fuxictr.pytorch.layers import FeatureEmbeddingDict
-from fuxictr.pytorch.torch_utils import get_regularizer
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mm_fibinet import distributed
 from mm_fibinet.checkpoint import RunCheckpoints, load_weights, save_weights
+from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
+from mm_fibinet.fuxictr_adapter import shows_progress, training_rules
+from mm_fibinet.memory import peak_memory
+from mm_fibinet.metrics import undefined_metrics
+from mm_fibinet.objective import Objective
 from mm_fibinet.scoring import autocast, evaluate
 from mm_fibinet.weight_average import WeightAverage
 
@@ -44,10 +48,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Trainer:
-    """Trains one model.
+    """Trains one model; owns its optimizer, precision, best weights' file and the rules of judging it.
 
     Args:
-        model: a MultimodalModel with its optimizer and loss compiled.
+        model: a FuxiCTR model, with the rules its constructor took (monitor, patience, ...); compiled here when it has
+            no optimizer yet.
+        checkpoint: the file of the best weights; None for the model's own `checkpoint`, FuxiCTR's place.
+        optimizer, loss, learning_rate: of a model that is not compiled.
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
         precision: "fp32", or "bf16" for autocast; weights stay fp32.
@@ -58,14 +65,21 @@ class Trainer:
         ema_decay: evaluate and keep a moving average of the weights with this decay; 0 for the weights themselves.
         checkpoints: where to save and resume the run's state; None for neither.
         checkpoint_every: steps between two saved states; None saves at every evaluation only.
-        on_evaluation: called with the history so far after every evaluation.
+        on_evaluation: each is called with the history so far after every evaluation, in no particular order.
         kwargs: further FuxiCTR parameters, which the model has read already.
+
+    Raises:
+        UserError: a setting is out of its range, or the model overrides a step of FuxiCTR's loop.
     """
 
     def __init__(
         self,
         model: nn.Module,
         /,
+        checkpoint: str | Path | None = None,
+        optimizer: str = "adam",
+        loss: str = "binary_crossentropy",
+        learning_rate: float = 1e-3,
         max_gradient_norm: float = 10.0,
         accumulation_steps: int = 1,
         precision: str = "fp32",
@@ -75,7 +89,7 @@ class Trainer:
         ema_decay: float = 0.0,
         checkpoints: RunCheckpoints | None = None,
         checkpoint_every: int | None = None,
-        on_evaluation: Callable[[list[dict]], None] | None = None,
+        on_evaluation: Sequence[Callable[[list[dict]], None]] = (),
         **kwargs,
     ):
         if precision not in PRECISIONS:
@@ -85,54 +99,95 @@ class Trainer:
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}, expected a number from 0 to below 1")
         self.model = model
+        self.objective = Objective(model)
+        if getattr(model, "optimizer", None) is None:
+            model.compile(optimizer, loss, learning_rate)
+        self.optimizer = model.optimizer
+        self.rules = training_rules(model)
+        self.checkpoint = Path(checkpoint or model.checkpoint)
+        self.precision = precision
         self.world = distributed.current()
         self.max_gradient_norm = max_gradient_norm
         self.accumulation_steps = max(int(accumulation_steps), 1)
         self.lr_schedule = lr_schedule
         self.lr_decay_factor = lr_decay_factor
-        self.first_lr = model.optimizer.param_groups[0]["lr"]
+        self.first_lr = self.optimizer.param_groups[0]["lr"]
         self.planned_steps = 0
         self.average = WeightAverage(model, ema_decay) if ema_decay else None
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
         self.on_evaluation = on_evaluation
-        model.precision = precision
         self.forward = _parallel(torch.compile(model) if compile else model, self.world)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.penalties = _penalties(model)
         self.epoch = 0
         self.step = 0
         self.total_steps = 0
-        self.best = -math.inf if model._monitor_mode == "max" else math.inf
+        self.best = -math.inf if self.rules.monitor_mode == "max" else math.inf
         self.bad_evaluations = 0
         self.stopped = False
         self.history: list[dict] = []
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
         self.loss_steps = 0
         self._signal: int | None = None
+        self._checked = False
 
-    def fit(self, train_data, valid_data, epochs: int = 1, resume: bool = False) -> list[dict]:
+    def check(self, valid_data) -> None:
+        """Before the first step: a metric that the validation labels leave undefined is refused, or named in the log.
+
+        Args:
+            valid_data: a loader, or None. Labels of another than ours are seen at the first evaluation only.
+
+        Raises:
+            UserError: the metric is monitored.
+        """
+        self._checked = True
+        if not isinstance(valid_data, MMCTRDataLoader):
+            return
+        labels, groups = valid_data.labels_and_groups()
+        undefined = undefined_metrics(self._metrics(), labels, groups)
+        for metric, reason in undefined.items():
+            if metric in self.rules.monitored:
+                raise UserError(f"{valid_data.path}: monitor {metric}: {reason}")
+            logging.warning("%s: %s", valid_data.path, reason)
+
+    def resume(self) -> bool:
+        """Go on from the run's newest sound state; False when there is none.
+
+        Raises:
+            UserError: there are states, but none that this run can go on from.
+        """
+        state = self.checkpoints.load() if self.checkpoints else None
+        if state is None:
+            return False
+        if state["history"] and not self.checkpoint.exists():
+            raise UserError(
+                f"{self.checkpoint}: the best weights are gone, the run's state alone does not hold them; put them "
+                "back, or start anew without --resume"
+            )
+        self._restore(state)
+        return True
+
+    def fit(self, train_data, valid_data, epochs: int = 1) -> list[dict]:
         """Train until early stopping or for `epochs`, then load the best weights.
 
         Args:
             train_data, valid_data: loaders; valid_data may be None, then the last weights are the best.
             epochs: at most this many.
-            resume: continue from the run's checkpoint when there is a sound one.
 
         Returns:
-            one dictionary an evaluation: epoch, step, loss, learning rate, rows/s, metrics.
+            one dictionary an evaluation: epoch, step, loss, learning rate, rows/s, peak memory in MiB, metrics.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss, a score or the monitored metric is not a number, or a file cannot be written.
             Interrupted: a signal came; the state is saved.
         """
-        state = self.checkpoints.load() if resume and self.checkpoints else None
-        if state is not None:
-            self._restore(state)
+        if not self._checked:
+            self.check(valid_data)
+        if self.total_steps:
             logging.info("Resumed at epoch %d, step %d", self.epoch + 1, self.step)
         steps = len(train_data)
         self.planned_steps = epochs * steps
-        eval_steps = self.model._eval_steps or steps
+        eval_steps = self.rules.eval_steps or steps
         logging.info("Start training: %d batches/epoch", steps)
         lines_above_bars = logging_redirect_tqdm() if self.world.is_main else contextlib.nullcontext()
         with self._signals(), lines_above_bars:
@@ -146,8 +201,8 @@ class Trainer:
             with self._judged_weights():
                 self._save_best()
         distributed.barrier()
-        load_weights(self.model, self.model.checkpoint)
-        logging.info("Training finished. Best weights: %s", self.model.checkpoint)
+        load_weights(self.model, self.checkpoint)
+        logging.info("Training finished. Best weights: %s", self.checkpoint)
         return self.history
 
     def _train_epoch(self, train_data, valid_data, steps: int, eval_steps: int) -> None:
@@ -163,7 +218,7 @@ class Trainer:
             file=sys.stdout,
             leave=False,
             mininterval=1.0,
-            disable=not self.model._verbose or not self.world.is_main,
+            disable=not shows_progress(self.model) or not self.world.is_main,
         )
         started, rows = time.perf_counter(), 0
         interrupted = save_due = False
@@ -193,9 +248,7 @@ class Trainer:
         """Forward, backward and, when enough batches have come, the optimizer; returns the rows of all ranks."""
         labels = self.model.get_labels(batch)
         rows = len(labels) if self.world.size == 1 else data.rows_in_batch(self.step - 1)
-        with autocast(self.model):
-            predicted = self.forward(batch)["y_pred"]
-        loss = self._loss(predicted, labels)
+        loss = self.objective(self.forward, batch, labels, autocast(self.model.device, self.precision))
         share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
         (loss * (share / self.accumulation_steps)).backward()
         self.loss_sum += loss.detach() * (len(labels) / rows)
@@ -204,20 +257,14 @@ class Trainer:
             self._update()
         return rows
 
-    def _loss(self, predicted: Tensor, labels: Tensor) -> Tensor:
-        """The model's loss; NaN scores make it NaN, where torch's own would abort (on a GPU, beyond recovery)."""
-        nan_if_any = (predicted - predicted).sum()
-        return self.model.loss_fn(predicted.nan_to_num(0.5), labels, reduction="mean") + nan_if_any
-
     def _update(self) -> None:
-        for power, weight, parameters in self.penalties:
-            _add_penalty_gradient(parameters, power, weight)
+        self.objective.add_penalty_gradients()
         if self.lr_schedule == "linear":
-            for group in self.model.optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = self.first_lr * (1 - (self.total_steps - 1) / self.planned_steps)
         nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm, foreach=True)
-        self.model.optimizer.step()
-        self.model.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.total_steps)
 
@@ -234,45 +281,59 @@ class Trainer:
             "epoch": self.epoch + 1,
             "step": self.total_steps,
             "loss": loss,
-            "learning_rate": self.model.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "rows_per_second": round(rows_per_second, 1),
+            **_peak_memory(self.model.device),
         }
         logging.info("Train loss: %.6f - %d rows/s", loss, rows_per_second)
         if valid_data is not None:
-            metrics = list(dict.fromkeys([*self.model._monitor.get_metrics(), *self.model.validation_metrics]))
-            entry.update(evaluate(self.model, valid_data, metrics))
+            metrics = self._metrics()
+            entry.update(evaluate(self.model, valid_data, metrics, self.precision, True))
             logging.info("[Metrics] %s", " - ".join(f"{name}: {entry[name]:.6f}" for name in metrics))
-            self._judge(self.model._monitor.get_value(entry))
+            self._judge(self.rules.monitor.get_value(entry))
         else:
             self._save_best()
         self.history.append(entry)
-        if self.on_evaluation and self.world.is_main:
-            self.on_evaluation(self.history)
+        for observe in self.on_evaluation if self.world.is_main else ():
+            observe(self.history)
 
     def _judge(self, value: float) -> None:
-        """Best weights, learning rate on plateau and early stopping, by FuxiCTR's rules."""
-        model = self.model
-        better = value >= self.best + MIN_DELTA if model._monitor_mode == "max" else value <= self.best - MIN_DELTA
+        """Best weights, learning rate on plateau and early stopping, by FuxiCTR's rules.
+
+        Raises:
+            UserError: the value is NaN or infinite, so that no weights are better than others.
+        """
+        rules = self.rules
+        if not math.isfinite(value):
+            raise UserError(
+                f"the monitored metric ({' and '.join(rules.monitored)}) is {value} at epoch {self.epoch + 1}: the "
+                "validation labels leave it undefined (all of one class, or in every group); monitor another metric"
+            )
+        better = value >= self.best + MIN_DELTA if rules.monitor_mode == "max" else value <= self.best - MIN_DELTA
         if better:
             self.best, self.bad_evaluations = value, 0
-            logging.info("Save best model: monitor(%s)=%.6f", model._monitor_mode, value)
+            logging.info("Save best model: monitor(%s)=%.6f", rules.monitor_mode, value)
             self._save_best()
             return
         self.bad_evaluations += 1
-        logging.info("Monitor(%s)=%.6f STOP!", model._monitor_mode, value)
-        if model._reduce_lr_on_plateau and self.lr_schedule == "plateau":
-            for group in model.optimizer.param_groups:
+        logging.info("Monitor(%s)=%.6f STOP!", rules.monitor_mode, value)
+        if rules.reduce_lr_on_plateau and self.lr_schedule == "plateau":
+            for group in self.optimizer.param_groups:
                 group["lr"] = max(group["lr"] * self.lr_decay_factor, MIN_LR)
-            logging.info("Reduce learning rate on plateau: %.6f", model.optimizer.param_groups[0]["lr"])
-        if not model._save_best_only:
+            logging.info("Reduce learning rate on plateau: %.6f", self.optimizer.param_groups[0]["lr"])
+        if not rules.save_best_only:
             self._save_best()
-        if self.bad_evaluations >= model._early_stop_patience:
+        if self.bad_evaluations >= rules.early_stop_patience:
             self.stopped = True
             logging.info("********* Epoch=%d early stop *********", self.epoch + 1)
 
     def _save_best(self) -> None:
         if self.world.is_main:
-            save_weights(self.model, self.model.checkpoint)
+            save_weights(self.model, self.checkpoint)
+
+    def _metrics(self) -> list[str]:
+        """What is computed at an evaluation: the monitored metrics, then those of the config."""
+        return list(dict.fromkeys([*self.rules.monitored, *self.model.validation_metrics]))
 
     def _read_loss(self) -> float:
         """The mean loss since the last reading.
@@ -290,7 +351,7 @@ class Trainer:
         if not math.isfinite(total):
             raise UserError(
                 f"the training loss is {total} at epoch {self.epoch + 1}, step {self.step}; lower learning_rate, or "
-                f"check the embeddings' scale. The last good checkpoints are kept: {self.model.checkpoint}"
+                f"check the embeddings' scale. The last good checkpoints are kept: {self.checkpoint}"
             )
         return total / max(self.loss_steps, 1)
 
@@ -305,7 +366,7 @@ class Trainer:
         self.checkpoints.save(
             {
                 "model": self.model.state_dict(),
-                "optimizer": self.model.optimizer.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
                 "generators": generators,
                 "loss_sum": self.loss_sum,
                 "average": self.average.averaged if self.average else [],
@@ -315,7 +376,7 @@ class Trainer:
 
     def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.model.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for name in STATE:
             setattr(self, name, state[name])
         self.loss_sum = state["loss_sum"].to(self.model.device)
@@ -362,32 +423,10 @@ def _parallel(model: nn.Module, world: distributed.World) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 
 
-def _penalties(model: nn.Module) -> list[tuple[int, float, list[Tensor]]]:
-    """FuxiCTR's regularization_loss as (power, weight, parameters): tables and their projections, then the rest."""
-    tables = {}
-    for module in model.modules():
-        if type(module) is FeatureEmbeddingDict:
-            tables.update({id(p): p for p in module.parameters() if p.requires_grad})
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
-    penalties = []
-    for regularizer, parameters in (
-        (model._embedding_regularizer, list(tables.values())),
-        (model._net_regularizer, rest),
-    ):
-        for power, weight in get_regularizer(float(regularizer) if isinstance(regularizer, int) else regularizer):
-            if weight and parameters:
-                penalties.append((power, weight, parameters))
-    return penalties
-
-
-@torch.no_grad()
-def _add_penalty_gradient(parameters: list[Tensor], power: int, weight: float) -> None:
-    """Add the gradient of (weight / power) * sum |p|^power: weight * p for L2, weight * sign(p) for L1."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    values = parameters if power == 2 else [p.sign() for p in parameters]
-    torch._foreach_add_([p.grad for p in parameters], values, alpha=weight)
+def _peak_memory(device: torch.device) -> dict[str, int]:
+    """The process's peaks so far, in MiB."""
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return {"peak_memory_mb": round(peak_memory() / 2**20), "peak_gpu_memory_mb": round(gpu / 2**20)}
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:

@@ -1,10 +1,15 @@
-"""The models, each a FuxiCTR BaseModel, made as FuxiCTR makes them: `getattr(model_zoo, params["model"])`."""
+"""The models, each a FuxiCTR BaseModel, made as FuxiCTR makes them: `getattr(model_zoo, params["model"])`.
+
+A model is one file here (a FieldModel, a HistoryModel or a MultimodalModel with layers and a `forward`), its name
+below, and its small sizes in tests/test_model_contract.py, which says so when they are missing.
+"""
 
 from model_zoo.autoint import AutoInt
 from model_zoo.dcnv2 import DCNv2
 from model_zoo.deepfm import DeepFM
 from model_zoo.din import DIN
 from model_zoo.din_att6 import DIN_att6
+from model_zoo.din_att_emb_rms import DIN_att_emb_rms
 from model_zoo.fibinet import FiBiNET
 from model_zoo.finalmlp import FinalMLP
 from model_zoo.fm import FM
@@ -25,6 +30,7 @@ __all__ = [
     "AutoInt",
     "DCNv2",
     "DIN_att6",
+    "DIN_att_emb_rms",
     "DeepFM",
     "FiBiNET",
     "FinalMLP",

@@ -1,4 +1,8 @@
-"""What the models share: the challenge's inputs, in either form, and items embedded once.
+"""What the models share: how they are made, the challenge's inputs in either form, and items embedded once.
+
+A model's constructor makes its layers, and that is all: initialisation, device, optimizer and loss follow when it has
+returned (`ModelType`). What a model needs to know of the items it says itself (`item_side_features`): the item table
+is made from that.
 
 A batch comes as the challenge's triple `(batch_dict, item_dict, mask)`, as an `IndexBatch` of our loader, or, for a
 model that reads no history, as FuxiCTR's plain dictionary. `MultimodalModel.read_batch` turns each into the same
@@ -10,6 +14,7 @@ signatures.
 """
 
 import copy
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,15 +29,11 @@ from mm_fibinet.checkpoint import load_weights, save_weights
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import LEVELS
+from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 from mm_fibinet.training import Trainer
 
-KWARG_DEFAULTS = {
-    "verbose": 0,
-    "model_root": "./checkpoints/",
-    "metrics": ["AUC", "logloss"],
-    "optimizer": "adam",
-    "loss": "binary_crossentropy",
-}
+KWARG_DEFAULTS = {"verbose": 0, "model_root": "./checkpoints/", "metrics": ["AUC", "logloss"]}
+INITIALIZERS = ("partial(nn.init.normal_, std=1e-4)",)  # FuxiCTR evaluates what it is given; this is its default
 
 
 @dataclass
@@ -69,11 +70,51 @@ class Inputs:
         return {**target, **self.user}
 
 
-class MultimodalModel(BaseModel):
+class ModelType(type):
+    """Completes a model when its outermost constructor has returned: weights, device, optimizer and loss.
+
+    FuxiCTR's models do so by hand at the end of their constructors, in calls that every contributor has to know. A step
+    that a constructor takes itself, as FuxiCTR's do, is not taken again.
+    """
+
+    def __call__(cls, *args, **kwargs):
+        """The model, ready to train; learning_rate, optimizer and loss are those its constructor was given."""
+        model = super().__call__(*args, **kwargs)
+        if not model.weights_are_set:
+            model.reset_parameters()
+        model.model_to_device()
+        if not hasattr(model, "optimizer"):
+            given = {**model.compile_settings, **_arguments(cls, args, kwargs)}
+            model.compile(given["optimizer"], given["loss"], given["learning_rate"])
+        return model
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The constructor's: `inspect` would show that of `__call__`."""
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        return inspect.Signature(parameters)
+
+
+def _arguments(cls: type, args: tuple, kwargs: dict) -> dict[str, object]:
+    """The arguments of a constructor's call by name, its defaults and what went into its **kwargs among them."""
+    bound = inspect.signature(cls).bind(*args, **kwargs)
+    bound.apply_defaults()
+    settings = {}
+    for name, value in bound.arguments.items():
+        collects = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        settings.update(value if collects else {name: value})
+    return settings
+
+
+class MultimodalModel(BaseModel, metaclass=ModelType):
     """A FuxiCTR BaseModel that reads the challenge's batches.
+
+    A subclass makes its layers in its constructor and has a `forward`; see ModelType for the rest.
 
     Args:
         feature_map: FuxiCTR's FeatureMap; features of source `item` describe items.
+        model_id: names the checkpoint; the class's name unless given.
+        learning_rate, optimizer, loss: of training, as FuxiCTR's `compile` takes them.
         history_levels: the history's items carry likes_level and views_level too, embedded by the row's own tables.
         kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing.
 
@@ -82,38 +123,74 @@ class MultimodalModel(BaseModel):
         level_features: the levels that items carry besides, with history_levels; else empty.
         user_features: the row's own features (user, context, the target's levels), in the feature map's order.
         compared_features: item features that are read but not embedded (see FieldModel); else empty.
+
+    Raises:
+        UserError: the feature map has no features, has no levels though history_levels is True, or holds text that
+            FuxiCTR would run as code.
     """
 
     compared_features: tuple[str, ...] | list[str] = ()
+    weights_are_set = False
 
-    def __init__(self, feature_map, history_levels=False, **kwargs):
-        super().__init__(feature_map, **{**KWARG_DEFAULTS, **kwargs})
-        self.level_features = [name for name in LEVELS if history_levels and name in feature_map.features]
-        self.item_features = [
-            name
-            for name, spec in feature_map.features.items()
-            if spec.get("source") == "item" and spec["type"] != "meta"
-        ]
-        self.user_features = [
-            name
-            for name, spec in feature_map.features.items()
-            if spec.get("source") != "item" and spec["type"] != "meta"
-        ]
+    def __init__(
+        self,
+        feature_map,
+        model_id=None,
+        learning_rate=1e-3,
+        optimizer="adam",
+        loss="binary_crossentropy",
+        history_levels=False,
+        **kwargs,
+    ):
+        _require_plain_specs(feature_map, kwargs)
+        super().__init__(feature_map, model_id=model_id or type(self).__name__, **{**KWARG_DEFAULTS, **kwargs})
+        self.compile_settings = {"learning_rate": learning_rate, "optimizer": optimizer, "loss": loss}
+        features = {name: spec for name, spec in feature_map.features.items() if spec["type"] != "meta"}
+        self.item_features = [name for name, spec in features.items() if spec.get("source") == "item"]
+        self.user_features = [name for name in features if name not in self.item_features]
+        self.level_features = []
+        if history_levels:
+            if not any(name in features for name in LEVELS):
+                raise UserError(
+                    f"history_levels is True for {type(self).__name__}, but the feature map has neither "
+                    f"{' nor '.join(LEVELS)}, it has {', '.join(features)}; set history_levels: False, or add them to "
+                    "feature_cols and use_features"
+                )
+            self.level_features = [name for name in LEVELS if name in self.user_features]
+
+    @property
+    def vector_features(self) -> list[str]:
+        """The features of an item's vector in its order, the feature map's; here and nowhere else it is decided."""
+        of_items = {*self.item_features, *self.level_features}
+        return [name for name in self.feature_map.features if name in of_items]
+
+    def item_side_features(self) -> dict[str, dict]:
+        """What the item table must hold for this model: FuxiCTR feature specs by name, each of source `item`."""
+        names = [*self.item_features, *self.level_features, *self.compared_features]
+        return {name: {**self.feature_map.features[name], "source": "item"} for name in names}
+
+    def reset_parameters(self):
+        """FuxiCTR's: Xavier for linear layers, `init_weights` for those that have it."""
+        super().reset_parameters()
+        self.weights_are_set = True
+
+    def model_to_device(self):
+        """FuxiCTR's; the state of an optimizer that was made before follows the weights."""
+        super().model_to_device()
+        if hasattr(self, "optimizer"):
+            self.optimizer.load_state_dict(self.optimizer.state_dict())
 
     def compile(self, optimizer, loss, lr):
-        """FuxiCTR's, with the fused kernel of the optimizer where there is one: a step is then one pass."""
+        """FuxiCTR's, with the fused kernel of the optimizer where there is one: a step is then one pass.
+
+        Raises:
+            UserError: the loss is text that FuxiCTR would run as code.
+        """
+        if isinstance(loss, str) and not loss.isidentifier():
+            raise UserError(f"loss is {loss!r}, expected the name of a loss, for example binary_crossentropy")
         super().compile(optimizer, loss, lr)
         if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
             self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
-
-    def finish(self, learning_rate, optimizer="adam", loss="binary_crossentropy", **kwargs):
-        """The end of every constructor: FuxiCTR's initialisation, the device, optimizer and loss.
-
-        The optimizer comes last: Adagrad's makes its sums at once, where the weights are then.
-        """
-        self.reset_parameters()
-        self.model_to_device()
-        self.compile(optimizer, loss, learning_rate)
 
     def read_batch(self, inputs) -> Inputs:
         """Bring a batch of any of the three forms to the model's device, as `Inputs`."""
@@ -163,7 +240,7 @@ class MultimodalModel(BaseModel):
 
     def fit(self, data_generator, epochs=1, validation_data=None, **kwargs):
         """FuxiCTR's signature; the loop is mm_fibinet.training's."""
-        Trainer(self, **kwargs).fit(data_generator, validation_data, epochs=epochs)
+        Trainer(self, checkpoint=self.checkpoint, **kwargs).fit(data_generator, validation_data, epochs=epochs)
 
     def evaluate(self, data_generator, metrics=None):
         """FuxiCTR's signature: {metric: value} over all batches."""
@@ -209,10 +286,28 @@ class MultimodalModel(BaseModel):
         missing = [name for name in names if name not in columns]
         if missing:
             raise UserError(
-                f"{type(self).__name__}: the batch's items lack {', '.join(missing)}; "
-                "for levels of the history set history_levels: True in the config, else drop them with use_features"
+                f"{type(self).__name__}: the batch's items lack {', '.join(missing)}; make the item table of the "
+                "model's item_side_features()"
             )
         return {name: columns[name] for name in names}
+
+
+def _require_plain_specs(feature_map, settings: dict) -> None:
+    """Refuse a feature map without features, and all but known names where FuxiCTR's embedding layer runs text."""
+    features = feature_map.features
+    if all(spec["type"] == "meta" for spec in features.values()):
+        raise UserError(f"the feature map has no features to score by, only {', '.join(features) or 'nothing'} as meta")
+    for name, spec in features.items():
+        allowed = SEQUENCE_ENCODERS if spec["type"] == "sequence" else (None,)
+        if (spec.get("feature_encoder") or None) not in allowed:
+            expected = " or ".join(map(str, allowed))
+            raise UserError(f"feature {name}: feature_encoder is {spec.get('feature_encoder')!r}, expected {expected}")
+    for where, initializer in [
+        *((f"feature {name}: ", spec.get("embedding_initializer")) for name, spec in features.items()),
+        ("", settings.get("embedding_initializer")),
+    ]:
+        if isinstance(initializer, str) and initializer not in INITIALIZERS:
+            raise UserError(f"{where}embedding_initializer is {initializer!r}, expected {' or '.join(INITIALIZERS)}")
 
 
 def with_equal_dims(feature_map):
@@ -221,6 +316,21 @@ def with_equal_dims(feature_map):
     for spec in feature_map.features.values():
         spec.pop("embedding_dim", None)
     return feature_map
+
+
+def with_regularizer(regularizer, settings: dict) -> dict:
+    """A constructor's settings with FuxiCTR's `regularizer` of LR and FM, which stands for those of all weights.
+
+    Raises:
+        UserError: another one is given beside it.
+    """
+    if regularizer is None:
+        return settings
+    both = dict.fromkeys(("embedding_regularizer", "net_regularizer"), regularizer)
+    for name in both:
+        if settings.get(name) not in (None, 0, regularizer):
+            raise UserError(f"regularizer is {regularizer!r} and {name} is {settings[name]!r}, expected one of the two")
+    return {**settings, **both}
 
 
 POOLINGS = {MaskedAveragePooling: "mean", MaskedSumPooling: "sum"}

@@ -1,54 +1,67 @@
-"""DCNv2: a cross network with full matrices beside an MLP (Wang et al., WWW 2021), the paper's parallel structure."""
+"""DCNv2: a cross network with full matrices and MLPs (Wang et al., WWW 2021), in FuxiCTR's four structures."""
 
 import torch
-from fuxictr.pytorch.layers import CrossNetV2, MLP_Block
+from fuxictr.pytorch.layers import CrossNetMix, CrossNetV2, MLP_Block
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
+from model_zoo.layers import last_width
+
+MODEL_STRUCTURES = ("crossnet_only", "stacked", "parallel", "stacked_parallel")
 
 
 class DCNv2(FieldModel):
-    """Cross network and MLP side by side over user, target and history fields.
+    """A cross network over user, target and history fields, with an MLP beside it, behind it, or both.
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
+        model_structure: "crossnet_only", "stacked" (an MLP reads the cross network), "parallel" (an MLP beside it) or
+            "stacked_parallel".
+        use_low_rank_mixture: the cross network of DCN-Mix, whose matrices are a mixture of low-rank ones.
+        low_rank, num_experts: of that mixture.
         num_cross_layers: of the cross network.
-        parallel_dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
-        model_structure: FuxiCTR's; only "parallel" is there.
+        stacked_dnn_hidden_units, parallel_dnn_hidden_units: of the MLPs.
+        dnn_activations, net_dropout, batch_norm: of both.
         kwargs: what FieldModel takes.
 
     Raises:
-        UserError: another model_structure.
+        UserError: model_structure is none of these, or its MLP has no units.
     """
 
     def __init__(
         self,
         feature_map,
-        model_id="DCNv2",
-        learning_rate=1e-3,
-        num_cross_layers=3,
-        parallel_dnn_hidden_units=(64, 64, 64),
+        model_structure="parallel",
+        use_low_rank_mixture=False,
+        low_rank=32,
+        num_experts=4,
+        stacked_dnn_hidden_units=(),
+        parallel_dnn_hidden_units=(),
         dnn_activations="ReLU",
+        num_cross_layers=3,
         net_dropout=0.0,
         batch_norm=False,
-        model_structure="parallel",
         **kwargs,
     ):
-        if model_structure != "parallel":
-            raise UserError(f"DCNv2: model_structure is {model_structure!r}, expected parallel")
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        if model_structure not in MODEL_STRUCTURES:
+            raise UserError(f"model_structure is {model_structure!r}, expected one of {', '.join(MODEL_STRUCTURES)}")
+        super().__init__(feature_map, **kwargs)
         input_dim = self.num_fields * self.embedding_dim
-        self.crossnet = CrossNetV2(input_dim, num_cross_layers)
-        self.parallel_dnn = MLP_Block(
-            input_dim=input_dim,
-            hidden_units=list(parallel_dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
-        self.fc = nn.Linear(input_dim + parallel_dnn_hidden_units[-1], 1)
-        self.finish(learning_rate, **kwargs)
+        if use_low_rank_mixture:
+            self.crossnet = CrossNetMix(input_dim, num_cross_layers, low_rank=low_rank, num_experts=num_experts)
+        else:
+            self.crossnet = CrossNetV2(input_dim, num_cross_layers)
+        mlp = {"hidden_activations": dnn_activations, "dropout_rates": net_dropout, "batch_norm": batch_norm}
+        self.stacked_dnn = self.parallel_dnn = None
+        output_dim = input_dim
+        if model_structure in ("stacked", "stacked_parallel"):
+            output_dim = last_width("stacked_dnn_hidden_units", stacked_dnn_hidden_units)
+            self.stacked_dnn = MLP_Block(input_dim, list(stacked_dnn_hidden_units), **mlp)
+        if model_structure in ("parallel", "stacked_parallel"):
+            output_dim += last_width("parallel_dnn_hidden_units", parallel_dnn_hidden_units)
+            self.parallel_dnn = MLP_Block(input_dim, list(parallel_dnn_hidden_units), **mlp)
+        self.fc = nn.Linear(output_dim, 1)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
@@ -60,5 +73,9 @@ class DCNv2(FieldModel):
             {"y_pred": float [B, 1]}.
         """
         features = self.fields(self.read_batch(inputs)).flatten(1)
-        logit = self.fc(torch.cat([self.crossnet(features), self.parallel_dnn(features)], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        output = self.crossnet(features)
+        if self.stacked_dnn is not None:
+            output = self.stacked_dnn(output)
+        if self.parallel_dnn is not None:
+            output = torch.cat([output, self.parallel_dnn(features)], dim=-1)
+        return {"y_pred": self.output_activation(self.fc(output).float())}

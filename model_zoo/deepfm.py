@@ -19,15 +19,13 @@ class DeepFM(FieldModel):
     def __init__(
         self,
         feature_map,
-        model_id="DeepFM",
-        learning_rate=1e-3,
         hidden_units=(64, 64, 64),
         hidden_activations="ReLU",
         net_dropout=0.0,
         batch_norm=False,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, **kwargs)
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
         self.mlp = MLP_Block(
@@ -38,7 +36,6 @@ class DeepFM(FieldModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.

@@ -1,7 +1,8 @@
 """DIN, the organisers' baseline (Deep Interest Network, Zhou et al., KDD 2018).
 
 Each history item is weighted by its relevance for the target, the weighted sum is the user's interest, and an MLP
-reads the row's features, the target and that interest. The defaults are the challenge's.
+reads the row's features, the target and that interest. The defaults are FuxiCTR's; the challenge's sizes are in the
+config.
 """
 
 import torch
@@ -27,20 +28,18 @@ class DIN(HistoryModel):
     def __init__(
         self,
         feature_map,
-        model_id="DIN",
-        learning_rate=1e-3,
-        dnn_hidden_units=(1024, 512, 256),
+        dnn_hidden_units=(512, 128, 64),
         dnn_activations="ReLU",
-        attention_hidden_units=(512, 256),
-        attention_hidden_activations="ReLU",
+        attention_hidden_units=(64,),
+        attention_hidden_activations="Dice",
         attention_output_activation=None,
-        attention_dropout=0.1,
+        attention_dropout=0.0,
         din_use_softmax=False,
-        net_dropout=0.1,
-        batch_norm=True,
+        net_dropout=0.0,
+        batch_norm=False,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, **kwargs)
         self.attention_layers = DINAttention(
             self.item_dim,
             attention_hidden_units,
@@ -57,13 +56,12 @@ class DIN(HistoryModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
 
         Args:
-            inputs: an IndexBatch or the challenge's triple.
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
             {"y_pred": float [B, 1]}.

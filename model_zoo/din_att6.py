@@ -3,9 +3,6 @@
 Two layers in which the target attends to the history stand beside DIN's attention; the user's own embedding and a
 deeper MLP are the rest. Levels in the history are what lifts it to 0.98: `history_levels` is on unless the config
 says otherwise.
-
-As in QIN, one query a row meets all keys, so the keys' and values' matrices are applied to the query and to the
-weighted sum, not to every item. What the keys' biases add is the same for all positions, and softmax cancels it.
 """
 
 import torch
@@ -14,10 +11,9 @@ from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
+from model_zoo.cross_attention import TargetAttention
 from model_zoo.history import HistoryModel
-from model_zoo.layers import DINAttention, masked_softmax
-
-NUM_HEADS = 4
+from model_zoo.layers import DINAttention
 
 
 class DIN_att6(HistoryModel):
@@ -41,30 +37,24 @@ class DIN_att6(HistoryModel):
     def __init__(
         self,
         feature_map,
-        model_id="DIN_att6",
-        learning_rate=1e-3,
-        dnn_hidden_units=(1024, 512, 256, 64, 16),
+        embedding_dim=64,
+        dnn_hidden_units=(512, 128, 64),
         dnn_activations="ReLU",
-        attention_hidden_units=(512, 256),
-        attention_hidden_activations="ReLU",
+        attention_hidden_units=(64,),
+        attention_hidden_activations="Dice",
         attention_output_activation=None,
-        attention_dropout=0.1,
+        attention_dropout=0.0,
         din_use_softmax=False,
-        net_dropout=0.1,
-        batch_norm=True,
+        net_dropout=0.0,
+        batch_norm=False,
         num_layers=2,
         if_use_self_attn=False,
         history_levels=True,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, history_levels=history_levels, **kwargs)
+        super().__init__(feature_map, embedding_dim=embedding_dim, history_levels=history_levels, **kwargs)
         if if_use_self_attn:
             raise UserError("if_use_self_attn is true, which DIN_att6 does not support; set it to false")
-        if self.item_dim % NUM_HEADS:
-            raise UserError(
-                f"DIN_att6: the items' vectors are {self.item_dim} wide, expected a multiple of {NUM_HEADS}; "
-                "choose another embedding_dim"
-            )
         self.attention_layers = DINAttention(
             self.item_dim,
             attention_hidden_units,
@@ -82,13 +72,12 @@ class DIN_att6(HistoryModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
 
         Args:
-            inputs: an IndexBatch or the challenge's triple.
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
             {"y_pred": float [B, 1]}.
@@ -142,7 +131,8 @@ class CrossAttentionLayer(nn.Module):
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
-        self.cross_attn = TargetAttention(dim, dropout)
+        unused = nn.LayerNorm(dim).requires_grad_(False)  # in published weights, in no formula
+        self.cross_attn = TargetAttention(dim, dropout, norm=unused)
         self.attn_norm = nn.RMSNorm(dim, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
         self.dropout = nn.Dropout(dropout)
@@ -152,47 +142,3 @@ class CrossAttentionLayer(nn.Module):
         history = F.embedding(positions, self.attn_norm(items))
         attended = self.attn_norm(target + self.dropout(self.cross_attn(target, history, mask)))
         return attended + self.dropout(self.ffn(attended))
-
-
-class TargetAttention(nn.Module):
-    """Multi-head attention of one query a row, with linear maps before those of nn.MultiheadAttention.
-
-    Args:
-        dim: W.
-        dropout: on the attention weights.
-    """
-
-    def __init__(self, dim: int, dropout: float):
-        super().__init__()
-        self.query_proj = nn.Linear(dim, dim)
-        self.key_proj = nn.Linear(dim, dim)
-        self.value_proj = nn.Linear(dim, dim)
-        self.multihead_attn = nn.MultiheadAttention(dim, NUM_HEADS, dropout=dropout)
-        self.norm = nn.LayerNorm(dim).requires_grad_(False)  # in published weights, in no formula
-        self.key_proj.bias.requires_grad_(False)  # softmax cancels it
-
-    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Attend; a row without history attends to zeros.
-
-        Args:
-            target: float [B, W].
-            history: float [B, L, W].
-            mask: [B, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
-        """
-        inner = self.multihead_attn
-        dim, head_dim = inner.embed_dim, inner.head_dim
-        w_query, w_key, w_value = inner.in_proj_weight.chunk(3)
-        b_query, _, b_value = inner.in_proj_bias.chunk(3)
-        w_key = (w_key @ self.key_proj.weight).view(NUM_HEADS, head_dim, dim)
-        b_value = F.linear(self.value_proj.bias, w_value, b_value).view(NUM_HEADS, head_dim)
-        w_value = (w_value @ self.value_proj.weight).view(NUM_HEADS, head_dim, dim)
-
-        query = F.linear(self.query_proj(target), w_query, b_query) * head_dim**-0.5
-        query = torch.einsum("bhd,hdw->bhw", query.view(-1, NUM_HEADS, head_dim), w_key)
-        weights = masked_softmax(query @ history.transpose(1, 2), mask.unsqueeze(1))
-        weights = F.dropout(weights, inner.dropout, self.training)
-        pooled = torch.einsum("bhw,hdw->bhd", weights @ history, w_value)
-        return inner.out_proj((pooled + weights.sum(dim=-1, keepdim=True) * b_value).flatten(1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
-from model_zoo.layers import BilinearInteraction, LinearPart
+from model_zoo.layers import BilinearInteraction, LinearPart, require_divisor
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
@@ -30,18 +30,20 @@ class FiBiNET(FieldModel):
         senet_plus: FiBiNET++'s SENET+ in place of SENET.
         bilinear_plus: FiBiNET++'s bilinear+ over the fields; the MLP then reads the re-weighted fields themselves in
             place of their interactions.
-        similarity_to_mlp: the MLP reads the figures behind the similarity fields too, batch-normed, so that it can bend
+        similarity_to_mlp: the MLP reads the numbers behind the similarity fields too, batch-normed, so that it can bend
             them before they meet other fields.
         num_groups: of SENET+.
         bilinear_output_dim: of bilinear+.
         kwargs: what FieldModel takes.
+
+    Raises:
+        UserError: there is one field only, similarity_to_mlp is True without similarity_fields, or embedding_dim does
+            not divide into num_groups.
     """
 
     def __init__(
         self,
         feature_map,
-        model_id="FiBiNET",
-        learning_rate=1e-3,
         hidden_units=(),
         hidden_activations="ReLU",
         excitation_activation="ReLU",
@@ -57,10 +59,13 @@ class FiBiNET(FieldModel):
         batch_norm=False,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, **kwargs)
         num_fields, dim = self.num_fields, self.embedding_dim
+        if num_fields < 2:
+            raise UserError(f"FiBiNET has one field, {self.field_features[0]}, expected two or more to interact")
         self.feature_norm = FieldNorm(dim, self.numeric_fields) if feature_norm else None
         if senet_plus:
+            require_divisor("num_groups", num_groups, embedding_dim=dim)
             self.senet_layer = SENETPlus(num_fields, dim, reduction_ratio, num_groups)
         else:
             self.senet_layer = SqueezeExcitation(num_fields, reduction_ratio, excitation_activation)
@@ -72,12 +77,12 @@ class FiBiNET(FieldModel):
             self.bilinear_interaction1 = BilinearInteraction(num_fields, dim, bilinear_type)
             self.bilinear_interaction2 = BilinearInteraction(num_fields, dim, bilinear_type)
             input_dim = num_fields * (num_fields - 1) * dim
-        self.figure_norm = None
+        self.similarity_norm = None
         if similarity_to_mlp:
             if self.similarity is None:
                 raise UserError("similarity_to_mlp is True without similarity_fields: True, expected both or neither")
-            self.figure_norm = nn.BatchNorm1d(self.similarity.num_figures)
-            input_dim += self.similarity.num_figures
+            self.similarity_norm = nn.BatchNorm1d(self.similarity.num_features)
+            input_dim += self.similarity.num_features
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.dnn = MLP_Block(
             input_dim=input_dim,
@@ -87,7 +92,6 @@ class FiBiNET(FieldModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
@@ -99,10 +103,10 @@ class FiBiNET(FieldModel):
             {"y_pred": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        figures = self.similarity.figures(batch) if self.similarity is not None else None
-        read = self.interactions(self.fields(batch, figures))
-        if self.figure_norm is not None:
-            read = torch.cat([read, self.figure_norm(torch.cat(figures, dim=1))], dim=1)
+        similarities = self.similarity.features(batch) if self.similarity is not None else None
+        read = self.interactions(self.fields(batch, similarities))
+        if self.similarity_norm is not None:
+            read = torch.cat([read, self.similarity_norm(torch.cat(similarities, dim=1))], dim=1)
         logit = self.lr_layer(batch.target_columns()) + self.dnn(read)
         return {"y_pred": self.output_activation(logit.float())}
 

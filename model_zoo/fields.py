@@ -3,15 +3,18 @@
 The fields are the row's own features, the target item's and, pooled over it, the history's, all [B, F, D]. Pairs of a
 target field with the same field of the history are what carries a multimodal embedding: they compare what the item
 shows with what the user liked. With `history_levels` the history has its two level fields too; the target's are among
-the row's own features already.
+the row's own features already. Without a history or without features of items there are the row's fields alone, as
+in FuxiCTR's models.
 """
+
+import logging
 
 import torch
 from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.schema import ITEM_ID
+from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 from model_zoo.base import Inputs, MultimodalModel, with_equal_dims
 from model_zoo.layers import DINAttention, mean_pooling
 from model_zoo.similarity import SimilarityFields
@@ -25,7 +28,8 @@ class FieldModel(MultimodalModel):
     Args:
         feature_map: FuxiCTR's FeatureMap.
         embedding_dim: D of every field; an embedding field is projected to it.
-        history_pooling: "mean", "target_attention" (DIN's) or "none".
+        history_pooling: "mean", "target_attention" (DIN's) or "none"; None is "mean" where the feature map has a
+            history (item_seq) and features of items, and "none" where it has not.
         attention_hidden_units, attention_dropout: of the target attention.
         id_dropout: share of the training rows whose target's item_id field is zeroed, so that the model learns to
             score an item it has no id embedding for (a cold one) by its content.
@@ -41,17 +45,19 @@ class FieldModel(MultimodalModel):
     Attributes:
         num_fields: F.
         field_features: the features that are fields.
+        pooled_features: the features whose pooled history makes fields, in the order of these.
         numeric_fields: F flags, which fields come from numbers.
 
     Raises:
-        UserError: history_pooling is none of the three, or similarity_only names what cannot be compared.
+        UserError: history_pooling is none of the three or has nothing to pool, similarity_fields have nothing to
+            compare, or similarity_only names what cannot be compared.
     """
 
     def __init__(
         self,
         feature_map,
         embedding_dim=10,
-        history_pooling="mean",
+        history_pooling=None,
         attention_hidden_units=(64,),
         attention_dropout=0.0,
         id_dropout=0.0,
@@ -61,7 +67,7 @@ class FieldModel(MultimodalModel):
         modality_gating=False,
         **kwargs,
     ):
-        if history_pooling not in HISTORY_POOLINGS:
+        if history_pooling not in (None, *HISTORY_POOLINGS):
             raise UserError(f"history_pooling is {history_pooling!r}, expected one of {', '.join(HISTORY_POOLINGS)}")
         feature_map = with_equal_dims(feature_map)
         super().__init__(feature_map, **kwargs)
@@ -70,7 +76,8 @@ class FieldModel(MultimodalModel):
         self.item_features = [name for name in self.item_features if name not in self.compared_features]
         self.field_features = [name for name in features if features[name]["type"] != "meta"]
         self.field_features = [name for name in self.field_features if name not in self.compared_features]
-        self.history_pooling = history_pooling
+        self.pooled_features = [*self.item_features, *self.level_features]  # the order that weights were trained in
+        self.history_pooling = self._history_pooling(history_pooling)
         self.dropped_fields = {ITEM_ID: id_dropout} if ITEM_ID in self.item_features else {}
         for name in self.item_features:
             if features[name]["type"] == "embedding":
@@ -79,61 +86,95 @@ class FieldModel(MultimodalModel):
         self.embedding_layer = FeatureEmbedding(
             feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None
         )
-        vector_features = [*self.item_features, *self.level_features]
         self.numeric_fields = [features[name]["type"] == "numeric" for name in self.field_features]
-        if history_pooling != "none":
-            self.numeric_fields += [features[name]["type"] == "numeric" for name in vector_features]
-        if history_pooling == "target_attention":
-            self.attention_layer = DINAttention(
-                len(vector_features) * embedding_dim, attention_hidden_units, dropout_rate=attention_dropout
+        if self.history_pooling != "none":
+            self.numeric_fields += [features[name]["type"] == "numeric" for name in self.pooled_features]
+        if self.history_pooling == "target_attention":
+            self.history_attention = DINAttention(
+                len(self.vector_features) * embedding_dim, attention_hidden_units, dropout_rate=attention_dropout
             )
-        self.gate = None
+        self.modality_gate = None
         if modality_gating:
             gated = [name for name in self.item_features if features[name]["type"] == "embedding"]
             if not gated:
                 raise UserError(
                     "modality_gating is True, but no embedding is a field; see similarity_only, use_features"
                 )
-            self.gate = ModalityGate(vector_features, gated, embedding_dim)
+            self.modality_gate = ModalityGate(self.vector_features, gated, embedding_dim)
         self.similarity = None
         if similarity_fields:
             of_items = [*self.item_features, *self.compared_features]
             embeddings = [name for name in of_items if features[name]["type"] == "embedding"]
             tags = [name for name in of_items if features[name]["type"] == "sequence"]
+            if not embeddings and not tags and not self.level_features:
+                raise UserError(
+                    "similarity_fields is True, but there is nothing to compare: expected a feature of source item and "
+                    "of type embedding or sequence, or history_levels: True"
+                )
             self.similarity = SimilarityFields(embeddings, (tags or [None])[0], self.level_features, embedding_dim)
             self.numeric_fields += [True] * self.similarity.num_fields
         self.num_fields = len(self.numeric_fields)
 
-    def fields(self, batch: Inputs, figures: list[Tensor] | None = None) -> Tensor:
+    def fields(self, batch: Inputs, similarities: list[Tensor] | None = None) -> Tensor:
         """User and target fields in the feature map's order, then the pooled history's, then those of similarity.
+
+        The history's fields are those of items first, then the levels.
 
         Args:
             batch: the batch.
-            figures: of `self.similarity.figures`, where they have been computed already.
+            similarities: of `self.similarity.features`, where they have been computed already.
 
         Returns:
             float [B, F, D].
         """
-        columns = {name: batch.items[name] for name in batch.items if name not in self.compared_features}
+        row, history = self.embed(self.embedding_layer, batch.user), []
+        if self.vector_features:
+            target, history = self._item_fields(batch)
+            row = {**target, **row}
+        fields = [row[name] for name in self.feature_map.features if name in row] + history
+        if self.similarity is not None:
+            fields += self.similarity(self.similarity.features(batch) if similarities is None else similarities)
+        return torch.stack(fields, dim=1)
+
+    def _item_fields(self, batch: Inputs) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The target's fields by name and the pooled history's, each float [B, D]."""
+        columns = {name: batch.items[name] for name in self.vector_features}
         embedded = self.embed(self.embedding_layer, columns)
-        names = [*self.item_features, *self.level_features]
-        items = torch.cat([embedded[name] for name in names], dim=-1)
-        if self.gate is not None:
-            items = self.gate(items)
-        target = items.index_select(0, batch.target)
-        per_field = dict(zip(names, target.split(self.embedding_dim, dim=-1), strict=True))
+        items = torch.cat([embedded[name] for name in self.vector_features], dim=-1)
+        if self.modality_gate is not None:
+            items = self.modality_gate(items)
+        vectors = items.index_select(0, batch.target)
+        target = self._by_feature(vectors)
         for name, share in self.dropped_fields.items():
             if self.training and share:
-                per_field[name] = per_field[name] * (torch.rand(len(target), 1, device=target.device) >= share)
-        per_field.update(self.embed(self.embedding_layer, batch.user))
-        fields = [per_field[name] for name in self.feature_map.features if name in per_field]
+                target[name] = target[name] * (torch.rand(len(vectors), 1, device=vectors.device) >= share)
+        if self.history_pooling == "none":
+            return target, []
         if self.history_pooling == "mean":
-            fields.append(mean_pooling(items, batch.history, batch.mask, batch.padding_row))
-        elif self.history_pooling == "target_attention":
-            fields.append(self.attention_layer(target, items, batch.history, batch.mask))
-        if self.similarity is not None:
-            fields += self.similarity(self.similarity.figures(batch) if figures is None else figures)
-        return torch.cat(fields, dim=-1).view(len(target), -1, self.embedding_dim)
+            pooled = mean_pooling(items, batch.history, batch.mask, batch.padding_row)
+        else:
+            pooled = self.history_attention(vectors, items, batch.history, batch.mask)
+        pooled = self._by_feature(pooled)
+        return target, [pooled[name] for name in self.pooled_features]
+
+    def _by_feature(self, vectors: Tensor) -> dict[str, Tensor]:
+        """float [B, W] to {feature: float [B, D]}."""
+        return dict(zip(self.vector_features, vectors.split(self.embedding_dim, dim=-1), strict=True))
+
+    def _history_pooling(self, asked: str | None) -> str:
+        """The pooling: as asked for, or what the feature map has the features for."""
+        if asked is None:
+            has_history = ITEM_SEQ in self.feature_map.features
+            if has_history and not self.pooled_features:
+                logging.warning("%s is not read: no feature of source item describes the items of a history", ITEM_SEQ)
+            return "mean" if has_history and self.pooled_features else "none"
+        if asked != "none" and not self.pooled_features:
+            raise UserError(
+                f"history_pooling is {asked!r}, but the feature map has no feature of source item to pool, it has "
+                f"{', '.join(self.field_features)}; set history_pooling: none, or mark the items' features in "
+                "feature_cols with source: item"
+            )
+        return asked
 
     def _compared_features(self, similarity_fields: bool, names: list[str]) -> list[str]:
         """`similarity_only`, checked."""

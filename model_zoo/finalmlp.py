@@ -9,7 +9,9 @@ import torch
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from torch import Tensor, nn
 
+from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
+from model_zoo.layers import last_width, require_divisor
 
 
 class FinalMLP(FieldModel):
@@ -24,13 +26,15 @@ class FinalMLP(FieldModel):
         fs1_context, fs2_context: features that each gate reads, the row's own or the target item's.
         num_heads: of the bilinear fusion, a divisor of both streams' last widths.
         kwargs: what FieldModel takes.
+
+    Raises:
+        UserError: a context is no feature of the data, num_heads does not divide the streams' widths, or a stream has
+            no units.
     """
 
     def __init__(
         self,
         feature_map,
-        model_id="FinalMLP",
-        learning_rate=1e-3,
         mlp1_hidden_units=(64, 64, 64),
         mlp1_hidden_activations="ReLU",
         mlp1_dropout=0.0,
@@ -46,7 +50,11 @@ class FinalMLP(FieldModel):
         num_heads=1,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, **kwargs)
+        self._require_contexts(fs1_context=fs1_context, fs2_context=fs2_context)
+        width1 = last_width("mlp1_hidden_units", mlp1_hidden_units)
+        width2 = last_width("mlp2_hidden_units", mlp2_hidden_units)
+        require_divisor("num_heads", num_heads, mlp1_hidden_units=width1, mlp2_hidden_units=width2)
         input_dim = self.num_fields * self.embedding_dim
         self.mlp1 = MLP_Block(
             input_dim=input_dim,
@@ -67,8 +75,7 @@ class FinalMLP(FieldModel):
             gate_dims = (self.embedding_dim, list(fs_hidden_units), input_dim)
             self.gate1 = ContextGate(self.feature_map, list(fs1_context), *gate_dims)
             self.gate2 = ContextGate(self.feature_map, list(fs2_context), *gate_dims)
-        self.fusion = BilinearFusion(mlp1_hidden_units[-1], mlp2_hidden_units[-1], num_heads)
-        self.finish(learning_rate, **kwargs)
+        self.fusion = BilinearFusion(width1, width2, num_heads)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
@@ -86,6 +93,13 @@ class FinalMLP(FieldModel):
             stream1, stream2 = stream1 * self.gate1(columns), stream2 * self.gate2(columns)
         logit = self.fusion(self.mlp1(stream1), self.mlp2(stream2))
         return {"y_pred": self.output_activation(logit.float())}
+
+    def _require_contexts(self, **contexts: list[str]) -> None:
+        known = [*self.user_features, *self.item_features, *self.compared_features]
+        for setting, names in contexts.items():
+            for name in names:
+                if name not in known or list(names).count(name) > 1:
+                    raise UserError(f"{setting} is {list(names)}, expected features of the data, each once: {known}")
 
 
 class ContextGate(nn.Module):

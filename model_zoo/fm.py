@@ -7,6 +7,7 @@ import torch
 from fuxictr.pytorch.layers import InnerProductInteraction
 from torch import Tensor, nn
 
+from model_zoo.base import with_regularizer
 from model_zoo.fields import FieldModel
 from model_zoo.layers import LinearPart
 
@@ -16,15 +17,15 @@ class FM(FieldModel):
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
+        regularizer: of all weights, in place of embedding_regularizer and net_regularizer.
         kwargs: what FieldModel takes.
     """
 
-    def __init__(self, feature_map, model_id="FM", learning_rate=1e-3, **kwargs):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+    def __init__(self, feature_map, regularizer=None, **kwargs):
+        super().__init__(feature_map, **with_regularizer(regularizer, kwargs))
         self.bias = nn.Parameter(torch.zeros(1))
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.

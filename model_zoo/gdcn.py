@@ -23,16 +23,14 @@ class GDCN(FieldModel):
     def __init__(
         self,
         feature_map,
-        model_id="GDCN",
-        learning_rate=1e-3,
         num_cross_layers=3,
-        dnn_hidden_units=(64, 64, 64),
+        dnn_hidden_units=(),
         dnn_activations="ReLU",
         net_dropout=0.0,
         batch_norm=False,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, **kwargs)
         input_dim = self.num_fields * self.embedding_dim
         self.cross_net = nn.ModuleList(GatedCrossLayer(input_dim) for _ in range(num_cross_layers))
         self.dnn = MLP_Block(
@@ -43,7 +41,6 @@ class GDCN(FieldModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.

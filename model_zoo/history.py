@@ -1,7 +1,7 @@
 """What the challenge's models share: an item is one vector, its fields' embeddings side by side.
 
-Target and history items have the same vector, so that a model can compare them; with `history_levels` it begins with
-the two levels. The target's levels are then in its vector and among the row's own features too, as DIN_att6, which
+Target and history items have the same vector, so that a model can compare them; with `history_levels` the two levels
+are part of it. The target's levels are then in its vector and among the row's own features too, as DIN_att6, which
 brought them to the history, has it.
 """
 
@@ -9,6 +9,7 @@ import torch
 from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import Tensor
 
+from mm_fibinet.errors import UserError
 from model_zoo.base import Inputs, MultimodalModel
 
 
@@ -21,16 +22,22 @@ class HistoryModel(MultimodalModel):
         kwargs: what MultimodalModel takes.
 
     Attributes:
-        vector_features: the features of an item's vector, in the feature map's order.
         item_dim: W, the width of that vector.
         user_dim: U, the width of the row's own features.
+
+    Raises:
+        UserError: no feature describes an item.
     """
 
-    def __init__(self, feature_map, embedding_dim=64, **kwargs):
+    def __init__(self, feature_map, embedding_dim=10, **kwargs):
         super().__init__(feature_map, **kwargs)
-        of_items = {*self.item_features, *self.level_features}
+        if not self.vector_features:
+            raise UserError(
+                f"{type(self).__name__} reads a history of items, but the feature map has no feature of source item, "
+                f"it has {', '.join(self.user_features)}; mark the items' features in feature_cols with source: item, "
+                "or choose a model of fields, for example FiBiNET"
+            )
         widths = {name: spec.get("embedding_dim", embedding_dim) for name, spec in feature_map.features.items()}
-        self.vector_features = [name for name in feature_map.features if name in of_items]
         self.item_dim = sum(widths[name] for name in self.vector_features)
         self.user_dim = sum(widths[name] for name in self.user_features)
         self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)

@@ -5,7 +5,7 @@ tests hold each against that layer. What changes is only how the products are gr
 
 - a bilinear interaction multiplies whole fields by blocks of weights, instead of one row by one matrix;
 - DIN's attention computes what depends on the target or on the history item alone once per row or once per distinct
-  item, and only the product term per position, and only at positions that hold an item.
+  item, and only the product term per position, and only at positions that hold an item, where nothing counts the rest.
 """
 
 from collections.abc import Iterator
@@ -137,19 +137,17 @@ class LinearPart(nn.Module):
     def __init__(self, feature_map, names: list[str] | None = None):
         super().__init__()
         features = feature_map.features
-        self.embedding_fields = [
-            name for name, spec in features.items() if spec["type"] == "embedding" and (names is None or name in names)
-        ]
-        self.embedding_layer = FeatureEmbedding(
-            feature_map,
-            1,
-            use_pretrain=False,
-            use_sharing=False,
-            required_feature_columns=names,
-            not_required_feature_columns=self.embedding_fields or None,
-        )
+        if names is None:
+            names = [name for name, spec in features.items() if spec["type"] != "meta"]
+        dense = [name for name in features if name in names and features[name]["type"] == "embedding"]
+        looked_up = [name for name in names if name not in dense]
+        self.embedding_layer = None
+        if looked_up:
+            self.embedding_layer = FeatureEmbedding(
+                feature_map, 1, use_pretrain=False, use_sharing=False, required_feature_columns=looked_up
+            )
         self.embedding_weights = nn.ModuleDict(
-            {name: nn.Linear(features[name]["pretrain_dim"], 1, bias=False) for name in self.embedding_fields}
+            {name: nn.Linear(features[name]["pretrain_dim"], 1, bias=False) for name in dense}
         )
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -161,11 +159,12 @@ class LinearPart(nn.Module):
         Returns:
             float [B, 1].
         """
-        rest = {name: values for name, values in inputs.items() if name not in self.embedding_weights}
-        output = self.embedding_layer(rest).sum(dim=1)
-        for name, weights in self.embedding_weights.items():
-            output = output + weights(inputs[name].float())
-        return output
+        terms = []
+        if self.embedding_layer is not None:
+            rest = {name: values for name, values in inputs.items() if name not in self.embedding_weights}
+            terms.append(self.embedding_layer(rest).sum(dim=1))
+        terms += [weights(inputs[name].float()) for name, weights in self.embedding_weights.items()]
+        return sum(terms)
 
 
 class DINAttention(nn.Module):
@@ -174,7 +173,8 @@ class DINAttention(nn.Module):
     The score of history item h for target t is MLP([t, h, t - h, t * h]). With the first layer's weights split by
     these four inputs, its value is (W1 + W3) t + (W2 - W3) h + W4 (t * h) + b: the first term is needed once per row,
     the second once per distinct item, only the third per position. Scores are not normalised (no softmax), so
-    positions without an item add exactly nothing and are left out.
+    positions without an item add exactly nothing and are left out. In training a batch norm (Dice has one) takes its
+    statistics over the padding too, as FuxiCTR's does: then they stay.
 
     Args:
         embedding_dim: W, the width of an item's vector.
@@ -197,8 +197,6 @@ class DINAttention(nn.Module):
         super().__init__()
         self.embedding_dim = embedding_dim
         self.use_softmax = use_softmax
-        if isinstance(hidden_activations, str) and hidden_activations.lower() == "dice":
-            hidden_activations = ["dice"] * len(attention_units)
         self.attention_layer = MLP_Block(
             input_dim=4 * embedding_dim,
             output_dim=1,
@@ -208,6 +206,7 @@ class DINAttention(nn.Module):
             dropout_rates=dropout_rate,
             batch_norm=batch_norm,
         )
+        self.has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in self.attention_layer.modules())
 
     def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """The history, weighted by its relevance for the target.
@@ -221,6 +220,8 @@ class DINAttention(nn.Module):
         Returns:
             float [B, W].
         """
+        if not positions.shape[1]:
+            return torch.zeros_like(target)
         layers = self.attention_layer.mlp
         first = layers[0]
         w_target, w_item, w_difference, w_product = first.weight.chunk(4, dim=1)
@@ -228,8 +229,8 @@ class DINAttention(nn.Module):
         from_item = F.linear(items, w_item - w_difference)
 
         batch, length = positions.shape
-        packed = self.packs(positions)
-        if packed:
+        skips_padding = self.skips_padding(positions)
+        if skips_padding:
             row, column = mask.nonzero(as_tuple=True)
             position = positions[row, column]
             its_target, its_bias = F.embedding(row, target), F.embedding(row, from_target)
@@ -240,22 +241,42 @@ class DINAttention(nn.Module):
         hidden = F.linear(its_target * history, w_product) + its_bias + F.embedding(position, from_item)
         scores = layers[1:](hidden.flatten(0, -2)).squeeze(-1)
 
-        if packed and not self.use_softmax:
+        if skips_padding and not self.use_softmax:
             weighted = history * scores.unsqueeze(-1)
             return torch.zeros_like(target, dtype=weighted.dtype).index_add(0, row, weighted)
-        if packed:
+        if skips_padding:
             full = scores.new_zeros(batch, length).index_put((row, column), scores)
         else:
             full = scores.view(batch, length) * mask.to(scores.dtype)
         if self.use_softmax:
             full = masked_softmax(full, mask)
-        if packed:
+        if skips_padding:
             history = F.embedding(positions, items)
         return torch.bmm(full.unsqueeze(1).to(history.dtype), history).squeeze(1)
 
-    def packs(self, positions: Tensor) -> bool:
+    def skips_padding(self, positions: Tensor) -> bool:
         """Whether to leave out positions without an item: finding them costs a GPU a wait, which training avoids."""
+        if self.training and self.has_batch_norm:
+            return False
         return not torch.is_grad_enabled() or positions.device.type == "cpu"
+
+
+def last_width(name: str, hidden_units: list[int] | tuple[int, ...]) -> int:
+    """The width of an MLP's last hidden layer.
+
+    Raises:
+        UserError: there is none, and something is to be put on it.
+    """
+    if not hidden_units:
+        raise UserError(f"{name} is empty, expected the units of one layer or more, for example [64, 64, 64]")
+    return hidden_units[-1]
+
+
+def require_divisor(name: str, value: int, **widths: int) -> None:
+    """A UserError unless `value` divides all of these widths, which are named in it."""
+    if value < 1 or any(width % value for width in widths.values()):
+        expected = " and ".join(f"{width} ({what})" for what, width in widths.items())
+        raise UserError(f"{name} is {value}, expected a divisor of {expected}")
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the history. An embedding field has one weight per dimension. Nothing interacts.
 import torch
 from torch import Tensor, nn
 
-from model_zoo.base import MultimodalModel
+from model_zoo.base import MultimodalModel, with_regularizer
 from model_zoo.layers import LinearPart, mean_pooling
 
 
@@ -16,27 +16,28 @@ class LR(MultimodalModel):
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
+        regularizer: of all weights, in place of embedding_regularizer and net_regularizer.
         kwargs: what MultimodalModel takes.
     """
 
-    def __init__(self, feature_map, model_id="LR", learning_rate=1e-3, **kwargs):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+    def __init__(self, feature_map, regularizer=None, **kwargs):
+        super().__init__(feature_map, **with_regularizer(regularizer, kwargs))
         self.bias = nn.Parameter(torch.zeros(1))
         self.lr_layer = LinearPart(feature_map)
-        self.history_layer = LinearPart(feature_map, [*self.item_features, *self.level_features])
-        self.finish(learning_rate, **kwargs)
+        self.history_layer = LinearPart(feature_map, self.vector_features) if self.vector_features else None
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
 
         Args:
-            inputs: an IndexBatch or the challenge's triple.
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
             {"y_pred": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        of_items = self.history_layer(batch.items)
-        of_history = mean_pooling(of_items, batch.history, batch.mask, batch.padding_row)
-        logit = self.bias + self.lr_layer(batch.target_columns()) + of_history
+        logit = self.bias + self.lr_layer(batch.target_columns())
+        if self.history_layer is not None:
+            of_items = self.history_layer(batch.items)
+            logit = logit + mean_pooling(of_items, batch.history, batch.mask, batch.padding_row)
         return {"y_pred": self.output_activation(logit.float())}

@@ -26,25 +26,21 @@ class QIN(HistoryModel):
     def __init__(
         self,
         feature_map,
-        model_id="QIN",
-        learning_rate=2e-3,
-        embedding_dim=128,
-        num_layers=4,
-        num_row=4,
-        net_dropout=0.1,
-        batch_norm=True,
+        num_layers=3,
+        num_row=2,
+        net_dropout=0.0,
+        batch_norm=False,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, embedding_dim=embedding_dim, **kwargs)
+        super().__init__(feature_map, **kwargs)
         self.attention_layers = ReLUTargetAttention(self.item_dim, 2 * self.item_dim)
         self.qnn = QuadraticNetwork(self.user_dim + 2 * self.item_dim, num_layers, num_row, net_dropout, batch_norm)
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
 
         Args:
-            inputs: an IndexBatch or the challenge's triple.
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
             {"y_pred": float [B, 1]}.

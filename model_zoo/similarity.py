@@ -2,7 +2,7 @@
 
 A bilinear interaction of pooled fields sees the history's mean; whether any single item of it is close to the target
 is lost in that mean. These fields say it: for a cold item, whose id says nothing, it is the strongest evidence there
-is. The comparisons are of the items' raw columns, so they have nothing to learn but how much each figure counts.
+is. The comparisons are of the items' raw columns, so they have nothing to learn but how much each counts.
 """
 
 import torch
@@ -30,34 +30,34 @@ class SimilarityFields(nn.Module):
 
     Attributes:
         num_fields: fields made.
-        num_figures: raw figures behind them.
+        num_features: numbers behind them.
     """
 
     def __init__(self, embeddings: list[str], tags: str | None, levels: list[str], embedding_dim: int):
         super().__init__()
         self.embeddings, self.tags, self.levels = embeddings, tags, levels
         sizes = [4] * len(embeddings) + ([3] if tags else []) + ([4 * len(levels)] if levels else [])
-        self.num_fields, self.num_figures = len(sizes), sum(sizes)
+        self.num_fields, self.num_features = len(sizes), sum(sizes)
         self.projections = nn.ModuleList(nn.Linear(size, embedding_dim) for size in sizes)
 
-    def forward(self, figures: list[Tensor]) -> list[Tensor]:
-        """The raw figures of each field to one float [B, D] a field."""
-        return [project(values) for project, values in zip(self.projections, figures, strict=True)]
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """The similarity features of each field, as `features` has them, to one float [B, D] a field."""
+        return [project(values) for project, values in zip(self.projections, features, strict=True)]
 
     @torch.no_grad()
-    def figures(self, batch: Inputs) -> list[Tensor]:
-        """The raw figures of each field: float [B, size]; zeros where there is no history."""
+    def features(self, batch: Inputs) -> list[Tensor]:
+        """The similarity features of each field: float [B, size]; zeros where there is no history."""
         real = batch.mask > 0
         weights = history_weights(real)
-        figures = [
-            cosine_figures(batch.items[name].float(), batch.target, batch.history, real, weights)
+        features = [
+            cosine_features(batch.items[name].float(), batch.target, batch.history, real, weights)
             for name in self.embeddings
         ]
         if self.tags:
-            figures.append(tag_figures(batch.items[self.tags], batch.target, batch.history, weights))
+            features.append(tag_features(batch.items[self.tags], batch.target, batch.history, weights))
         if self.levels:
-            figures.append(level_figures([batch.items[name] for name in self.levels], batch, weights))
-        return figures
+            features.append(level_features([batch.items[name] for name in self.levels], batch, weights))
+        return features
 
 
 def history_weights(real: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(weights, values.unsqueeze(-1)).squeeze(-1)
 
 
-def cosine_figures(items: Tensor, target: Tensor, history: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+def cosine_features(items: Tensor, target: Tensor, history: Tensor, real: Tensor, weights: Tensor) -> Tensor:
     """Mean, top-4 mean, maximum and recent mean of the cosines between the target and the real history items.
 
     Args:
@@ -98,18 +98,20 @@ def cosine_figures(items: Tensor, target: Tensor, history: Tensor, real: Tensor,
     else:
         cosines = torch.bmm(F.embedding(history, unit), chosen.unsqueeze(-1)).squeeze(-1)
     mean, recent = weighted_means(cosines, weights).split(1, dim=1)
+    if not history.shape[1]:
+        return cosines.new_zeros(len(target), 4)
     nearest = cosines.masked_fill(~real, -2).topk(min(TOP, history.shape[1]), dim=1).values
     there = nearest > -2
     top = (nearest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.cat([mean, top, (nearest * there)[:, :1], recent], dim=1)
 
 
-def tag_figures(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor) -> Tensor:
+def tag_features(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor) -> Tensor:
     """The share of history items with a tag of the target's, the mean and recent mean Jaccard index of the tag sets.
 
     Args:
         tags: integer [M, W], 0 = padding, no tag twice in a row.
-        target, history, weights: as in `cosine_figures`.
+        target, history, weights: as in `cosine_features`.
 
     Returns:
         float [B, 3].
@@ -123,20 +125,20 @@ def tag_figures(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor) 
     return torch.cat([shared, weighted_means(common / either.clamp(min=1), weights)], dim=1)
 
 
-def level_figures(levels: list[Tensor], batch: Inputs, weights: Tensor) -> Tensor:
+def level_features(levels: list[Tensor], batch: Inputs, weights: Tensor) -> Tensor:
     """For each level, mean and recent mean over the history of (target - item) and of its absolute value, in tenths.
 
     Args:
         levels: integer [M] each.
         batch: the batch.
-        weights: as in `cosine_figures`.
+        weights: as in `cosine_features`.
 
     Returns:
         float [B, 4 * len(levels)].
     """
-    figures = []
+    features = []
     for level in levels:
         own = level.index_select(0, batch.target).unsqueeze(1)
         difference = (own - level[batch.history.long()]).float() / 10
-        figures += [weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
-    return torch.cat(figures, dim=1)
+        features += [weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
+    return torch.cat(features, dim=1)

@@ -4,8 +4,9 @@ A token is a history item beside the target. The last tokens' outputs and the ma
 features and the target, through DCNv2's cross network and an MLP side by side.
 
 The published model gives its mask to the encoder the wrong way round: real items are ignored and padding is attended
-to (a row without padding has its last position opened). `mask_polarity: published` keeps that, for weights trained
-so; the default is right.
+to (a row without padding has its last position opened). That is the default, as every default here is the original's,
+so that its config and its weights make the published model; `mask_polarity: correct`, which the shipped experiments
+set, lets the history in.
 """
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from model_zoo.history import HistoryModel
+from model_zoo.layers import last_width, require_divisor
 
 MASK_POLARITIES = ("correct", "published")
 
@@ -31,18 +33,19 @@ class Transformer_DCN(HistoryModel):
         dcn_hidden_units, net_dropout, batch_norm: of the MLP beside it.
         mlp_hidden_units: of the MLP that reads both.
         hidden_activations: of both MLPs.
-        mask_polarity: "correct" or "published".
+        mask_polarity: "published" (real items are ignored) or "correct".
         kwargs: what HistoryModel takes.
 
     Raises:
-        UserError: mask_polarity is neither.
+        UserError: mask_polarity is neither, the tokens' width does not divide into num_heads, or dcn_hidden_units is
+            empty.
     """
 
     def __init__(
         self,
         feature_map,
-        model_id="Transformer_DCN",
         learning_rate=5e-4,
+        embedding_dim=64,
         num_heads=1,
         transformer_layers=2,
         dim_feedforward=256,
@@ -55,14 +58,16 @@ class Transformer_DCN(HistoryModel):
         hidden_activations="ReLU",
         net_dropout=0.2,
         batch_norm=False,
-        mask_polarity="correct",
+        mask_polarity="published",
         **kwargs,
     ):
         if mask_polarity not in MASK_POLARITIES:
             raise UserError(f"mask_polarity is {mask_polarity!r}, expected one of {', '.join(MASK_POLARITIES)}")
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, learning_rate=learning_rate, embedding_dim=embedding_dim, **kwargs)
         self.mask_polarity = mask_polarity
         token_dim = 2 * self.item_dim
+        require_divisor("num_heads", num_heads, tokens=token_dim)
+        dnn_dim = last_width("dcn_hidden_units", dcn_hidden_units)
         self.transformer_encoder = HistoryTransformer(
             token_dim,
             num_heads,
@@ -82,18 +87,17 @@ class Transformer_DCN(HistoryModel):
             batch_norm=batch_norm,
         )
         self.mlp = MLP_Block(
-            input_dim=input_dim + dcn_hidden_units[-1],
+            input_dim=input_dim + dnn_dim,
             output_dim=1,
             hidden_units=list(mlp_hidden_units),
             hidden_activations=hidden_activations,
         )
-        self.finish(learning_rate, **kwargs)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
 
         Args:
-            inputs: an IndexBatch or the challenge's triple.
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
             {"y_pred": float [B, 1]}.
@@ -148,6 +152,8 @@ class HistoryTransformer(nn.Module):
         Returns:
             float [B, K * T], or [B, (K + 1) * T] with the maximum.
         """
+        if not tokens.shape[1]:  # no sequence at all, which torch's encoder does not take
+            tokens, visible = F.pad(tokens, (0, 0, 1, 0)), F.pad(visible, (1, 0))
         hidden = self.transformer_encoder(tokens, src_key_padding_mask=~open_last(visible))  # no key may mean NaN
         hidden_there = visible.unsqueeze(-1)
         last = hidden.masked_fill(~hidden_there, 0.0)[:, -self.num_last :].flatten(1)

@@ -13,15 +13,13 @@ class xDeepFM(FieldModel):
     Args:
         feature_map: FuxiCTR's FeatureMap.
         cin_hidden_units: feature maps of each CIN layer.
-        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP; no units, no MLP.
         kwargs: what FieldModel takes.
     """
 
     def __init__(
         self,
         feature_map,
-        model_id="xDeepFM",
-        learning_rate=1e-3,
         cin_hidden_units=(16, 16, 16),
         dnn_hidden_units=(64, 64, 64),
         dnn_activations="ReLU",
@@ -29,18 +27,19 @@ class xDeepFM(FieldModel):
         batch_norm=False,
         **kwargs,
     ):
-        super().__init__(feature_map, model_id=model_id, **kwargs)
+        super().__init__(feature_map, **kwargs)
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.cin = CompressedInteractionNet(self.num_fields, list(cin_hidden_units), output_dim=1)
-        self.dnn = MLP_Block(
-            input_dim=self.num_fields * self.embedding_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
-        self.finish(learning_rate, **kwargs)
+        self.dnn = None
+        if dnn_hidden_units:
+            self.dnn = MLP_Block(
+                input_dim=self.num_fields * self.embedding_dim,
+                output_dim=1,
+                hidden_units=list(dnn_hidden_units),
+                hidden_activations=dnn_activations,
+                dropout_rates=net_dropout,
+                batch_norm=batch_norm,
+            )
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
@@ -53,5 +52,7 @@ class xDeepFM(FieldModel):
         """
         batch = self.read_batch(inputs)
         fields = self.fields(batch)
-        logit = self.lr_layer(batch.target_columns()) + self.cin(fields) + self.dnn(fields.flatten(1))
+        logit = self.lr_layer(batch.target_columns()) + self.cin(fields)
+        if self.dnn is not None:
+            logit = logit + self.dnn(fields.flatten(1))
         return {"y_pred": self.output_activation(logit.float())}

@@ -43,6 +43,7 @@ class Golden:
         weights: the model's state dict.
         batch: the inputs as an IndexBatch.
         expected: float32 [B, 1].
+        loss: float32 scalar of these rows, without regularization, where the model has a loss of its own; else None.
     """
 
     def __init__(self, name: str):
@@ -50,6 +51,7 @@ class Golden:
         tensors = load_file(GOLDEN / f"{name}.safetensors")
         self.weights = {key[2:]: value for key, value in tensors.items() if key.startswith("w.")}
         self.expected = tensors["y"]
+        self.loss = tensors["loss"].squeeze() if "loss" in tensors else None
         table = {key[8:]: value for key, value in tensors.items() if key.startswith("x.table.")}
         num_items = len(table["item_tags"])
         table["item_id"] = torch.arange(num_items)
@@ -58,7 +60,7 @@ class Golden:
             "user_id": tensors["x.user_id"],
             "likes_level": table["likes_level"][item_id],
             "views_level": table["views_level"][item_id],
-            "label": torch.zeros(len(item_id)),
+            "label": tensors.get("x.label", torch.zeros(len(item_id))).view(-1),
         }
         index = torch.cat([tensors["x.item_seq"], item_id.unsqueeze(1)], dim=1)
         self.batch = IndexBatch(row, index.int(), ItemTable(table))

@@ -2,8 +2,12 @@
 
 import io
 import json
+import logging
 import os
 import pickle
+import runpy
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +16,20 @@ from PIL import Image
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import encoders
-from mm_fibinet.items.encoders import load_image_encoder, load_text_encoder, resolve_device
-from mm_fibinet.items.sources import BadImage
+from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder, resolve_device
+from mm_fibinet.items.sources import BadContent
 
 CPU = torch.device("cpu")
+
+
+def load_text_encoder(name: str) -> encoders.Encoder:
+    return load_encoder("text", name, CPU, 4, TEXT_ENCODERS)
+
+
+def load_image_encoder(name: str) -> encoders.Encoder:
+    return load_encoder("image", name, CPU, 4, IMAGE_ENCODERS)
+
+
 TEXTS = [
     "A cat sleeps on the sofa. pets, cute",
     "Kittens play with a ball of wool. pets",
@@ -44,12 +58,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def minilm():
-    return load_text_encoder("minilm", CPU, 4)
+    return load_text_encoder("minilm")
 
 
 @pytest.fixture(scope="module")
 def lite0():
-    return load_image_encoder("efficientnet_lite0", CPU, 4)
+    return load_image_encoder("efficientnet_lite0")
 
 
 def test_lite0_equals_the_other_implementation(lite0):
@@ -108,9 +122,9 @@ def test_weights_other_than_the_official_ones_are_refused(monkeypatch):
     monkeypatch.setattr(encoders, "MINILM_SHA256", "0" * 64)
     monkeypatch.setattr(encoders, "LITE0_SHA256", "0" * 64)
     with pytest.raises(UserError, match=r"SHA-256 is 53aa5117.*not the official weights"):
-        load_text_encoder("minilm", CPU, 4)
+        load_text_encoder("minilm")
     with pytest.raises(UserError, match=r"SHA-256 is 57934424.*not the official weights"):
-        load_image_encoder("efficientnet_lite0", CPU, 4)
+        load_image_encoder("efficientnet_lite0")
 
 
 def test_a_sentence_transformers_folder_with_another_architecture(tmp_path):
@@ -123,20 +137,20 @@ def test_a_sentence_transformers_folder_with_another_architecture(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     table = np.arange(12, dtype=np.float32).reshape(3, 4)
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)]).save(str(tmp_path / "words"))
-    encoder = load_text_encoder(str(tmp_path / "words"), CPU, 4)
+    encoder = load_text_encoder(str(tmp_path / "words"))
     samples, shapes = zip(*map(encoder.prepare, [b"cat dog", b"dog"]), strict=True)
     assert shapes == (0, 0) and encoder.dim == 4
     np.testing.assert_allclose(encoder.encode(list(samples)), [table[1:].mean(axis=0), table[2]])
 
     table[2, 0] = 99
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)]).save(str(tmp_path / "other"))
-    assert load_text_encoder(str(tmp_path / "other"), CPU, 4).id != encoder.id, "the id follows the weights"
+    assert load_text_encoder(str(tmp_path / "other")).id != encoder.id, "the id follows the weights"
 
 
 def test_a_text_encoder_that_cannot_be_loaded_says_what_to_do(tmp_path):
     for folder in (tmp_path, tmp_path / "mistyped"):
         with pytest.raises(UserError, match=r"--text_encoder .*cannot be loaded .*expected minilm, none"):
-            load_text_encoder(str(folder), CPU, 4)
+            load_text_encoder(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +169,9 @@ def tiny_clip(tmp_path_factory):
     return folder, model.eval(), preprocess
 
 
-def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip):
+def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip, monkeypatch):
     folder, model, preprocess = tiny_clip
-    encoder = load_image_encoder(f"open_clip:{folder}/tiny.json:{folder}/tiny.pt", CPU, 4)
+    encoder = load_image_encoder(f"open_clip:{folder}/tiny.json:{folder}/tiny.pt")
     images = [jpeg(seed) for seed in range(3)]
     features = encoder.encode([encoder.prepare(image)[0] for image in images])
     with torch.inference_mode():
@@ -166,21 +180,26 @@ def test_open_clip_from_a_local_file_equals_open_clip(tiny_clip):
     assert features.shape == (3, 24) == (3, encoder.dim)
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
+    with monkeypatch.context() as patched:
+        patched.setattr(logging.root.manager, "disable", logging.DEBUG)
+        load_image_encoder(f"open_clip:tiny:{folder}/tiny.pt")
+        assert logging.root.manager.disable == logging.DEBUG
+
     changed = {name: value + 0.1 for name, value in model.state_dict().items()}
     torch.save(changed, folder / "changed.pt")
-    other = load_image_encoder(f"open_clip:tiny:{folder}/changed.pt", CPU, 4)
+    other = load_image_encoder(f"open_clip:tiny:{folder}/changed.pt")
     assert other.id != encoder.id, "the id follows the weights"
 
 
 def test_open_clip_that_cannot_be_loaded_says_what_to_do(tiny_clip):
     folder, _, _ = tiny_clip
     with pytest.raises(UserError, match="found no weights, expected open_clip:NAME:TAG_OR_FILE"):
-        load_image_encoder("open_clip:ViT-B-32", CPU, 4)
+        load_image_encoder("open_clip:ViT-B-32")
     for name in ("no-such-net:laion400m_e32", "tiny:no_such_tag", f"tiny:{folder}/tiny.json"):
         with pytest.raises(UserError, match=r"cannot be loaded \(.*list_pretrained"):
-            load_image_encoder(f"open_clip:{name}", CPU, 4)
-    with pytest.raises(UserError, match="unknown, expected efficientnet_lite0, none or open_clip"):
-        load_image_encoder("resnet50", CPU, 4)
+            load_image_encoder(f"open_clip:{name}")
+    with pytest.raises(UserError, match="resnet50: unknown, expected none, efficientnet_lite0 or open_clip:"):
+        load_image_encoder("resnet50")
 
 
 class _Payload:
@@ -192,14 +211,14 @@ def test_a_pickle_in_place_of_weights_is_not_executed(tiny_clip, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(_Payload(), protocol=2))
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_image_encoder("open_clip:tiny:evil.pt", CPU, 4)
+        load_image_encoder("open_clip:tiny:evil.pt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_bad_image_is_told_from_a_good_one(lite0):
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadContent, match="not an image"):
         lite0.prepare(b"<html>404</html>")
-    with pytest.raises(BadImage) as caught:
+    with pytest.raises(BadContent) as caught:
         lite0.prepare(jpeg(0)[:-200])
     assert caught.value.kind == "corrupt"
 
@@ -212,3 +231,35 @@ def test_devices():
             resolve_device(name)
     with pytest.raises(UserError, match="CUDA devices; use --device cpu or auto"):
         resolve_device("cuda:99")
+
+
+def test_deterministic_kernels_and_the_seed_are_for_the_build_alone():
+    backends = torch.backends
+    torch.manual_seed(5)
+    state, before = torch.get_rng_state(), (backends.cudnn.deterministic, backends.cudnn.allow_tf32)
+    with encoders.deterministic(0, CPU):
+        first = torch.rand(3)
+        assert backends.cudnn.deterministic and not backends.cudnn.allow_tf32
+    with encoders.deterministic(0, CPU):
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (backends.cudnn.deterministic, backends.cudnn.allow_tf32) == before
+
+
+def test_importing_the_modules_changes_nothing_for_the_process():
+    folder = Path(encoders.__file__).parent
+    before = list(warnings.filters), logging.root.manager.disable, list(logging.root.handlers)
+    for path in sorted(folder.glob("*.py")):
+        runpy.run_path(str(path))  # runs its lines again, in a module of their own
+    assert before == (list(warnings.filters), logging.root.manager.disable, list(logging.root.handlers))
+
+
+def test_an_encoder_is_found_by_its_key_its_prefix_or_not_at_all():
+    loaders = {"plain": lambda *given: ("plain", *given), "family:": lambda *given: ("family", *given)}
+    for name, expected in (("plain", ("plain", "")), ("family:a:b", ("family", "a:b")), ("family:", ("family", ""))):
+        assert load_encoder("audio", name, CPU, 4, loaders) == (*expected, CPU, 4)
+    for name in ("plain:x", "family", "", "other"):
+        with pytest.raises(UserError, match=f"--audio_encoder {name}: unknown, expected none, plain or family:"):
+            load_encoder("audio", name, CPU, 4, loaders)
+    loaders[encoders.OTHERS] = lambda *given: ("others", *given)
+    assert load_encoder("audio", "a/b", CPU, 4, loaders) == ("others", "a/b", CPU, 4)

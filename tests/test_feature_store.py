@@ -1,12 +1,18 @@
 """The feature store: nothing is encoded twice, nothing is lost by an interruption, nothing damaged is believed."""
 
+import errno
+import os
+import subprocess
+import sys
+
+import h5py
 import numpy as np
 import pytest
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store
-from mm_fibinet.items.feature_store import FeatureStore, content_key, fill
-from mm_fibinet.items.sources import BadImage, Entry
+from mm_fibinet.items.feature_store import FeatureStore, content_key, fill, open_store
+from mm_fibinet.items.sources import BadContent, Entry
 
 
 class Letters:
@@ -20,7 +26,7 @@ class Letters:
 
     def prepare(self, content: bytes):
         if content.startswith(b"!"):
-            raise BadImage("corrupt", "exclaims")
+            raise BadContent("corrupt", "exclaims")
         return content, len(content)
 
     def encode(self, samples):
@@ -128,3 +134,131 @@ def test_an_unwritable_store_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         FeatureStore(tmp_path / "file", "letters v1", 3)
+
+
+def rewrite(path, **changes):
+    """A shard with other datasets or another encoder."""
+    with h5py.File(path, "r+") as shard:
+        for name, values in changes.items():
+            if name == "encoder":
+                shard.attrs["encoder"] = values
+            else:
+                del shard[name]
+                shard[name] = values
+
+
+NAN = np.array([[2, 97, np.nan], [2, 98, 1]], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"features": NAN}, "holds NaN or infinity"),
+        ({"features": NAN[:1]}, r"holds features (1, 3), expected (2, 3)"),
+        ({"features": np.zeros((2, 3))}, "damaged"),
+        ({"keys": np.zeros((2, 4), dtype=np.uint8)}, "damaged"),
+        ({"encoder": "letters v0"}, "holds the features of another encoder"),
+        ({"encoder": np.zeros(3)}, "damaged"),
+    ],
+    ids=["nan", "rows", "float64", "keys", "encoder", "no name"],
+)
+def test_a_shard_that_cannot_be_believed_says_why_and_its_items_are_encoded_again(tmp_path, capsys, changes, reason):
+    run(tmp_path, ["aa", "bb"])
+    [path] = tmp_path.rglob("*.h5")
+    rewrite(path, **changes)
+    filled, store, _ = run(tmp_path, ["aa", "bb"])
+    assert f"{path}: {reason}, moved to {path.stem}.corrupt" in capsys.readouterr().err
+    assert filled.computed == 2 and np.isfinite(store.rows(list(filled.keys.values()))).all()
+
+
+def test_another_width_under_the_same_name_is_encoded_again(tmp_path, capsys):
+    run(tmp_path, ["aa", "bb"])
+    assert len(FeatureStore(tmp_path, "letters v1", 4)) == 0
+    assert "holds features (2, 3), expected (2, 4), moved to" in capsys.readouterr().err
+
+
+def test_a_size_that_is_only_claimed_is_not_allocated(tmp_path, capsys):
+    run(tmp_path, ["aa"])
+    [path] = tmp_path.rglob("*.h5")
+    with h5py.File(path, "r+") as shard:
+        del shard["keys"], shard["features"]
+        shard.create_dataset("keys", shape=(10**12, 16), dtype=np.uint8, chunks=(1024, 16))
+        shard.create_dataset("features", shape=(10**12, 3), dtype=np.float32, chunks=(1024, 3))
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 0
+    assert "damaged, moved to" in capsys.readouterr().err
+
+
+def test_a_pipe_or_a_folder_in_a_shards_place_is_moved_aside(tmp_path, capsys):
+    _, store, _ = run(tmp_path, ["aa"])
+    os.mkfifo(store.folder / "pipe.h5")
+    (store.folder / "folder.h5").mkdir()
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 1
+    assert capsys.readouterr().err.count("not a file, moved to") == 2
+
+
+def test_one_process_at_a_time_and_a_killed_ones_parts_go(tmp_path):
+    other = (
+        "import sys; from mm_fibinet.items.feature_store import open_store\n"
+        f"with open_store({str(tmp_path)!r}, 'letters v1', 3) as store:\n"
+        "    print('open', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", other], text=True, **pipes) as process:
+        assert process.stdout.readline() == "open\n"
+        [folder] = tmp_path.iterdir()
+        part = folder / ".0123.h5.abcd.part"
+        part.write_bytes(b"half a shard")
+        with pytest.raises(UserError, match="another process is at work there"), open_store(tmp_path, "letters v1", 3):
+            pass
+        with open_store(tmp_path, "letters v2", 3):
+            pass
+        assert part.exists(), "it is the other's"
+        process.kill()
+    with open_store(tmp_path, "letters v1", 3) as store:
+        assert len(store) == 0 and not part.exists()
+
+
+def test_a_complete_store_that_may_not_be_written_is_read(tmp_path, monkeypatch):
+    run(tmp_path, ["aa"])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may do everything
+    [folder] = tmp_path.iterdir()
+    with open_store(tmp_path, "letters v1", 3) as store:
+        assert len(store) == 1
+    assert not (folder / ".lock").exists()
+
+
+def test_a_full_disk_is_a_user_error_and_what_was_written_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "SHARD_ROWS", 4)
+    flush, left = os.fsync, [1]
+
+    def full(handle):
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left.pop()
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        run(tmp_path, [f"{letter}x" for letter in "abcdefghijkl"])
+    monkeypatch.setattr(os, "fsync", flush)
+    assert len(list(tmp_path.rglob("*"))) == 2, "the encoder's folder and one whole shard"
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 4
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 9), (100, 9), (400, 2), (5000, 1)])
+def test_contents_ahead_of_the_encoder_are_bounded_by_their_number_and_bytes(monkeypatch, size, most):
+    """An archive's entries come with their bytes: eight may wait besides the one that is taken, or fewer large ones."""
+    monkeypatch.setattr(feature_store, "MAX_BYTES_AHEAD", 1000)
+    given = []
+
+    def read():
+        for row in range(1, 31):
+            given.append(row)
+            yield Entry(row, f"item {row}", lambda: b"", size)
+
+    ahead, taken = [], []
+    for item_id, name, result in feature_store._in_background(lambda entry: entry.item_id, read(), "x", depth=8):
+        taken.append((item_id, name, result))
+        ahead.append(len(given) - len(taken))
+    assert taken == [(row, f"item {row}", row) for row in range(1, 31)]
+    assert max(ahead) == most

@@ -5,10 +5,10 @@ import pytest
 from sklearn.decomposition import PCA
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.fusion import FUSIONS, Modality, equal_energy, pca
+from mm_fibinet.items.fusion import FUSIONS, Features, equal_energy, pca
 
 
-def make_modalities(items: int = 300, missing: int = 40) -> dict[str, Modality]:
+def make_modalities(items: int = 300, missing: int = 40) -> dict[str, Features]:
     """Text [items, 20] and image [items, 50] of very different scales; the image is missing for some items."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(items, 6))
@@ -18,8 +18,8 @@ def make_modalities(items: int = 300, missing: int = 40) -> dict[str, Modality]:
     present[rng.choice(items, missing, replace=False)] = False
     image[~present] = 1e6  # must not be looked at
     return {
-        "text": Modality(text.astype(np.float32), np.ones(items, dtype=bool)),
-        "image": Modality(image.astype(np.float32), present),
+        "text": Features(text.astype(np.float32), np.ones(items, dtype=bool)),
+        "image": Features(image.astype(np.float32), present),
     }
 
 
@@ -85,11 +85,11 @@ def test_too_many_dimensions_name_the_possible_number():
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(50, 4)) @ rng.normal(size=(4, 30))).astype(np.float64)
     with pytest.raises(UserError, match="choose --emb_dim 4 or less"):
-        pca({"text": Modality(features, np.ones(50, dtype=bool))}, 5)
+        pca({"text": Features(features, np.ones(50, dtype=bool))}, 5)
 
 
 def test_a_modality_without_variety_is_refused():
-    same = Modality(np.ones((50, 30), dtype=np.float32), np.ones(50, dtype=bool))
+    same = Features(np.ones((50, 30), dtype=np.float32), np.ones(50, dtype=bool))
     with pytest.raises(UserError, match=r"all 50 items are the same.*--image_encoder none"):
         pca({"image": same}, 2)
 

@@ -77,12 +77,38 @@ def test_failures_stay_apart_and_finished_runs_are_not_repeated(fake):
         assert [len(starts(job)) for job in (stated, killed, bug)] == [expected_starts] * 3
 
 
+def test_a_run_whose_auc_is_undefined_is_a_row_without_figures(fake):
+    (job,) = fake([1])
+    path = job.folder / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": {"AUC": None}}))
+    assert jobs._close(job, 0) == "done    FiBiNET_test seed 1: AUC undefined, 1 s of training"
+    assert job.outcome().result is None and "all validation labels are the same" in job.outcome().error
+
+
 def test_a_changed_setting_runs_again(fake):
     fake([1])
     (job,) = fake([1], overrides=["learning_rate=0.1"])
     assert len(starts(job)) == 2 and job.result()
     (job,) = fake([1], overrides=["epochs=3"])
     assert len(starts(job)) == 3
+
+
+def test_only_a_run_of_other_settings_is_cleared(dataset, tmp_path, capsys):
+    """The command resumes; what it would refuse to resume has to be gone before."""
+    (job,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / "out", ["epochs=1"])
+    arguments = ["--config", dataset, "--expid", "FiBiNET_test", "--model_root", job.model_root, "--set", "seed=7"]
+    assert run_script("run_expid", *arguments, "epochs=1", capsys=capsys)[0] == 0
+    kept = {path: path.read_bytes() for path in job.model_root.rglob("*") if path.is_file()}
+    (longer,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / "out", ["epochs=2"])
+    jobs._clear_other_run(job)
+    jobs._clear_other_run(longer)
+    assert {path: path.read_bytes() for path in job.model_root.rglob("*") if path.is_file()} == kept
+    (other,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / "out", ["learning_rate=0.1"])
+    jobs._clear_other_run(other)
+    left = {path.name for path in job.model_root.rglob("*") if path.is_file()}
+    assert left == {"FiBiNET_test.log", ".lock", "config.csv"}
+    code, out, err = run_script("run_expid", *arguments, "learning_rate=0.1", "--resume", capsys=capsys)
+    assert code == 0 and "Resumed" not in out, err
 
 
 def test_places_share_the_work_and_the_cores(fake, monkeypatch):

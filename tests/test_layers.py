@@ -16,7 +16,7 @@ from torch import nn
 from mm_fibinet.errors import UserError
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
-from model_zoo.din_att6 import TargetAttention
+from model_zoo.cross_attention import TargetAttention
 from model_zoo.finalmlp import BilinearFusion, ContextGate
 from model_zoo.gdcn import GatedCrossLayer
 from model_zoo.layers import (
@@ -28,7 +28,7 @@ from model_zoo.layers import (
     mean_pooling,
 )
 from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
-from model_zoo.similarity import SimilarityFields, cosine_figures, history_weights
+from model_zoo.similarity import SimilarityFields, cosine_features, history_weights
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ITEMS, BATCH, LENGTH, DIM = 11, 6, 5, 8
@@ -101,15 +101,15 @@ def test_unknown_bilinear_type_is_refused():
         BilinearInteraction(3, 4, "field")
 
 
-@pytest.mark.parametrize("path", ["packed", "every position"])
+@pytest.mark.parametrize("path", ["items alone", "every position"])
 @pytest.mark.parametrize("use_softmax", [False, True])
 @pytest.mark.parametrize("activation", ["ReLU", "Dice"])
 def test_din_attention_is_fuxictrs(path, use_softmax, activation, monkeypatch):
     theirs = DIN_Attention(DIM, [16, 4], activation, use_softmax=use_softmax).eval()
     ours = DINAttention(DIM, (16, 4), activation, use_softmax=use_softmax).eval()
     ours.load_state_dict(theirs.state_dict())
-    if path != "packed":
-        monkeypatch.setattr(DINAttention, "packs", lambda self, positions: False)
+    if path != "items alone":
+        monkeypatch.setattr(DINAttention, "skips_padding", lambda self, positions: False)
     items, positions, mask = some_history(empty_row=not use_softmax)
     target = torch.randn(BATCH, DIM, requires_grad=True)
     expected = theirs(target, F.embedding(positions, items), mask)
@@ -119,12 +119,28 @@ def test_din_attention_is_fuxictrs(path, use_softmax, activation, monkeypatch):
 
 
 @pytest.mark.parametrize("use_softmax", [False, True])
+@pytest.mark.parametrize(("activation", "batch_norm"), [("Dice", False), ("ReLU", True), ("ReLU", False)])
+def test_din_attention_trains_as_fuxictrs(activation, batch_norm, use_softmax):
+    """A batch norm's statistics are those of all positions, items or padding."""
+    theirs = DIN_Attention(DIM, [16, 4], activation, batch_norm=batch_norm, use_softmax=use_softmax).train()
+    ours = DINAttention(DIM, (16, 4), activation, batch_norm=batch_norm, use_softmax=use_softmax).train()
+    ours.load_state_dict(theirs.state_dict())
+    items, positions, mask = some_history(empty_row=not use_softmax)
+    target = torch.randn(BATCH, DIM, requires_grad=True)
+    output, expected = ours(target, items, positions, mask), theirs(target, F.embedding(positions, items), mask)
+    assert_same(output, expected, (target, items, *ours.parameters()), (target, items, *theirs.parameters()))
+    for name, values in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], values, **CLOSE)
+
+
+@pytest.mark.parametrize("use_softmax", [False, True])
 def test_din_attention_without_history_is_zero(use_softmax):
     layer = DINAttention(DIM, (16,), use_softmax=use_softmax)
     items, positions, mask = some_history()
     target = torch.randn(BATCH, DIM)
     assert layer(target, items, positions, mask)[-1].abs().max() == 0
     assert layer(target, items, 0 * positions, 0 * mask).abs().max() == 0
+    assert layer(target, items, positions[:, :0], mask[:, :0]).equal(torch.zeros_like(target))
 
 
 def test_masked_softmax_is_the_softmax_of_what_is_real():
@@ -156,7 +172,7 @@ def test_quadratic_layer_is_its_formula():
 
 def test_din_att6_attention_is_torchs():
     items, positions, mask = some_history(empty_row=False)
-    layer = TargetAttention(DIM, 0.0)
+    layer = TargetAttention(DIM, 0.0, norm=nn.Identity())
     nn.init.normal_(layer.multihead_attn.in_proj_bias)
     target, history = torch.randn(BATCH, DIM, requires_grad=True), F.embedding(positions, items)
     expected, _ = layer.multihead_attn(
@@ -260,6 +276,14 @@ def test_linear_part_adds_one_weight_per_dimension_of_an_embedding_field():
     torch.testing.assert_close((layer(doubled) - layer(columns)).squeeze(1), expected, **CLOSE)
 
 
+def test_linear_part_of_embedding_fields_alone():
+    layer = LinearPart(make_feature_map({**TARGET_FEATURES, **EMBEDDING_FEATURE}), ["item_emb"])
+    columns = target_columns()
+    [(name, weights)] = layer.named_parameters()
+    assert name == "embedding_weights.item_emb.weight"
+    torch.testing.assert_close(layer(columns), columns["item_emb"] @ weights.T, **CLOSE)
+
+
 def test_linear_part_of_some_features_has_weights_for_these_alone():
     layer = LinearPart(make_feature_map({**TARGET_FEATURES, **EMBEDDING_FEATURE}), ["item_tags"])
     columns = target_columns()
@@ -314,7 +338,7 @@ def test_similarity_fields_compare_the_target_with_the_history():
     history[0] = 0
     history[1, :6] = 0
     batch = Inputs({}, {"e": items, "t": tags, "l": levels}, torch.cat([history, target[:, None]], 1), history > 0, 0)
-    figures = SimilarityFields(["e"], "t", ["l"], 4).figures(batch)
+    features = SimilarityFields(["e"], "t", ["l"], 4).features(batch)
     for row in range(9):
         real = [(h, 0.85**age) for age, h in enumerate(reversed(history[row].tolist())) if h]
         own = set(tags[target[row]].tolist()) - {0}
@@ -334,7 +358,7 @@ def test_similarity_fields_compare_the_target_with_the_history():
             [means([float(bool(s & own)) for s in sets])[0], *means([len(s & own) / len(s | own) for s in sets])],
             [*means(difference), *means([abs(d) for d in difference])],
         ]
-        for got, want in zip(figures, expected, strict=True):
+        for got, want in zip(features, expected, strict=True):
             torch.testing.assert_close(got[row], torch.tensor(want), atol=1e-5, rtol=1e-5)
 
 
@@ -343,6 +367,6 @@ def test_cosines_of_few_and_of_many_items_are_the_same():
     target, history = torch.randint(0, 30, (8,)), torch.randint(0, 30, (8, 3))
     real = torch.rand(8, 3) < 0.7
     weights = history_weights(real)
-    few = cosine_figures(items, target, history, real, weights)
-    many = cosine_figures(torch.cat([items, torch.randn(100, 5)]), target, history, real, weights)
+    few = cosine_features(items, target, history, real, weights)
+    many = cosine_features(torch.cat([items, torch.randn(100, 5)]), target, history, real, weights)
     torch.testing.assert_close(few, many)

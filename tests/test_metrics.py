@@ -6,7 +6,7 @@ from fuxictr.metrics import evaluate_metrics as fuxictr_metrics
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.metrics import auc, evaluate_metrics, group_auc, logloss
+from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, group_auc, logloss, undefined_metrics
 
 
 def draw(rows: int, groups: int, decimals: int, seed: int = 0):
@@ -47,3 +47,38 @@ def test_gauc_without_groups_and_unknown_metrics_are_errors():
         evaluate_metrics(np.array([0, 1]), np.array([0.1, 0.2]), ["gAUC"])
     with pytest.raises(UserError, match="'F1' is unknown"):
         evaluate_metrics(np.array([0, 1]), np.array([0.1, 0.2]), ["F1"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1, 1], [0.1, np.nan, np.nan], r"2 of 3 scores are NaN, the first in row 1"),
+        ([0, np.nan, 1], [0.1, 0.2, 0.3], r"label nan in row 1, expected 0 or 1"),
+        ([0, 1, 2], [0.1, 0.2, 0.3], r"label 2 in row 2, expected 0 or 1"),
+        ([0, 1, -1], [0.1, 0.2, 0.3], r"label -1 in row 2"),
+        ([0, 1], [0.1, 0.2, 0.3], r"labels of shape \(2,\) and scores of shape \(3,\)"),
+        ([0, 1], [[0.1], [0.2]], r"labels of shape \(2,\) and scores of shape \(2, 1\)"),
+        ([], [], r"no labels and no scores"),
+    ],
+)
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_no_metric_can_be_of_is_refused(metric, labels, scores, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_metrics(np.array(labels), np.array(scores), [metric], np.zeros(len(labels), dtype=int))
+
+
+def test_group_ids_are_as_many_as_labels():
+    with pytest.raises(UserError, match="got 3 group ids for 2 labels"):
+        evaluate_metrics(np.array([0, 1]), np.array([0.1, 0.2]), ["gAUC"], np.zeros(3))
+
+
+def test_what_labels_leave_undefined_is_refused_or_nan():
+    y_true, y_pred, group = np.ones(4), np.array([0.1, 0.2, 0.3, 0.4]), np.array([1, 1, 2, 2])
+    with pytest.raises(UserError, match=r"all 4 labels are the same.*; gAUC is not defined: none of the 2 groups"):
+        evaluate_metrics(y_true, y_pred, list(METRICS), group)
+    values = evaluate_metrics(y_true, y_pred, list(METRICS), group, allow_undefined=True)
+    assert np.isnan(values["AUC"]) and np.isnan(values["gAUC"])
+    assert values["logloss"] == pytest.approx(-np.mean(np.log(y_pred)))
+    assert set(undefined_metrics(METRICS, y_true, group)) == {"AUC", "gAUC"}
+    assert not undefined_metrics(METRICS, np.array([0, 1, 1, 1]), group)
+    assert set(undefined_metrics(METRICS, np.array([0, 0, 1, 1]), group)) == {"gAUC"}

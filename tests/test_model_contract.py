@@ -1,4 +1,9 @@
-"""What every model of the zoo must do, whatever it computes."""
+"""What every model of the zoo must do, whatever it computes.
+
+A new model enters these tests by its name in `model_zoo.__all__` and its small sizes in SIZES below.
+"""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ import model_zoo
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import ItemTable
+from model_zoo.fields import FieldModel
 
 ITEMS, ROWS, LENGTH, TAGS, WIDTH = 300, 256, 6, 20, 12
 FEATURES = {
@@ -28,7 +34,7 @@ FEATURES = {
     },
     "item_emb_d128": {"type": "embedding", "source": "item", "embedding_dim": 16, "pretrain_dim": WIDTH},
 }
-DIN_SIZES = {"dnn_hidden_units": [16, 8], "attention_hidden_units": [8], "attention_dropout": 0.0, "net_dropout": 0.0}
+DIN_SIZES = {"dnn_hidden_units": [16, 8], "attention_hidden_units": [8]}
 TRANSFORMER_SIZES = {
     "transformer_layers": 1,
     "dim_feedforward": 16,
@@ -38,6 +44,7 @@ TRANSFORMER_SIZES = {
     "dcn_hidden_units": [16],
     "mlp_hidden_units": [8],
     "net_dropout": 0.0,
+    "mask_polarity": "correct",
 }
 STREAMS = {"mlp1_hidden_units": [16, 8], "mlp2_hidden_units": [16, 4], "fs_hidden_units": [8], "num_heads": 2}
 SIZES = {
@@ -45,6 +52,7 @@ SIZES = {
     "DCNv2": {"parallel_dnn_hidden_units": [16]},
     "DIN": DIN_SIZES,
     "DIN_att6": DIN_SIZES,
+    "DIN_att_emb_rms": {**DIN_SIZES, "num_layers": 2},
     "DeepFM": {"hidden_units": [16]},
     "FM": {},
     "FiBiNET": {"hidden_units": [16]},
@@ -57,6 +65,13 @@ SIZES = {
 }
 VARIANTS = {
     "AutoInt without MLP": {"dnn_hidden_units": []},
+    "AutoInt with linear part and layer norm": {"use_wide": True, "layer_norm": True},
+    "AutoInt without residual": {"use_residual": False},
+    "DCNv2 crossnet_only": {"model_structure": "crossnet_only", "parallel_dnn_hidden_units": []},
+    "DCNv2 stacked": {"model_structure": "stacked", "stacked_dnn_hidden_units": [16]},
+    "DCNv2 stacked_parallel": {"model_structure": "stacked_parallel", "stacked_dnn_hidden_units": [8]},
+    "DCNv2 with low rank mixture": {"use_low_rank_mixture": True, "low_rank": 4, "num_experts": 2},
+    "DIN with ReLU": {"attention_hidden_activations": "ReLU"},
     "DIN with softmax": {"din_use_softmax": True},
     "DIN_att6 with softmax": {"din_use_softmax": True},
     "FinalMLP with contexts": {"fs1_context": ["likes_level", "views_level"], "fs2_context": ["item_emb_d128"]},
@@ -75,13 +90,24 @@ VARIANTS = {
         "bilinear_type": "field_all",
         "history_levels": True,
     },
+    "GDCN without MLP": {"dnn_hidden_units": []},
     "Transformer_DCN without maximum": {"concat_max_pool": False},
+    "xDeepFM without MLP": {"dnn_hidden_units": []},
 }
+
+
+def model_classes(zoo) -> dict[str, type]:
+    """What a namespace exports, each model once however many names it has."""
+    return {getattr(zoo, name).__name__: getattr(zoo, name) for name in zoo.__all__}
+
+
+MODELS = model_classes(model_zoo)
 CASES = [
     *((name, {**sizes, "history_levels": levels}) for name, sizes in SIZES.items() for levels in (True, False)),
     *((name.split()[0], {**SIZES[name.split()[0]], **extra}) for name, extra in VARIANTS.items()),
 ]
 CASE_NAMES = [f"{name}{' levels' * options['history_levels']}" for name, options in CASES[: 2 * len(SIZES)]]
+FIELD_MODELS = [name for name in SIZES if name in MODELS and issubclass(MODELS[name], FieldModel)]
 every_case = pytest.mark.parametrize("case", CASES, ids=[*CASE_NAMES, *VARIANTS])
 
 
@@ -95,11 +121,17 @@ def one_thread():
 
 
 def make_model(case, awake=True, seed=0, **kwargs):
-    """The case's model in evaluation mode; awake: its tables and biases are large enough for every input to show."""
+    """The case's model in evaluation mode.
+
+    Args:
+        case: (name, settings); `features` among them are the feature map's, FEATURES unless given.
+        awake: its tables and biases are large enough for every input to show.
+        kwargs: further settings.
+    """
     name, options = case
     torch.manual_seed(seed)
-    options = {"embedding_dim": 8, "learning_rate": 0.01, **options, **kwargs}
-    model = getattr(model_zoo, name)(make_feature_map(FEATURES), **options)
+    options = {"embedding_dim": 8, "learning_rate": 0.01, "features": FEATURES, **options, **kwargs}
+    model = MODELS[name](make_feature_map(options.pop("features")), **options)
     if awake:
         tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
         for parameter in model.parameters():
@@ -134,6 +166,11 @@ def make_batch(seed=1):
     return IndexBatch(row, torch.cat([history, targets.unsqueeze(1)], dim=1).int(), ItemTable(table))
 
 
+def target_alone(batch):
+    """The rows as FuxiCTR's dictionary: no history."""
+    return {**batch.item_table.rows(batch.item_index[:, -1]), **batch.batch_dict}
+
+
 def some_rows(batch, rows):
     """The batch's rows, in this order."""
     columns = {name: values[rows] for name, values in batch.batch_dict.items()}
@@ -154,13 +191,48 @@ def scores(model, inputs):
 
 
 def backward(model, batch):
-    loss = model.loss_fn(model(batch)["y_pred"], model.get_labels(batch), reduction="mean")
+    loss = model.add_loss(model(batch), model.get_labels(batch))
     model.zero_grad()
     loss.backward()
 
 
+def trainable(model, case):
+    """(name, parameter) of all that a loss must reach: not a bias that is the same for all of a softmax."""
+    cancelled = "attention_layers.attention_layer.mlp.2.bias" if case[1].get("din_use_softmax") else None
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad and name != cancelled]
+
+
 def assert_equal_scores(ours, expected, tolerance=2e-6):
     torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+def require_sizes(name: str) -> None:
+    """Fail, with what to do, for a model that these tests know no sizes of."""
+    if name not in SIZES:
+        pytest.fail(
+            f"{name} is in model_zoo.__all__, but the contract tests know no small sizes of it: add {name!r}: {{...}} "
+            "to SIZES in tests/test_model_contract.py (its constructor's settings for a network of a few units)"
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_exported_model_is_under_contract(name):
+    require_sizes(name)
+
+
+def test_a_model_without_sizes_is_told_what_to_add():
+    zoo = SimpleNamespace(__all__=["DIN", "Fresh", "Alias"], DIN=model_zoo.DIN, Fresh=type("Fresh", (), {}))
+    zoo.Alias = zoo.DIN
+    assert list(model_classes(zoo)) == ["DIN", "Fresh"]
+    require_sizes("DIN")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"add 'Fresh': \{\.\.\.\} to SIZES in tests/test_model_contract.py"
+    ):
+        require_sizes("Fresh")
+
+
+def test_sizes_are_of_exported_models():
+    assert set(SIZES) <= set(MODELS)
 
 
 @every_case
@@ -238,18 +310,17 @@ def test_levels_of_the_history_are_used_when_asked_for(case):
 def test_gradients_reach_every_trainable_weight(case):
     model, batch = make_model(case), make_batch()
     backward(model, batch)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.abs().max() > 0, name
+    for name, parameter in trainable(model, case):
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
 
 
 @every_case
 def test_fresh_weights_get_gradients(case):
     model = make_model(case, awake=False).train()
     backward(model, make_batch())
-    still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().max() == 0)]
+    still = [name for name, p in trainable(model, case) if p.grad is None or p.grad.abs().max() == 0]
     assert still == []
 
 
@@ -290,12 +361,33 @@ def test_it_overfits_256_rows(case):
     assert auc > 0.99
 
 
-@pytest.mark.parametrize("name", [n for n in SIZES if issubclass(getattr(model_zoo, n), model_zoo.fields.FieldModel)])
+@pytest.mark.parametrize("name", FIELD_MODELS)
 def test_without_history_pooling_the_history_is_not_read(name):
     model, batch = make_model((name, SIZES[name]), history_pooling="none"), make_batch()
-    row, items, _ = batch.triple()
-    target = {key: values.view(ROWS, LENGTH + 1, -1)[:, -1].squeeze(-1) for key, values in items.items()}
-    assert_equal_scores(scores(model, {**target, **row}), scores(model, batch))
+    assert_equal_scores(scores(model, target_alone(batch)), scores(model, batch))
+
+
+@every_case
+def test_a_dictionary_is_a_row_without_history(case):
+    model, batch = make_model(case), make_batch()
+    empty = batch._replace(item_index=batch.item_index.clone())
+    empty.item_index[:, :-1] = 0
+    assert_equal_scores(scores(model, target_alone(batch)), scores(model, empty))
+    backward(model.train(), target_alone(batch))
+
+
+@every_case
+def test_the_item_table_is_what_the_model_asks_for(case):
+    """Nothing less, or a score would fail; nothing more, or a column would be read for nobody."""
+    model, batch = make_model(case), make_batch()
+    asked = model.item_side_features()
+    assert {spec["source"] for spec in asked.values()} == {"item"}
+    columns = {name: batch.item_table[name] for name in asked}
+    assert_equal_scores(scores(model, batch._replace(item_table=ItemTable(columns))), scores(model, batch))
+    for name in asked:
+        rest = {other: values for other, values in columns.items() if other != name}
+        with pytest.raises(UserError, match=f"items lack {name}"):
+            model(batch._replace(item_table=ItemTable(rest)))
 
 
 @pytest.mark.parametrize(("dropped", "field"), [("id_dropout", "item_id"), ("modality_dropout", "item_emb_d128")])
@@ -345,37 +437,3 @@ def test_fm_sums_the_products_of_all_pairs():
     pairs = sum((fields[:, i] * fields[:, j]).sum(1) for i in range(10) for j in range(i))
     logit = model.bias + model.lr_layer(inputs.target_columns()).squeeze(1) + pairs
     torch.testing.assert_close(scores(model, batch).squeeze(1), logit.sigmoid(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        (("FM", {"history_pooling": "max"}), "history_pooling is 'max', expected one of mean"),
-        (
-            ("FiBiNET", {"similarity_only": ["item_emb_d128"]}),
-            "similarity_only has 'item_emb_d128', .* similarity_fields",
-        ),
-        (
-            ("FiBiNET", {"similarity_fields": True, "similarity_only": ["views"]}),
-            "similarity_only has 'views', expected",
-        ),
-        (("FiBiNET", {"similarity_to_mlp": True}), "similarity_to_mlp is True without similarity_fields"),
-        (
-            ("FM", {"similarity_fields": True, "similarity_only": ["item_emb_d128"], "modality_gating": True}),
-            "modality_gating is True, but no embedding is a field",
-        ),
-        (("DCNv2", {"model_structure": "stacked"}), "model_structure is 'stacked', expected parallel"),
-        (("DIN_att6", {"if_use_self_attn": True}), "if_use_self_attn is true"),
-        (("DIN_att6", {"embedding_dim": 9, "history_levels": False}), "34 wide, expected a multiple of 4"),
-    ],
-)
-def test_what_a_model_cannot_do_is_refused(case, message):
-    with pytest.raises(UserError, match=message):
-        make_model(case)
-
-
-def test_items_without_levels_are_refused():
-    model, batch = make_model(("DIN", {**DIN_SIZES, "history_levels": True})), make_batch()
-    columns = {name: values for name, values in batch.item_table.columns.items() if "level" not in name}
-    with pytest.raises(UserError, match=r"items lack likes_level, views_level; .* history_levels: True"):
-        model(batch._replace(item_table=ItemTable(columns)))

@@ -1,5 +1,6 @@
 """Readers take every arrow type the challenge's files come in, and name what breaks the contract."""
 
+import data_faults
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +8,7 @@ import pytest
 from conftest import list_column, make_dataset, run_script
 
 from mm_fibinet import schema
-from mm_fibinet.data_check import check_folder
+from mm_fibinet.data_check import SPLITS, check_folder
 from mm_fibinet.errors import UserError
 
 
@@ -29,6 +30,19 @@ def test_matrix_reads_a_slice_of_an_array():
     for kind in (pa.list_(pa.int64()), pa.list_(pa.int64(), 2)):
         array = pa.array([[1, 2], [3, 4], [5, 6]], type=kind).slice(1, 2)
         assert schema.matrix(array, "f", "c").tolist() == [[3, 4], [5, 6]]
+
+
+def test_dictionaries_are_read_through():
+    numbers = pa.array([7, 3, 7, 0]).dictionary_encode()
+    assert schema.scalars(numbers, "f", "c").tolist() == [7, 3, 7, 0]
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 4]), numbers)
+    assert schema.matrix(lists, "f", "c").tolist() == [[7, 3], [7, 0]]
+    with pytest.raises(UserError, match="column c has type string, expected an integer a row"):
+        schema.scalars(pa.array(["a", "b"]).dictionary_encode(), "f", "c")
+
+
+def test_large_integers_are_numbers():
+    assert schema.scalars(pa.array([2**60, 3]), "f", "c", integer=False).tolist() == [float(2**60), 3.0]
 
 
 def test_unequal_lists_are_named_by_row():
@@ -63,11 +77,20 @@ def test_item_info_order(tmp_path):
         schema.read_item_info(write([0, 1], [[0.0, 0.0], [np.inf, 1.0]]))
 
 
+def test_columns_of_items_that_nobody_reads_are_kept(tmp_path):
+    make_dataset(tmp_path)
+    data_faults.functions("vary_")["unread_columns"](tmp_path / "TEST_DATA")
+    path = tmp_path / "TEST_DATA" / "item_info.parquet"
+    assert schema.read_item_info(path).equals(pq.read_table(path))
+    assert pq.read_schema(path).names[-3:] == ["words", "author", "boxes"]
+
+
 def test_check_folder_passes_good_data_and_names_bad(tmp_path, capsys):
     make_dataset(tmp_path)
-    rows = {name: verdict for name, _, verdict in check_folder(tmp_path)}
-    assert rows.pop("item_images/") == "absent"
-    assert set(rows.values()) == {"ok"}
+    rows = {row.name: row.verdict for row in check_folder(tmp_path)}
+    assert rows.pop("item_images/") == ["absent"]
+    assert list(rows) == ["item_info.parquet", *SPLITS.values(), "item_feature.parquet", "feature_cols"]
+    assert set(map(tuple, rows.values())) == {("ok",)}
 
     table = pq.read_table(tmp_path / "TEST_DATA" / "train.parquet")
     label = np.array(table["label"]).copy()
@@ -78,7 +101,7 @@ def test_check_folder_passes_good_data_and_names_bad(tmp_path, capsys):
     assert code == 2
     line = next(line for line in out.splitlines() if line.startswith("train.parquet"))
     assert "column label is 3.0 in row 17, expected 0 or 1" in line
-    assert sum(line.endswith(" ok") for line in out.splitlines()) == 4
+    assert sum(line.endswith(" ok") for line in out.splitlines()) == 5
 
 
 def test_check_folder_finds_zeros_behind_items(tmp_path):
@@ -88,5 +111,5 @@ def test_check_folder_finds_zeros_behind_items(tmp_path):
     history = np.array(table["item_seq"].to_pylist())
     history[5] = np.arange(12)[::-1]
     pq.write_table(table.set_column(1, "item_seq", list_column(history)), path)
-    verdicts = {name: verdict for name, _, verdict in check_folder(tmp_path / "TEST_DATA")}
-    assert "zero after an item in row 5" in verdicts["valid.parquet"]
+    verdicts = {row.name: row.verdict for row in check_folder(tmp_path / "TEST_DATA")}
+    assert "zero after an item in row 5" in verdicts["valid.parquet"][0]

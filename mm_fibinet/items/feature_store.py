@@ -4,9 +4,11 @@ One folder an encoder, and in it HDF5 files ("shards") of some hundred rows: the
 or of the image file's bytes) and its vector. A shard is built in memory and appears whole by a rename, so a run can be
 killed at any instant and leaves nothing torn: the next run reads the shards that are there and encodes the rest. Keys
 are contents, not item ids, so one changed title costs one forward pass, equal contents share one, and two data sets can
-share a store. Device and batch size are not part of the key: features made on a GPU serve later runs without one.
+share a store. Device and batch size are not part of the key: features made on a GPU serve later runs without one. One
+process at a time writes to an encoder's folder (`open_store`); one that nobody may write to is read as it is.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,7 +16,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
@@ -24,15 +26,16 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from mm_fibinet.errors import UserError, explain_os_error
-from mm_fibinet.files import atomic_path, make_folder
+from mm_fibinet.errors import UserError, explain_os_error, printable
+from mm_fibinet.files import atomic_path, locked, make_folder
 from mm_fibinet.items.encoders import Encoder
-from mm_fibinet.items.sources import BadImage, Entry
+from mm_fibinet.items.sources import BadContent, Entry
 
 SHARD_ROWS = 1024
 SHARD_SECONDS = 20.0  # what a killed run loses at most
 KEY_BYTES = 16
 WORKERS = 8
+MAX_BYTES_AHEAD = 256 * 2**20  # of contents that wait for the encoder
 
 
 def content_key(content: bytes) -> bytes:
@@ -40,8 +43,13 @@ def content_key(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
 
 
+def _encoder_folder(folder: str | Path, encoder_id: str) -> Path:
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", encoder_id).strip("-")[:60]
+    return Path(folder) / f"{slug}-{hashlib.sha256(encoder_id.encode()).hexdigest()[:8]}"
+
+
 class FeatureStore:
-    """The features of one encoder.
+    """The features of one encoder; `open_store` opens it for this process alone.
 
     Args:
         folder: the store; the encoder gets a folder of its own inside.
@@ -50,9 +58,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | Path, encoder_id: str, dim: int):
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", encoder_id).strip("-")[:60]
-        name = f"{slug}-{hashlib.sha256(encoder_id.encode()).hexdigest()[:8]}"
-        self.folder = make_folder(Path(folder) / name)
+        self.folder = make_folder(_encoder_folder(folder, encoder_id))
         self.encoder_id = encoder_id
         self.dim = dim
         self._blocks: list[np.ndarray] = []
@@ -114,22 +120,63 @@ class FeatureStore:
 
     def _read(self, path: Path) -> None:
         try:
-            with h5py.File(path, "r") as shard:
-                keys, features = shard["keys"][:], shard["features"][:]
-                fits = shard.attrs["encoder"] == self.encoder_id and features.shape == (len(keys), self.dim)
+            keys, features = self._load(path)
         except PermissionError as error:
             raise explain_os_error(error, path, "read") from error
-        except (OSError, KeyError):
-            fits = False
-        if fits:
+        except Exception as error:  # h5py's for a damaged file are of every kind
+            reason = str(error) if isinstance(error, _Damaged) else "damaged"
+            aside = path.with_suffix(".corrupt")
+            message = f"warning: {path}: {reason}, moved to {aside.name}; its items are encoded again"
+            print(printable(message), file=sys.stderr)
+            try:
+                path.replace(aside)
+            except OSError as failed:
+                raise explain_os_error(failed, aside) from failed
+        else:
             self._index(keys, features)
-            return
-        aside = path.with_suffix(".corrupt")
-        print(f"warning: {path}: damaged, moved to {aside.name}; its items are encoded again", file=sys.stderr)
-        try:
-            path.replace(aside)
-        except OSError as error:
-            raise explain_os_error(error, aside) from error
+
+    def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """A shard's keys, uint8 [n, KEY_BYTES], and features, float32 [n, D]."""
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise _Damaged("not a file")
+        with h5py.File(path, "r") as shard:
+            if shard.attrs["encoder"] != self.encoder_id:
+                raise _Damaged("holds the features of another encoder")
+            keys, features = shard["keys"], shard["features"]
+            if features.shape != (len(keys), self.dim):
+                raise _Damaged(f"holds features {features.shape}, expected ({len(keys)}, {self.dim})")
+            if keys.shape[1:] != (KEY_BYTES,) or (keys.dtype, features.dtype) != (np.uint8, np.float32):
+                raise _Damaged("damaged")
+            if features.nbytes > path.stat().st_size:  # a size that is only claimed must not be allocated
+                raise _Damaged("damaged")
+            keys, features = keys[:], features[:]
+        if not np.isfinite(features).all():
+            raise _Damaged("holds NaN or infinity")
+        return keys, features
+
+
+class _Damaged(Exception):
+    """A shard cannot be believed; the message says why."""
+
+
+@contextlib.contextmanager
+def open_store(folder: str | Path, encoder_id: str, dim: int) -> Iterator[FeatureStore]:
+    """The features of one encoder, for this process alone.
+
+    Args:
+        folder, encoder_id, dim: see `FeatureStore`.
+
+    Raises:
+        UserError: another process is at work on them.
+    """
+    own = make_folder(_encoder_folder(folder, encoder_id))
+    if not os.access(own, os.W_OK):  # a store in a read-only folder is complete, or the first flush says so
+        yield FeatureStore(folder, encoder_id, dim)
+        return
+    with locked(own):
+        for part in own.glob(".*.part"):  # of a killed run
+            part.unlink(missing_ok=True)
+        yield FeatureStore(folder, encoder_id, dim)
 
 
 @dataclass
@@ -138,7 +185,7 @@ class Filled:
 
     Attributes:
         keys: item_id -> content key, for every item whose content could be used.
-        bad: (file name, "corrupt" or "oversized", reason) of the others.
+        bad: (name, "corrupt" or "oversized", reason) of the others.
         computed: distinct contents that went through the encoder in this run.
         seconds: the time it took.
     """
@@ -166,19 +213,19 @@ def fill(store: FeatureStore, encoder: Encoder, entries: Iterable[Entry], title:
             if key in store:
                 return key, None, 0
             return key, *encoder.prepare(content)
-        except BadImage as error:
-            return None, error, 0
+        except BadContent as error:
+            return None, (error.kind, str(error)), 0  # not the error, whose traceback holds the content
 
     filled = Filled()
     queued: set[bytes] = set()
     batches: dict[int, dict[bytes, Any]] = defaultdict(dict)
     begun = time.monotonic()
     try:
-        for entry, (key, sample, shape) in _ahead(prepare, entries, title, depth=2 * encoder.batch_size):
+        for item_id, name, (key, sample, shape) in _in_background(prepare, entries, title, 2 * encoder.batch_size):
             if key is None:
-                filled.bad.append((entry.name, sample.kind, str(sample)))
+                filled.bad.append((name, *sample))
                 continue
-            filled.keys[entry.item_id] = key
+            filled.keys[item_id] = key
             if key in queued or key in store:
                 continue
             queued.add(key)
@@ -201,24 +248,31 @@ def _encode(store: FeatureStore, encoder: Encoder, batch: dict[bytes, Any]) -> i
     return len(batch)
 
 
-def _ahead(
+def _in_background(
     work: Callable[[Entry], Any], entries: Iterable[Entry], title: str, depth: int
-) -> Iterator[tuple[Entry, Any]]:
-    """Run `work` over entries in threads, at most `depth` ahead, and yield (entry, result) in order under a bar."""
-    waiting: deque = deque()
+) -> Iterator[tuple[int, str, Any]]:
+    """Run `work` over entries in threads and yield (item_id, name, result) in order, under a bar.
+
+    The threads run ahead by `depth` entries at most, and by fewer when these hold MAX_BYTES_AHEAD: an entry of an
+    archive has its bytes with it.
+    """
+    waiting: deque[tuple[int, str, int, Future]] = deque()  # without the entries, which would keep their bytes
+    held = 0
     with (
         ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="prepare") as pool,
         tqdm(total=length_hint(entries) or None, desc=title, unit="item", mininterval=0.5, dynamic_ncols=True) as bar,
     ):
         try:
             for entry in entries:
-                waiting.append((entry, pool.submit(work, entry)))
-                if len(waiting) > depth:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
+                while waiting and (len(waiting) > depth or held + entry.size > MAX_BYTES_AHEAD):
+                    item_id, name, size, future = waiting.popleft()
+                    held -= size
+                    yield item_id, name, future.result()
                     bar.update()
-            for first, future in waiting:
-                yield first, future.result()
+                waiting.append((entry.item_id, entry.name, entry.size, pool.submit(work, entry)))
+                held += entry.size
+            for item_id, name, _, future in waiting:
+                yield item_id, name, future.result()
                 bar.update()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

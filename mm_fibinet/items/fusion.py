@@ -18,8 +18,8 @@ from mm_fibinet.errors import UserError
 
 
 @dataclass(frozen=True)
-class Modality:
-    """One encoder's output over the items.
+class Features:
+    """A modality's features over the items.
 
     Attributes:
         features: float32 [n, D]; rows of missing items are not looked at.
@@ -43,7 +43,7 @@ class Fused:
     explained: dict[str, float]
 
 
-def equal_energy(modalities: dict[str, Modality]) -> np.ndarray:
+def equal_energy(modalities: dict[str, Features]) -> np.ndarray:
     """Centre each modality by its mean, scale it to total variance 1, and concatenate.
 
     Means and variances are those of the items that have the modality; the others become zeros, the mean.
@@ -71,7 +71,7 @@ def equal_energy(modalities: dict[str, Modality]) -> np.ndarray:
     return joined
 
 
-def pca(modalities: dict[str, Modality], emb_dim: int, seed: int = 0) -> Fused:
+def pca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     """Principal components of the modalities at equal energy.
 
     The covariance's eigenvectors, each with its largest entry positive (Jolliffe 2002, ch. 3; the sign is a
@@ -98,8 +98,8 @@ def pca(modalities: dict[str, Modality], emb_dim: int, seed: int = 0) -> Fused:
         if emb_dim > width or variances[-1] <= noise:
             rank = int((eigh(covariance, eigvals_only=True) > noise).sum())
             raise UserError(
-                f"emb_dim is {emb_dim}, but {rows} items with {width} features have {rank} independent directions; "
-                f"choose --emb_dim {rank} or less"
+                f"emb_dim is {emb_dim}, but {rows} items with {width} {' + '.join(modalities)} features have {rank} "
+                f"independent directions; choose --emb_dim {rank} or less"
             )
         largest = np.abs(vectors).argmax(axis=0)
         vectors = vectors * np.where(vectors[largest, np.arange(emb_dim)] < 0, -1.0, 1.0)
@@ -109,7 +109,7 @@ def pca(modalities: dict[str, Modality], emb_dim: int, seed: int = 0) -> Fused:
 
 
 def _explained(
-    modalities: dict[str, Modality], covariance: np.ndarray, variances: np.ndarray, vectors: np.ndarray
+    modalities: dict[str, Features], covariance: np.ndarray, variances: np.ndarray, vectors: np.ndarray
 ) -> dict[str, float]:
     """The share of its variance that each block of columns keeps when it is rebuilt from the components."""
     rebuilt = np.square(vectors) @ variances
@@ -124,4 +124,4 @@ def _explained(
     return shares
 
 
-FUSIONS: dict[str, Callable[[dict[str, Modality], int, int], Fused]] = {"pca": pca}
+FUSIONS: dict[str, Callable[[dict[str, Features], int, int], Fused]] = {"pca": pca}

@@ -1,38 +1,31 @@
-"""Where an item's texts and images come from: item_feature.parquet, and a folder or an archive of ITEM_ID.jpg.
+"""What an encoder reads: a stream of items' contents, and the images of a folder or an archive.
 
-Both modalities become a stream of `Entry`: an item id, a name for messages, and a function that loads the content when
+Every modality becomes a stream of `Entry`: an item id, a name for messages, and a function that loads the content when
 a background thread gets to it. So 91,717 covers are never in memory at once, and a `.rar`, which can only be read from
-front to back, is read like a folder. Images are strangers' files: they are measured before they are decoded, only a few
-formats are tried, and one that cannot be used is a `BadImage`, which the caller counts, and not the end of the run.
+front to back, is read like a folder. Nothing is ever unpacked to disk: of a path only its last part matters. Files that
+cannot be used are counted, never passed over without a word, and are not the end of the run.
 """
 
-import io
+import contextlib
+import os
 import re
-import warnings
+import stat
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
-from PIL import Image
-
-from mm_fibinet import schema
 from mm_fibinet.errors import UserError, explain_os_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file of such a name really holds, now and then
 ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
-MAX_IMAGE_PIXELS = 64 * 10**6  # a cover has about one million; more is a mistake or a decompression bomb
-MAX_IMAGE_BYTES = 256 * 2**20
-DESCRIPTION_COLUMNS = ("item_description", "description")
-
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_IMAGE_PIXELS is stricter
+MAX_IMAGE_BYTES = 64 * 2**20  # a cover has about 100 kB
+READ_BYTES = 2**16
 
 
-class BadImage(Exception):
-    """One image cannot be used; `kind` is "corrupt" or "oversized", the message says why."""
+class BadContent(Exception):
+    """One item's content cannot be used; `kind` is "corrupt" or "oversized", the message says why."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
@@ -41,81 +34,44 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One item's content in one modality, not loaded yet."""
+    """One item's content in one modality, not loaded yet.
+
+    Attributes:
+        item_id: 1 .. N.
+        name: for messages.
+        load: gives the content; raises `BadContent`.
+        size: about how many bytes of memory the content takes.
+    """
 
     item_id: int
     name: str
     load: Callable[[], bytes]
+    size: int = 0
 
 
-def read_texts(path: str | Path, num_items: int) -> list[Entry]:
-    """One text an item: title, tags and, where there is such a column, description.
+class Source(Protocol):
+    """What the build needs of a modality's source.
 
-    Args:
-        path: parquet with item_id, and item_title, item_tags or both; titles may be null or empty, tags a list of
-            strings or numbers, a single string or null.
-        num_items: the ids of item_info are 0 .. num_items.
-
-    Returns:
-        entries (UTF-8) of the items that have a text, in order of item_id.
+    Attributes:
+        views: streams of entries by name; the first holds the whole contents, further ones other sights of the same
+            items (a text's opening), whose features are put beside the first's.
     """
-    opened = schema.open_parquet(path)
-    schema.require_columns(path, opened, [schema.ITEM_ID])
-    present = opened.schema_arrow.names
-    columns = [name for name in ("item_title", "item_tags", *DESCRIPTION_COLUMNS) if name in present]
-    if not columns:
-        raise UserError(f"{path}: found columns {', '.join(present)}, expected item_title or item_tags for the text")
-    texts: dict[int, str] = {}
-    for first_row, arrays in schema.read_slices(path, [schema.ITEM_ID, *columns]):
-        ids = schema.scalars(arrays[schema.ITEM_ID], path, schema.ITEM_ID, first_row).tolist()
-        fields = [_strings(arrays[name], path, name) for name in columns]
-        for offset, (item_id, *parts) in enumerate(zip(ids, *fields, strict=True)):
-            if not 0 <= item_id <= num_items:
-                raise UserError(
-                    f"{path}: item_id {item_id} in row {first_row + offset} is not in item_info (0 to {num_items}); "
-                    "give the item_info and item_feature of the same data set"
-                )
-            if item_id in texts:
-                raise UserError(
-                    f"{path}: item_id {item_id} occurs again in row {first_row + offset}, expected each item once"
-                )
-            texts[item_id] = ". ".join(part.rstrip(". ") for part in parts if part)
-    texts.pop(0, None)  # the padding item
-    return [_text_entry(item_id, texts[item_id]) for item_id in sorted(texts) if texts[item_id]]
+
+    views: Mapping[str, Iterable[Entry]]
+
+    def facts(self) -> dict[str, Any]:
+        """What was read and what was not, for the manifest; final after iteration."""
+
+    def notes(self) -> list[str]:
+        """The same as sentences for a person."""
 
 
-def openings(entries: list[Entry], num_words: int) -> list[Entry]:
-    """The first words of each text: a title without the description that follows it."""
-    texts = [(entry.item_id, " ".join(entry.load().decode("utf-8").split()[:num_words])) for entry in entries]
-    return [_text_entry(item_id, text) for item_id, text in texts]
+class _File(NamedTuple):
+    """A file of a folder or an archive; load raises `BadContent`."""
 
-
-def _text_entry(item_id: int, text: str) -> Entry:
-    return Entry(item_id, f"item {item_id}", lambda: text.encode("utf-8"))
-
-
-def _strings(array: pa.Array, path: str | Path, column: str) -> list[str]:
-    """One clean string a row; lists are joined by commas, zeros (tag padding) left out."""
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    inner = kind.value_type if is_list else kind
-    if not (_is_string(inner) or pa.types.is_null(inner) or (is_list and pa.types.is_integer(inner))):
-        raise UserError(f"{path}: column {column} has type {kind}, expected text or lists of text")
-    rows = array.to_pylist()
-    if not is_list:
-        return [_clean(row) for row in rows]
-    return [", ".join(filter(None, map(_clean, row or ()))) for row in rows]
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _clean(value: str | int | None) -> str:
-    text = "" if value is None or value == 0 else str(value)
-    return " ".join(text.encode("utf-8", "ignore").decode().split())
+    name: str
+    size: int
+    load: Callable[[], bytes]
 
 
 class ImageSource:
@@ -123,22 +79,32 @@ class ImageSource:
 
     An archive that must be streamed has no length beforehand (length hint 0).
 
+    Args:
+        path: folder, .zip, or what libarchive reads.
+        num_items: the ids of item_info are 0 .. num_items.
+
     Attributes:
         unknown: how many images had an id outside 1 .. num_items and were passed over (final after iteration).
+        misnamed: how many files are not named as an image of an item (likewise; hidden files are not counted).
     """
 
     def __init__(self, path: str | Path, num_items: int):
         self.path = Path(path)
         self.num_items = num_items
-        self.unknown = 0
+        self.unknown = self.misnamed = 0
+        self._misnamed_one = ""
+        self.views = {"image": self}
         if not self.path.exists():
             raise UserError(f"{self.path}: no such file or folder, expected a folder or an archive of ITEM_ID.jpg")
+        suffix = self.path.suffix.lower()
         if self.path.is_dir():
             self._entries: Iterable[Entry] = list(self._select(_folder_files(self.path)))
-        elif self.path.suffix.lower() == ".zip":
+        elif not self.path.is_file():
+            raise UserError(f"{self.path}: this is a device or a pipe, expected a folder or an archive of ITEM_ID.jpg")
+        elif suffix == ".zip":
             self._entries = list(self._select(_zip_files(self.path)))
-        elif self.path.suffix.lower() in ARCHIVE_SUFFIXES:
-            self._entries = self._select(_archive_files(self.path))
+        elif suffix in ARCHIVE_SUFFIXES:
+            self._entries = _load_as_they_come(self._select(_archive_files(self.path)))
         else:
             raise UserError(
                 f"{self.path}: cannot tell what kind of archive this is; --images takes a folder, .zip, .rar or .tar"
@@ -152,61 +118,133 @@ class ImageSource:
     def __length_hint__(self) -> int:
         return len(self._entries) if isinstance(self._entries, list) else 0
 
-    def _select(self, files: Iterable[tuple[str, Callable[[], bytes]]]) -> Iterator[Entry]:
+    def facts(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"unknown": self.unknown, "misnamed": self.misnamed}
+
+    def notes(self) -> list[str]:
+        """See `Source`."""
+        notes = []
+        if self.unknown:
+            notes.append(f"{self.unknown:,} images of ids that are not in item_info were passed over")
+        if self.misnamed:
+            files = "files are" if self.misnamed > 1 else "file is"
+            suffixes = "/".join(IMAGE_SUFFIXES)
+            notes.append(f"{self.misnamed:,} {files} not named ITEM_ID{suffixes}, e.g. {self._misnamed_one}")
+        return notes
+
+    def _select(self, files: Iterable[_File]) -> Iterator[Entry]:
         names: dict[int, str] = {}
-        for name, load in files:
-            path = PurePosixPath(name)
-            if path.suffix.lower() not in IMAGE_SUFFIXES or not re.fullmatch("[0-9]{1,18}", path.stem):
-                continue
-            item_id = int(path.stem)
-            if not 1 <= item_id <= self.num_items:
+        for name, size, load in files:
+            item_id = _item_id(name)
+            if item_id is None:
+                if not PurePosixPath(name).name.startswith("."):
+                    self._misnamed_one = self._misnamed_one or name
+                    self.misnamed += 1
+            elif not 1 <= item_id <= self.num_items:
                 self.unknown += 1
-                continue
-            if item_id in names:
+            elif item_id in names:
                 raise UserError(
                     f"{self.path}: item {item_id} has two images, {names[item_id]} and {name}; keep one of them"
                 )
-            names[item_id] = name
-            yield Entry(item_id, name, load)
+            else:
+                names[item_id] = name
+                yield Entry(item_id, name, load, size)
 
 
-def _folder_files(folder: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    def load(path: Path) -> bytes:
+def _item_id(name: str) -> int | None:
+    """The item of a file by its name; None when it is not ITEM_ID and a suffix of images."""
+    path = PurePosixPath(name)
+    fits = path.suffix.lower() in IMAGE_SUFFIXES and re.fullmatch("[0-9]{1,18}", path.stem)
+    return int(path.stem) if fits else None
+
+
+def _unusable(name: str, kind: str, reason: str) -> _File:
+    def load() -> bytes:
+        raise BadContent(kind, reason)
+
+    return _File(name, 0, load)
+
+
+def _too_large(name: str, size: int) -> _File:
+    return _unusable(name, "oversized", f"{size / 2**20:,.0f} MiB, at most {MAX_IMAGE_BYTES / 2**20:,.0f}")
+
+
+def _folder_files(folder: Path) -> Iterator[_File]:
+    """The files below a folder, those of linked folders too, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise explain_os_error(error, error.filename, "read") from error
+
+    seen = set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:  # a link to a folder that holds it, say
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders.sort()
+        for name in folders:
+            if _item_id(name) is not None:
+                yield _unusable((Path(root, name)).relative_to(folder).as_posix(), "corrupt", "a folder, not a file")
+        for name in sorted(names):
+            path = Path(root, name)
+            yield _folder_file(path, path.relative_to(folder).as_posix())
+
+
+def _folder_file(path: Path, name: str) -> _File:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return _unusable(name, "corrupt", "a link to nothing")
+    except OSError as error:
+        return _unusable(name, "corrupt", str(explain_os_error(error, name, "read")))
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        return _unusable(name, "corrupt", "a pipe or a device, not a file")
+    if status.st_size > MAX_IMAGE_BYTES:
+        return _too_large(name, status.st_size)
+
+    def load() -> bytes:
         try:
-            _check_bytes(path.stat().st_size)
             return path.read_bytes()
         except OSError as error:
             raise explain_os_error(error, path, "read") from error
 
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), lambda path=path: load(path)
+    return _File(name, status.st_size, load)
 
 
-def _zip_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def _zip_files(path: Path) -> Iterator[_File]:
     try:
         opened = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except Exception as error:  # besides BadZipFile, whatever its parsing of a damaged directory ends in
         raise UserError(f"{path}: not a complete zip file ({error}); download or pack it again") from error
 
     def load(member: zipfile.ZipInfo) -> bytes:
-        _check_bytes(member.file_size)
         try:
-            return opened.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise BadImage("corrupt", str(error)) from error
-        except OSError as error:
-            raise explain_os_error(error, path, "read") from error
+            return opened.read(member)  # reads no further than the size in the directory
+        except Exception as error:  # BadZipFile, and what each decompressor raises on damage
+            if isinstance(error, OSError) and error.errno:
+                raise explain_os_error(error, path, "read") from error
+            raise BadContent("corrupt", str(error) or type(error).__name__) from error
 
     for member in opened.infolist():
-        if member.flag_bits & 1:
+        if _item_id(member.filename) is None:
+            if not member.is_dir():
+                yield _unusable(member.filename, "corrupt", "not an image's name")
+        elif member.is_dir():
+            yield _unusable(member.filename, "corrupt", "a folder, not a file")
+        elif member.flag_bits & 1:
             raise UserError(f"{path}: {member.filename} is encrypted; unpack it to a folder and give that as --images")
-        if not member.is_dir():
-            yield member.filename, lambda member=member: load(member)
+        elif member.file_size > MAX_IMAGE_BYTES:
+            yield _too_large(member.filename, member.file_size)
+        else:
+            yield _File(member.filename, member.file_size, lambda member=member: load(member))
 
 
-def _archive_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Stream an archive through libarchive: each file's bytes are read as the iteration passes over it."""
+def _archive_files(path: Path) -> Iterator[_File]:
+    """Stream an archive through libarchive: a file can be loaded until the iteration passes on."""
     try:
         import libarchive
     except Exception as error:  # the binding raises whatever its search for the system library ends in
@@ -215,40 +253,48 @@ def _archive_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             "pip and the system library (libarchive13), or unpack it to a folder and give that as --images"
         ) from error
     name = "its first file"
-    try:
-        with libarchive.file_reader(str(path)) as files:
-            for member in files:
-                name = member.pathname
-                if not member.isfile or PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                if (member.size or 0) > MAX_IMAGE_BYTES:
-                    yield name, lambda size=member.size: _check_bytes(size)
-                else:
-                    data = b"".join(member.get_blocks())
-                    yield name, lambda data=data: data
-    except libarchive.ArchiveError as error:
-        raise UserError(f"{path}: cannot be read at {name} ({error}); download or pack it again") from error
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
+
+    @contextlib.contextmanager
+    def explained() -> Iterator[None]:
+        try:
+            yield
+        except libarchive.ArchiveError as error:
+            raise UserError(f"{path}: cannot be read at {name} ({error}); download or pack it again") from error
+        except OSError as error:
+            raise explain_os_error(error, path, "read") from error
+
+    def load(member: Any) -> bytes:
+        blocks, size = [], 0
+        with explained():
+            for block in member.get_blocks(READ_BYTES):
+                blocks.append(block)
+                size += len(block)
+                if size > MAX_IMAGE_BYTES:  # the size in its header was wrong
+                    _too_large(name, size).load()
+        return b"".join(blocks)
+
+    with explained(), libarchive.file_reader(str(path)) as members:
+        for member in members:
+            name = member.pathname or ""
+            name = name if isinstance(name, str) else os.fsdecode(name)
+            if _item_id(name) is None:
+                if not member.isdir:
+                    yield _unusable(name, "corrupt", "not an image's name")
+            elif not member.isfile or member.islnk:
+                yield _unusable(name, "corrupt", "a folder, a link or a device, not a file")
+            elif (member.size or 0) > MAX_IMAGE_BYTES:
+                yield _too_large(name, member.size)
+            else:
+                yield _File(name, member.size or 0, lambda member=member: load(member))
 
 
-def _check_bytes(size: int) -> None:
-    if size > MAX_IMAGE_BYTES:
-        raise BadImage("oversized", f"{size / 2**20:,.0f} MiB, at most {MAX_IMAGE_BYTES >> 20}")
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode an image file to RGB; `BadImage` when it is damaged, cut short, or larger than MAX_IMAGE_PIXELS."""
-    try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
-            width, height = opened.size  # from the header: nothing is decoded yet
-            if width * height > MAX_IMAGE_PIXELS:
-                raise BadImage("oversized", f"{width} x {height} pixels, at most {MAX_IMAGE_PIXELS:,}")
-            return opened.convert("RGB")
-    except BadImage:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadImage("oversized", str(error)) from error
-    except Exception as error:  # a damaged file makes the decoders raise nearly anything
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise BadImage("corrupt", reason) from error
+def _load_as_they_come(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries of a stream that cannot be read again, each with its bytes in hand."""
+    for entry in entries:
+        try:
+            data = entry.load()
+        except BadContent as error:
+            yield replace(entry, load=_unusable(entry.name, error.kind, str(error)).load, size=0)
+        else:
+            yield replace(entry, load=lambda data=data: data, size=len(data))
+            del data

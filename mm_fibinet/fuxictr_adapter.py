@@ -1,0 +1,111 @@
+"""What FuxiCTR keeps to itself, read in one place.
+
+FuxiCTR's BaseModel holds the rules of training in private attributes and lets a subclass change its loss, and its
+loop, by overriding methods. Whatever depends on these insides is here, so that a new FuxiCTR is one file to look at.
+"""
+
+from dataclasses import dataclass
+
+from fuxictr.pytorch.layers import FeatureEmbeddingDict
+from fuxictr.pytorch.models import BaseModel
+from fuxictr.pytorch.torch_utils import get_regularizer
+from fuxictr.utils import Monitor
+from torch import Tensor, nn
+
+from mm_fibinet.errors import UserError
+
+LOSS_METHODS = ("add_loss", "compute_loss", "regularization_loss", "get_total_loss")
+LOOP_METHODS = (
+    "train_step", "train_epoch", "eval_step", "checkpoint_and_earlystop", "lr_decay", "evaluate_metrics",
+)  # fmt: skip
+ENTRY_METHODS = ("fit", "evaluate", "predict")
+
+
+@dataclass(frozen=True)
+class TrainingRules:
+    """What a model's constructor was told about its training.
+
+    Attributes:
+        monitor: the weighted sum of metrics that is judged.
+        monitor_mode: "max" or "min".
+        early_stop_patience: evaluations without a gain before training stops.
+        eval_steps: steps between two evaluations; None or 0 for an epoch.
+        save_best_only: keep the best weights, else the last.
+        reduce_lr_on_plateau: lower the learning rate when an evaluation brings no gain.
+    """
+
+    monitor: Monitor
+    monitor_mode: str
+    early_stop_patience: int
+    eval_steps: int | None
+    save_best_only: bool
+    reduce_lr_on_plateau: bool
+
+    @property
+    def monitored(self) -> list[str]:
+        """The metrics that the monitor needs."""
+        return self.monitor.get_metrics()
+
+
+def training_rules(model: BaseModel) -> TrainingRules:
+    """The rules that a model carries."""
+    return TrainingRules(
+        model._monitor,
+        model._monitor_mode,
+        model._early_stop_patience,
+        model._eval_steps,
+        model._save_best_only,
+        model._reduce_lr_on_plateau,
+    )
+
+
+def shows_progress(model: nn.Module) -> bool:
+    """Whether progress bars are wanted (`verbose`)."""
+    return bool(getattr(model, "_verbose", 0))
+
+
+def penalties(model: BaseModel) -> list[tuple[int, float, list[Tensor]]]:
+    """FuxiCTR's regularization_loss as (power, weight, parameters): tables and their projections, then the rest."""
+    tables = {}
+    for module in model.modules():
+        if type(module) is FeatureEmbeddingDict:
+            tables.update({id(p): p for p in module.parameters() if p.requires_grad})
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
+    found = []
+    for regularizer, parameters in (
+        (model._embedding_regularizer, list(tables.values())),
+        (model._net_regularizer, rest),
+    ):
+        for power, weight in get_regularizer(float(regularizer) if isinstance(regularizer, int) else regularizer):
+            if weight and parameters:
+                found.append((power, weight, parameters))
+    return found
+
+
+def overridden(model: nn.Module, names: tuple[str, ...], base: type = BaseModel) -> list[str]:
+    """Those methods that the model, its class or a class between has of its own.
+
+    Args:
+        base: whose methods are not the model's own.
+    """
+
+    def function(owner: object, name: str) -> object:
+        method = getattr(owner, name, None)
+        return getattr(method, "__func__", method)
+
+    return [name for name in names if function(model, name) is not function(base, name)]
+
+
+def refuse_own_loop(model: nn.Module, names: tuple[str, ...] = LOOP_METHODS, base: type = BaseModel) -> None:
+    """A `UserError` when a model overrides a step of FuxiCTR's loop, which would never be called.
+
+    Args:
+        names: the methods that must be those of `base`.
+    """
+    own = overridden(model, names, base)
+    if own:
+        raise UserError(
+            f"{type(model).__name__} overrides {', '.join(own)}, which the training loop of mm_fibinet replaces and "
+            "would never call: it clips, accumulates (accumulation_steps), saves and resumes by itself. Remove the "
+            f"override; a loss of its own belongs into one of {', '.join(LOSS_METHODS)}"
+        )

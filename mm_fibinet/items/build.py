@@ -1,0 +1,323 @@
+"""Challenge task 1 as one call: titles, tags and cover images in, item_info.parquet with an item embedding out.
+
+    from mm_fibinet.items.build import build
+
+    built = build(item_info="item_info.parquet", item_feature="item_feature.parquet", images="item_images",
+                  output="out/item_info.parquet")
+
+Each modality runs through a pretrained encoder, the two are fused to `emb_dim` numbers an item, and the input's columns
+are written again with `item_emb_d{emb_dim}` added or replaced, and beside it the fusion of each modality alone. Raw
+features are kept in a store: an interrupted run goes on where it was, and a repeated one encodes only what is new. The
+same input gives the same bytes.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.files import atomic_path, require_output, write_json
+from mm_fibinet.items import modalities
+from mm_fibinet.items.decoding import quiet_pillow
+from mm_fibinet.items.encoders import NONE, Encoder, deterministic, load_encoder, resolve_device
+from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_store
+from mm_fibinet.items.fusion import FUSIONS, Features, Fused
+from mm_fibinet.items.modalities import Modality, Reading
+from mm_fibinet.items.sources import Source
+from mm_fibinet.schema import read_item_info
+
+STORE_NAME = ".mm_fibinet_features"
+NAMES_SHOWN = 5
+FUSED_PREFIX = "item_emb"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One modality of a build.
+
+    Attributes:
+        encoder: the encoder's id.
+        counts: items found, missing, and bad by kind, which add up to all items.
+        facts: what else was read or not, see `Source.facts`.
+        notes: the same as sentences.
+        bad: (name, kind, reason) of each content that could not be used.
+        computed: contents that went through the encoder.
+        reused: contents whose features were in the store.
+        seconds: the time it took.
+    """
+
+    encoder: str
+    counts: dict[str, int]
+    facts: dict[str, Any]
+    notes: list[str]
+    bad: list[tuple[str, str, str]]
+    computed: int
+    reused: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What `build` did.
+
+    Attributes:
+        output: the file written; its name with .build.json says how it was made.
+        columns: the embedding columns in it.
+        items: the number of items, without the padding row.
+        modalities: what became of each, by name.
+        explained: the share of each modality's variance that the embedding keeps, and of their sum as "total".
+    """
+
+    output: Path
+    columns: list[str]
+    items: int
+    modalities: dict[str, Encoded]
+    explained: dict[str, float]
+
+
+@dataclasses.dataclass
+class _Chosen:
+    """A modality that takes part, and where its contents and its encoder come from."""
+
+    modality: Modality
+    path: str | Path
+    encoder_name: str
+
+
+def build(
+    item_info: str | Path,
+    output: str | Path,
+    *,
+    store: str | Path | None = None,
+    emb_dim: int = 128,
+    fusion: str = "pca",
+    per_modality: bool = True,
+    text_columns: list[str] | None = None,
+    opening_words: int = 10,
+    strict: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
+    **given: str | Path | None,
+) -> Built:
+    """Make an item embedding and write item_info with it.
+
+    Args:
+        item_info: parquet with item_id 0 .. N, row 0 the padding item.
+        output: parquet to write; not an input.
+        store: folder of raw features; None for STORE_NAME beside `output`.
+        emb_dim: numbers an item.
+        fusion: a key of FUSIONS.
+        per_modality: write each modality's fusion alone, too (txt_emb_dN, img_emb_dN).
+        text_columns: the columns of item_feature to read; None for a title, tags and a description of usual names.
+        opening_words: encode a text's first words on their own, too; 0 for not.
+        strict: a corrupt or oversized content is an error.
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: items a forward pass; None for 16 on a CPU, 256 on a GPU.
+        seed: for fusions with randomness.
+        **given: for each of MODALITIES its source, `item_feature` and `images`, and its encoder, `text_encoder` and
+            `image_encoder`: "none" leaves the modality out, None or nothing is the default one.
+
+    Raises:
+        UserError: an input, an option or the machine is at fault; nothing was written but features in the store.
+        TypeError: an argument that no modality knows.
+    """
+    for name, value in (("emb_dim", emb_dim), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected 1 or more")
+    if opening_words < 0:
+        raise UserError(f"--opening_words {opening_words}: expected 0 or more")
+    if fusion not in FUSIONS:
+        raise UserError(f"--fusion {fusion}: unknown, expected {' or '.join(FUSIONS)}")
+    chosen = _choose(given)
+    output = Path(output)
+    store = Path(store or output.parent / STORE_NAME)
+    manifest_path = output.with_suffix(".build.json")
+    _check_paths(output, manifest_path, store, [item_info, *(given.get(each.source) for each in modalities.MODALITIES)])
+    table = read_item_info(item_info)
+    num_items = table.num_rows - 1
+    if num_items < 2:
+        raise UserError(f"{item_info}: has {num_items} items beside the padding row 0, expected at least 2")
+    reading = Reading(num_items, text_columns, opening_words)
+    sources = [each.modality.read(each.path, reading) for each in chosen]
+
+    on = resolve_device(device)
+    encoded, features = {}, {}
+    with deterministic(seed, on), quiet_pillow():
+        encoders = [_load(each, on, batch_size) for each in chosen]
+        _check_emb_dim(emb_dim, num_items, chosen, encoders, sources, per_modality)
+        for each, source, encoder in zip(chosen, sources, encoders, strict=True):
+            with open_store(store, encoder.id, encoder.dim) as kept:
+                name = each.modality.name
+                encoded[name], features[name] = _encode(each, source, encoder, kept, num_items, strict)
+        fused = _fuse(fusion, features, emb_dim, seed, chosen, per_modality)
+    columns = {f"{prefix}_d{emb_dim}": each.embedding for prefix, each in fused.items()}
+    for column, embedding in columns.items():
+        table = add_embedding(table, column, embedding)
+    explained = fused[FUSED_PREFIX].explained
+    manifest = {"items": num_items, "emb_dim": emb_dim, "fusion": fusion, "seed": seed}
+    for name, each in encoded.items():
+        manifest[name] = {"encoder": each.encoder, "counts": each.counts, **each.facts}
+    manifest |= {"explained_variance": explained, "columns": list(columns)}
+    with atomic_path(output) as path:
+        pq.write_table(table, path)
+    write_json(manifest_path, manifest)
+    return Built(output, list(columns), num_items, encoded, explained)
+
+
+def add_embedding(table: pa.Table, column: str, embedding: np.ndarray) -> pa.Table:
+    """The table with an embedding column replaced in its place, or appended.
+
+    Args:
+        table: item_info, rows 0 .. num_items.
+        column: its name.
+        embedding: float32 [num_items, emb_dim]; row 0 of the column becomes zeros.
+    """
+    emb_dim = embedding.shape[1]
+    values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
+    array = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim)
+    if column in table.column_names:
+        table = table.set_column(table.column_names.index(column), column, array)
+    else:
+        table = table.append_column(column, array)
+    return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
+
+
+def first_names(bad: list[tuple[str, str, str]]) -> str:
+    """The first few bad contents, for a person."""
+    named = "; ".join(f"{name} {kind} ({reason})" for name, kind, reason in bad[:NAMES_SHOWN])
+    return named + (f"; and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else "")
+
+
+def _choose(given: dict[str, str | Path | None]) -> list[_Chosen]:
+    """The modalities whose encoder is not none."""
+    known = [option for each in modalities.MODALITIES for option in (each.source, each.encoder_option)]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"build() got an unexpected argument {name!r}, expected one of {', '.join(known)}")
+    chosen = []
+    for each in modalities.MODALITIES:
+        encoder = str(given.get(each.encoder_option) or each.default)
+        path = given.get(each.source)
+        if encoder == NONE:
+            continue
+        if path is None:
+            raise UserError(
+                f"--{each.source} is missing; give it, or leave the modality out with --{each.encoder_option} {NONE}"
+            )
+        chosen.append(_Chosen(each, path, encoder))
+    if not chosen:
+        options = " or ".join(f"--{each.encoder_option} {NONE}" for each in modalities.MODALITIES)
+        raise UserError(f"all encoders are {NONE}, expected at least one; drop {options}")
+    return chosen
+
+
+def _check_paths(output: Path, manifest: Path, store: Path, inputs: list[str | Path | None]) -> None:
+    """Refuse to write over an input or into an input folder, before anything is read."""
+    require_output(output, inputs, "parquet")
+    require_output(manifest, inputs, option="--output's manifest")
+    place = store.resolve()
+    if place == output.resolve():
+        raise UserError(f"--store {store} is the --output, expected a folder")
+    for source in (Path(source).resolve() for source in inputs if source is not None):
+        if place == source or (source.is_dir() and place.is_relative_to(source)):
+            raise UserError(
+                f"--store {store} is in the input {source}; inputs are never modified, choose another folder"
+            )
+
+
+def _load(chosen: _Chosen, device: Any, batch_size: int | None) -> Encoder:
+    batch_size = batch_size or (256 if device.type == "cuda" else 16)
+    modality = chosen.modality
+    return load_encoder(modality.name, chosen.encoder_name, device, batch_size, modality.encoders)
+
+
+def _check_emb_dim(
+    emb_dim: int,
+    num_items: int,
+    chosen: list[_Chosen],
+    encoders: list[Encoder],
+    sources: list[Source],
+    per_modality: bool,
+) -> None:
+    """Refuse more numbers an item than the features can have, before anything is encoded."""
+    widths = [encoder.dim * len(source.views) for encoder, source in zip(encoders, sources, strict=True)]
+    most, alone = min(num_items - 1, sum(widths)), min(num_items - 1, *widths)
+    if emb_dim <= (alone if per_modality else most):
+        return
+    names = [each.modality.name for each in chosen]
+    joined = " or ".join(names) if per_modality else " + ".join(names)
+    way_out = f"choose --emb_dim {alone if per_modality else most} or less"
+    if emb_dim <= most:
+        way_out += ", or --fused_only, which leaves out the columns of each modality alone"
+    raise UserError(
+        f"--emb_dim is {emb_dim}, but {num_items} items and {joined} features have at most "
+        f"{alone if per_modality else most} independent directions; {way_out}"
+    )
+
+
+def _encode(
+    chosen: _Chosen, source: Source, encoder: Encoder, store: FeatureStore, num_items: int, strict: bool
+) -> tuple[Encoded, Features]:
+    """Run a modality's views through its encoder, as far as their features are not in the store."""
+    views: list[Filled] = []
+    for title, entries in source.views.items():
+        views.append(fill(store, encoder, entries, title))
+        if len(views) == 1:
+            _check_found(chosen, views[0], source, strict)
+    whole = views[0]
+    kinds = [kind for _, kind, _ in whole.bad]
+    counts = {"found": len(whole.keys), "missing": num_items - len(whole.keys) - len(kinds)}
+    counts |= {kind: kinds.count(kind) for kind in chosen.modality.flaws}
+    computed = sum(view.computed for view in views)
+    used = len({key for view in views for key in view.keys.values()})
+    seconds = sum(view.seconds for view in views)
+    encoded = Encoded(encoder.id, counts, source.facts(), source.notes(), whole.bad, computed, used - computed, seconds)
+    return encoded, _features(views, store, num_items)
+
+
+def _check_found(chosen: _Chosen, whole: Filled, source: Source, strict: bool) -> None:
+    """Refuse a modality with no content at all and, when strict, one with bad contents."""
+    name = chosen.modality.name
+    if strict and whole.bad:
+        raise UserError(
+            f"{chosen.path}: found {len(whole.bad)} bad {name} files, expected none with --strict: "
+            f"{first_names(whole.bad)}; replace or remove them"
+        )
+    if not whole.keys:
+        found = f" ({'; '.join(source.notes())})" if source.notes() else ""
+        bad = f", but {len(whole.bad)} bad: {first_names(whole.bad)}" if whole.bad else ""
+        raise UserError(
+            f"{chosen.path}: found no {chosen.modality.expected}{found}{bad}; leave the modality out with "
+            f"--{chosen.modality.encoder_option} {NONE}"
+        )
+
+
+def _features(views: list[Filled], store: FeatureStore, num_items: int) -> Features:
+    """Features in the order of item_info, without its row 0; several views of the same items side by side."""
+    ids = sorted(views[0].keys)
+    rows = np.array(ids) - 1
+    present = np.zeros(num_items, dtype=bool)
+    present[rows] = True
+    features = np.zeros((num_items, len(views) * store.dim), dtype=np.float32)
+    features[rows] = np.hstack([store.rows([view.keys[item_id] for item_id in ids]) for view in views])
+    return Features(features, present)
+
+
+def _fuse(
+    fusion: str, features: dict[str, Features], emb_dim: int, seed: int, chosen: list[_Chosen], per_modality: bool
+) -> dict[str, Fused]:
+    """The fusion of all modalities and of each alone, by their columns' prefix."""
+    fuse = FUSIONS[fusion]
+    fused = {FUSED_PREFIX: fuse(features, emb_dim, seed)}
+    for each in chosen if per_modality else ():
+        name, prefix = each.modality.name, each.modality.prefix
+        try:
+            fused[prefix] = fuse({name: features[name]}, emb_dim, seed)
+        except UserError as error:
+            raise UserError(f"{prefix}_d{emb_dim}: {error}; or leave such columns out with --fused_only") from error
+    return fused

@@ -1,0 +1,89 @@
+"""The modalities an item embedding is made of. A further one (audio, say) is one more `Modality` in MODALITIES.
+
+The record says how the modality is called, where its contents come from and which encoders there are; the build, the
+command line's options, the manifest and the summary follow from it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm_fibinet.items.encoders import DEFAULT_IMAGE, DEFAULT_TEXT, IMAGE_ENCODERS, TEXT_ENCODERS, Loaders
+from mm_fibinet.items.sources import ImageSource, Source
+from mm_fibinet.items.texts import read_texts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How contents are read; a modality takes what concerns it.
+
+    Attributes:
+        num_items: the ids of item_info are 0 .. num_items.
+        text_columns: of item_feature, None for those with usual names.
+        opening_words: the text's second view, 0 for none.
+    """
+
+    num_items: int
+    text_columns: list[str] | None = None
+    opening_words: int = 0
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of content.
+
+    Attributes:
+        name: of the manifest's entry, and of the option NAME_encoder.
+        prefix: of the column of this modality alone, PREFIX_dN; as item_feature names the organisers' features.
+        source: the option that says where the contents are.
+        read: opens the source; the views of what it returns are the views of the items.
+        encoders: the loaders to choose from by name.
+        default: the encoder's name when none is given.
+        expected: what a source without any content lacks.
+        flaws: the kinds of `BadContent` that are counted.
+        source_help: of the source's option.
+        encoder_help: of the encoder's option.
+    """
+
+    name: str
+    prefix: str
+    source: str
+    read: Callable[[str | Path, Reading], Source]
+    encoders: Loaders
+    default: str
+    expected: str
+    flaws: tuple[str, ...] = ()
+    source_help: str = ""
+    encoder_help: str = ""
+
+    @property
+    def encoder_option(self) -> str:
+        """The name of the option that chooses the encoder."""
+        return f"{self.name}_encoder"
+
+
+MODALITIES = (
+    Modality(
+        name="text",
+        prefix="txt_emb",
+        source="item_feature",
+        read=lambda path, how: read_texts(path, how.num_items, how.text_columns, how.opening_words),
+        encoders=TEXT_ENCODERS,
+        default=DEFAULT_TEXT,
+        expected="titles or tags",
+        source_help="parquet with item_id and a title, tags (words), a description or some of these",
+        encoder_help="minilm (in the package), a sentence-transformers model or folder, or none",
+    ),
+    Modality(
+        name="image",
+        prefix="img_emb",
+        source="images",
+        read=lambda path, how: ImageSource(path, how.num_items),
+        encoders=IMAGE_ENCODERS,
+        default=DEFAULT_IMAGE,
+        expected="usable images named ITEM_ID.jpg with ids of item_info",
+        flaws=("corrupt", "oversized"),
+        source_help="folder, .zip, .rar or .tar of ITEM_ID.jpg (.jpeg, .png, .webp)",
+        encoder_help="efficientnet_lite0 (in the package), open_clip:NAME:TAG_OR_FILE, or none",
+    ),
+)

@@ -1,0 +1,102 @@
+"""What a training step minimises: a model's own loss where it has one, else FuxiCTR's in a cheaper form.
+
+FuxiCTR's loss is that of the data plus a penalty over every parameter. A model that overrides none of its methods gets
+the data's loss alone, and the penalty enters as its gradient. A model that overrides one is called as FuxiCTR calls
+it, with the dictionary that its forward returned.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from mm_fibinet import distributed, fuxictr_adapter
+from mm_fibinet.errors import UserError
+
+
+class Objective:
+    """The loss of one model.
+
+    Args:
+        model: FuxiCTR's BaseModel or a subclass, compiled.
+
+    Attributes:
+        penalties: (power, weight, parameters) whose gradients are to be added; empty where a method of the model's own
+            adds them to the loss.
+
+    Raises:
+        UserError: the model overrides steps of FuxiCTR's loop, or a loss that several processes cannot compute.
+    """
+
+    def __init__(self, model: nn.Module):
+        fuxictr_adapter.refuse_own_loop(model)
+        self.model = model
+        self.own = fuxictr_adapter.overridden(model, fuxictr_adapter.LOSS_METHODS)
+        self.takes_batch = "get_total_loss" in self.own and len(inspect.signature(model.get_total_loss).parameters) == 1
+        if self.takes_batch and distributed.current().size > 1:
+            raise UserError(
+                f"{type(model).__name__} overrides get_total_loss(inputs), which runs the model by itself, so that "
+                "several processes cannot share its gradients; override compute_loss(return_dict, y_true), or use one"
+            )
+        self.penalties = [] if self.own and self.own != ["add_loss"] else fuxictr_adapter.penalties(model)
+
+    def __call__(self, forward: nn.Module, batch, labels: Tensor, autocast) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            forward: the model, or what wraps it.
+            batch: what the loader yields.
+            labels: float [B, 1].
+            autocast: a context that the model runs in.
+
+        Returns:
+            a scalar; NaN where scores are NaN, where torch's own loss would abort (on a GPU, beyond recovery).
+        """
+        if self.takes_batch:
+            with autocast:
+                return self.model.get_total_loss(batch).reshape(())
+        with autocast:
+            outputs = forward(batch)
+        if self.own:
+            return self._own_loss(outputs, labels)
+        predicted = outputs["y_pred"]
+        nan_if_any = (predicted - predicted).sum()
+        return self.model.loss_fn(predicted.nan_to_num(0.5), labels, reduction="mean") + nan_if_any
+
+    def add_penalty_gradients(self) -> None:
+        """Add the gradient of every penalty to the parameters'."""
+        for power, weight, parameters in self.penalties:
+            _add_penalty_gradient(parameters, power, weight)
+
+    def _own_loss(self, outputs: dict, labels: Tensor) -> Tensor:
+        outputs, broken = _without_nan(outputs)
+        if "get_total_loss" in self.own:
+            loss = self.model.get_total_loss(outputs, labels)
+        elif "compute_loss" in self.own:
+            loss = self.model.compute_loss(outputs, labels)
+        else:
+            loss = self.model.add_loss(outputs, labels)
+            if "regularization_loss" in self.own:
+                loss = loss + self.model.regularization_loss()
+        return loss.reshape(()).masked_fill(broken, float("nan"))
+
+
+@torch.no_grad()
+def _add_penalty_gradient(parameters: list[Tensor], power: int, weight: float) -> None:
+    """Add the gradient of (weight / power) * sum |p|^power: weight * p for L2, weight * sign(p) for L1."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    values = parameters if power == 2 else [p.sign() for p in parameters]
+    torch._foreach_add_([p.grad for p in parameters], values, alpha=weight)
+
+
+def _without_nan(outputs: dict) -> tuple[dict, Tensor]:
+    """The outputs with 0.5 in place of NaN, and whether there was any: bool, a scalar."""
+    broken, replaced = torch.zeros((), dtype=torch.bool, device=outputs["y_pred"].device), dict(outputs)
+    for name, value in outputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            nan = value.isnan()
+            broken = broken | nan.any()
+            replaced[name] = value.masked_fill(nan, 0.5)
+    return replaced, broken

@@ -1,0 +1,205 @@
+"""What settings say of each other: the monitor and its mode, gAUC and its groups, features and those who name them.
+
+The schema holds each setting alone; these rules need several at once, and some that a run would break only after an
+hour of training, or keep the worst epoch without a word.
+"""
+
+import difflib
+import re
+from pathlib import Path
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.yaml_reader import shown
+
+LOWER_IS_BETTER = ("logloss", "binary_crossentropy")
+GROUP_METRICS = ("gAUC",)
+USER_ID = "user_id"
+NO_GROUPS = ("item_id", "item_seq")
+
+
+def monitor_mode(monitor: str | dict[str, float]) -> str:
+    """Which way a monitor is better: "max" or "min".
+
+    Args:
+        monitor: a metric, or metrics with weights as FuxiCTR's Monitor takes them.
+
+    Raises:
+        UserError: the weights pull both ways, or there is none.
+    """
+    weights = {monitor: 1} if isinstance(monitor, str) else monitor
+    ways = {(weight > 0) != (metric in LOWER_IS_BETTER) for metric, weight in weights.items() if weight}
+    if len(ways) != 1:
+        raise UserError(
+            f"monitor is {shown(monitor)}, expected weights that pull one way: AUC and gAUC above 0 and "
+            "logloss below 0, or all the other way round"
+        )
+    return "max" if ways.pop() else "min"
+
+
+def check_together(params: dict, origin) -> dict:
+    """Hold settings that passed the schema against each other.
+
+    Args:
+        params: settings of one experiment.
+        origin: a function from a setting's name to where it was set, for the error.
+
+    Returns:
+        the settings, with the monitor's mode.
+
+    Raises:
+        UserError: two of them contradict each other.
+    """
+    mode = _in_place(origin("monitor"), monitor_mode, params.get("monitor", "AUC"))
+    if params.get("monitor_mode", mode) != mode:
+        raise UserError(
+            f"{origin('monitor_mode')}: monitor_mode is {params['monitor_mode']}, which would keep the worst epoch by "
+            f"{shown(params.get('monitor', 'AUC'))}; leave it out, or set {mode}"
+        )
+    columns = active_columns(params, origin("feature_cols"))
+    _check_group(params, columns, origin)
+    _check_features(params, columns, origin)
+    _check_activations(params, origin)
+    return {**params, "monitor_mode": mode}
+
+
+def active_columns(params: dict, where: str) -> dict[str, dict]:
+    """The active features by name, in the order of feature_cols, lists of names expanded."""
+    columns: dict[str, dict] = {}
+    for column in params["feature_cols"]:
+        names = column["name"] if isinstance(column["name"], list) else [column["name"]]
+        for name in names:
+            if name in columns:
+                raise UserError(f"{where}: feature_cols has {name} twice, expected each feature once")
+            if column.get("active", True):
+                columns[name] = column
+    return columns
+
+
+def require_group_column(params: dict) -> None:
+    """A UserError when the splits that are there lack the column of group_id; what cannot be read is left alone."""
+    group = params.get("group_id")
+    if not group:
+        return
+    import pyarrow as pa  # it takes a while, and a script's --help does not need it
+    import pyarrow.parquet as pq
+
+    for key in ("train_data", "valid_data"):
+        path = Path(params[key])
+        path = path if path.suffix == ".parquet" else path.with_name(f"{path.name}.parquet")
+        try:
+            names = pq.read_schema(path).names if path.is_file() else [group]
+        except (pa.ArrowException, OSError, ValueError):
+            continue
+        if group not in names:
+            raise UserError(f"group_id is {group!r}, {path} has {', '.join(names)}; expected a column of the split")
+
+
+def check_reachable(params: dict, num_batches: int) -> None:
+    """A UserError when eval_steps is more than the run has: nothing would ever be evaluated or kept.
+
+    Args:
+        params: of `load_params`.
+        num_batches: batches of one epoch.
+    """
+    eval_steps, steps = params.get("eval_steps"), params["epochs"] * num_batches
+    if eval_steps and eval_steps > steps:
+        raise UserError(
+            f"eval_steps is {eval_steps}, but the run has {steps} steps (epochs {params['epochs']} x batches "
+            f"{num_batches}): it would end without an evaluation; expected at most {steps}, or null for every epoch"
+        )
+
+
+def _check_group(params: dict, columns: dict[str, dict], origin) -> None:
+    group = params.get("group_id")
+    monitor = params.get("monitor", "AUC")
+    computed = [*params.get("metrics", []), *([monitor] if isinstance(monitor, str) else monitor)]
+    for metric in GROUP_METRICS:
+        if metric in computed and not group:
+            raise UserError(f"{metric} needs group_id, for example group_id: {USER_ID}")
+    label = params.get("label_col") or {"name": "label"}
+    labels = [entry["name"] for entry in ([label] if isinstance(label, dict) else label)]
+    kind = columns.get(group, {})
+    is_ids = kind.get("type", "meta") in ("meta", "categorical") and kind.get("source") != "item"
+    if group in (*NO_GROUPS, *labels) or not is_ids:
+        raise UserError(
+            f"{origin('group_id')}: group_id is {group!r}, expected a column of the split that has an id a row and is "
+            f"not {', '.join(NO_GROUPS)} or the label, for example {USER_ID}"
+        )
+
+
+def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
+    """Features that are named exist, and have what is asked of them."""
+    compared = [name for name in params.get("similarity_only") or [] if name not in columns]
+    for name in params.get("use_features") or []:
+        if name not in columns and name not in compared:
+            raise UserError(f"{origin('use_features')}: use_features has {name!r}, {_expected(name, columns)}")
+    used = params.get("use_features")
+    kinds = {name: column["type"] for name, column in columns.items() if not used or name in used}
+    kinds.update(dict.fromkeys(compared, "embedding"))
+    if params.get("user_id_field") and kinds.get(USER_ID) == "meta":
+        kinds[USER_ID] = "categorical"
+    _refuse_module_names(kinds, origin("feature_cols"))
+    specs = {name: dict(columns.get(name, {})) for name in kinds}
+    for spec in params.get("feature_specs") or []:
+        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
+            where = f"{origin('feature_specs')}: feature_specs"
+            if name not in kinds:
+                raise UserError(f"{where} has {name!r}, {_expected(name, kinds)}")
+            if kinds[name] == "meta" or ("feature_encoder" in spec and kinds[name] != "sequence"):
+                raise UserError(f"{where} changes {name}, which is of type {kinds[name]} and has none of that")
+            specs[name].update({key: value for key, value in spec.items() if key != "name"})
+    _check_shared_tables(specs, kinds, origin("feature_cols"))
+
+
+def _check_shared_tables(specs: dict[str, dict], kinds: dict[str, str], where: str) -> None:
+    """FuxiCTR makes a table of its own, never initialised, where the other feature's is not there yet."""
+    order = list(specs)
+    for name, spec in specs.items():
+        other = spec.get("share_embedding")
+        if other is None:
+            continue
+        with_table = {kinds[name], kinds.get(other)} <= {"categorical", "sequence"}
+        if not with_table or order.index(other) >= order.index(name):
+            raise UserError(
+                f"{where}: feature {name}: share_embedding is {other!r}, expected a categorical or sequence feature "
+                "that stands before it"
+            )
+        sizes = spec.get("vocab_size"), specs[other].get("vocab_size")
+        same_width = spec.get("embedding_dim") == specs[other].get("embedding_dim")
+        if not same_width or (None not in sizes and sizes[0] > sizes[1]):
+            raise UserError(
+                f"{where}: feature {name}: share_embedding is {other!r}, whose table has another embedding_dim or a "
+                f"smaller vocab_size, expected at least {name}'s"
+            )
+
+
+def _expected(name: str, known) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"expected active features{', did you mean ' + ' or '.join(near) + '?' if near else ': ' + ', '.join(known)}"
+
+
+def _refuse_module_names(kinds: dict[str, str], where: str) -> None:
+    """FuxiCTR keeps tables in torch's ModuleDict, by the features' names."""
+    from torch import nn
+
+    modules = nn.ModuleDict()
+    for name, kind in kinds.items():
+        if kind != "meta" and ("." in name or hasattr(modules, name)):
+            raise UserError(f"{where}: a feature cannot be called {name!r}, a name of torch's; rename the column")
+
+
+def _check_activations(params: dict, origin) -> None:
+    """A list of activations has one a layer."""
+    for name, value in params.items():
+        if not isinstance(value, list) or not re.fullmatch(r".*activations", name):
+            continue
+        units = re.sub(r"(hidden_)?activations$", "hidden_units", name)
+        if not isinstance(params.get(units), list) or len(params[units]) != len(value):
+            raise UserError(f"{origin(name)}: {name} is {shown(value)}, expected one name, or one a layer of {units}")
+
+
+def _in_place(where: str, check, value):
+    try:
+        return check(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

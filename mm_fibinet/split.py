@@ -1,0 +1,191 @@
+"""A split as tensors: one int32 matrix [N, L + 1 + C] (history, target item, then the other integer columns).
+
+Rows become tensors once; a batch is then a gather of rows of that matrix, and of a float matrix where numbers are
+features of the row. Where the matrices live, and in which order rows come, is the loader's.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm_fibinet import schema
+from mm_fibinet.parquet_reader import open_parquet
+
+Layout = dict[str, tuple[int, int, bool]]  # {column: (first, width, is_list)}
+
+
+class Split:
+    """One split as tensors.
+
+    Attributes:
+        integers: int32 [N, L + 1 + C]; the history and the target first, then columns as `layout` says.
+        floats: float32 [N, F], or None when no column needs it.
+        layout: {column: (first, width, is_list)} within `integers`.
+        float_layout: the same for `floats`.
+        history_len: L.
+    """
+
+    def __init__(self, integers: Tensor, floats: Tensor | None, layout: Layout, float_layout: Layout, history_len: int):
+        self.integers = integers
+        self.floats = floats
+        self.layout = layout
+        self.float_layout = float_layout
+        self.history_len = history_len
+
+    def __len__(self) -> int:
+        return len(self.integers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.integers.nbytes + (self.floats.nbytes if self.floats is not None else 0)
+
+    def column(self, name: str) -> Tensor:
+        """One column over all rows, [N] or [N, W]."""
+        return _columns(self.integers, self.layout)[name]
+
+    def gather(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        """The rows' columns.
+
+        Args:
+            rows: int64 [B], on the device of `integers`.
+            device: where the columns shall be.
+
+        Returns:
+            ({column: [B] or [B, W]}, item_index int32 [B, L + 1]).
+        """
+        floats = None if self.floats is None else _gather(self.floats, rows, device)
+        return self._split_up(_gather(self.integers, rows, device), floats)
+
+    def slice(self, start: int, stop: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        """`gather` of rows start .. stop - 1, without a copy where they are there already."""
+        floats = None if self.floats is None else self.floats[start:stop].to(device, non_blocking=True)
+        return self._split_up(self.integers[start:stop].to(device, non_blocking=True), floats)
+
+    def _split_up(self, integers: Tensor, floats: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        columns = _columns(integers, self.layout)
+        if floats is not None:
+            columns.update(_columns(floats, self.float_layout))
+        return columns, integers[:, : self.history_len + 1]
+
+    def to(self, device: torch.device) -> "Split":
+        """The same split on another device."""
+        floats = self.floats.to(device) if self.floats is not None else None
+        return Split(self.integers.to(device), floats, self.layout, self.float_layout, self.history_len)
+
+    def pin(self) -> "Split":
+        """The same split in page-locked memory, from which a GPU copies while it computes."""
+        floats = self.floats.pin_memory() if self.floats is not None else None
+        return Split(self.integers.pin_memory(), floats, self.layout, self.float_layout, self.history_len)
+
+
+def read_split(
+    path: str | Path,
+    features: dict[str, dict],
+    labels: list[str],
+    num_items: int,
+    max_len: int,
+    group: str | None = None,
+    memmap_folder: Path | None = None,
+) -> Split:
+    """Read and check one split.
+
+    Args:
+        path: a parquet file or folder of the contract.
+        features: FuxiCTR feature specs by name; the item-side ones are not read here.
+        labels: label columns, 0 or 1; empty for a test split.
+        num_items: rows of the item table; history and target ids must be below it.
+        max_len: the last max_len positions of the history are kept.
+        group: the group id of gAUC. Ids beyond int32 become 0, 1, 2, ... in their order: they tell rows apart, no more.
+        memmap_folder: keep the matrix in an unnamed file there instead of in memory.
+
+    Raises:
+        UserError: names the file, the column and the row of the first value that breaks the contract.
+    """
+    num_rows = open_parquet(path).num_rows
+    columns = schema.split_columns(features, labels, num_items, group)
+    numbers = [column.name for column in columns if schema.is_number(column)]
+    integers = [column.name for column in columns if column.name not in numbers]
+    groups = np.empty(num_rows, dtype=np.int64) if any(column.role == "group" for column in columns) else None
+    split = None
+    for first, blocks in schema.checked_slices(path, columns):
+        history = blocks[schema.ITEM_SEQ]
+        blocks[schema.ITEM_SEQ] = history[:, max(history.shape[1] - max_len, 0) :]
+        if groups is not None:
+            groups[first : first + len(blocks[group])] = blocks[group]
+        if split is None:
+            split, layout = _empty_split(num_rows, blocks, integers, numbers, group, memmap_folder)
+        _fill(split.integers, blocks, layout, first)
+        _fill(split.floats, blocks, split.float_layout, first)
+    if groups is not None:
+        split.integers.numpy()[:, layout[group][0]] = _codes(groups)
+    return split
+
+
+def _codes(groups: np.ndarray) -> np.ndarray:
+    """The ids themselves where int32 holds them, else their ranks: int64 [N] to integers of the same equalities."""
+    if groups.min() >= 0 and groups.max() < 2**31:
+        return groups
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _empty_split(
+    rows: int,
+    blocks: dict[str, np.ndarray],
+    integers: list[str],
+    numbers: list[str],
+    group: str | None,
+    memmap_folder: Path | None,
+) -> tuple[Split, Layout]:
+    """A split whose matrices fit these columns, not yet filled, and the layout of all its integers."""
+    whole, width = _layout({name: blocks[name] for name in integers})
+    float_layout, float_width = _layout({name: blocks[name] for name in numbers})
+    matrix = _allocate(rows, width, np.int32, memmap_folder)
+    floats = _allocate(rows, float_width, np.float32, memmap_folder) if float_width else None
+    items = {schema.ITEM_SEQ, schema.ITEM_ID} - {group}
+    layout = {name: place for name, place in whole.items() if name not in items}
+    return Split(matrix, floats, layout, float_layout, blocks[schema.ITEM_SEQ].shape[1]), whole
+
+
+def _layout(blocks: dict[str, np.ndarray]) -> tuple[Layout, int]:
+    """The columns' places in the matrix, and the matrix's width."""
+    layout, first = {}, 0
+    for name, block in blocks.items():
+        width = block.shape[1] if block.ndim == 2 else 1
+        layout[name] = (first, width, block.ndim == 2)
+        first += width
+    return layout, first
+
+
+def _allocate(rows: int, width: int, dtype, memmap_folder: Path | None) -> Tensor:
+    if memmap_folder is None:
+        return torch.from_numpy(np.empty((rows, width), dtype=dtype))
+    with tempfile.NamedTemporaryFile(
+        dir=memmap_folder, prefix="mm-fibinet-"
+    ) as opened:  # unlinked: freed with the process
+        return torch.from_numpy(np.memmap(opened, dtype=dtype, mode="w+", shape=(rows, width)))
+
+
+def _fill(target: Tensor | None, blocks: dict[str, np.ndarray], layout: Layout, first: int) -> None:
+    for name, (start, width, _) in layout.items():
+        block = blocks[name]
+        target.numpy()[first : first + len(block), start : start + width] = block.reshape(len(block), width)
+
+
+def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Rows of a matrix on a device; to another one through page-locked memory, so that the copy is not waited for."""
+    if values.device == device:
+        return values.index_select(0, rows)
+    here = torch.empty(len(rows), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
+    return torch.index_select(values, 0, rows, out=here).to(device, non_blocking=True)
+
+
+def _columns(values: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Views of the matrix's columns."""
+    return {
+        name: values[:, first : first + width] if is_list else values[:, first]
+        for name, (first, width, is_list) in layout.items()
+    }

@@ -1,0 +1,156 @@
+"""DIN_att_emb_rms, of the best published validation figure of the challenge: DIN, cross attention and a pairwise loss.
+
+As in DIN_att6, history items carry their levels, and layers in which the target attends to the history stand beside
+DIN's attention; here each layer has three norms of its own. The loss asks for the order of clicks and no clicks of a
+batch too, which is what AUC counts.
+"""
+
+import torch
+import torch.nn.functional as F
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from model_zoo.cross_attention import TargetAttention
+from model_zoo.history import HistoryModel
+from model_zoo.layers import DINAttention
+
+POSITIVE_WEIGHT = 0.4
+
+
+class DIN_att_emb_rms(HistoryModel):
+    """DIN's and cross attention over the history, then an MLP; pointwise and pairwise loss.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        embedding_dim: D of every field without an `embedding_dim` of its own.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        attention_hidden_units, attention_hidden_activations, attention_output_activation: of DIN's attention.
+        attention_dropout: of both attentions.
+        din_use_softmax: normalise DIN's scores over the history.
+        num_layers: of the cross attention.
+        alpha: the pointwise loss's share; the rest is the pairwise loss's.
+        history_levels: the items' vectors carry both levels.
+        kwargs: what HistoryModel takes.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        embedding_dim=64,
+        dnn_hidden_units=(512, 128, 64),
+        dnn_activations="ReLU",
+        attention_hidden_units=(64,),
+        attention_hidden_activations="Dice",
+        attention_output_activation=None,
+        attention_dropout=0.0,
+        din_use_softmax=False,
+        net_dropout=0.0,
+        batch_norm=False,
+        num_layers=3,
+        alpha=0.9,
+        history_levels=True,
+        **kwargs,
+    ):
+        super().__init__(feature_map, embedding_dim=embedding_dim, history_levels=history_levels, **kwargs)
+        self.alpha = alpha
+        self.attention_layers = DINAttention(
+            self.item_dim,
+            attention_hidden_units,
+            hidden_activations=attention_hidden_activations,
+            output_activation=attention_output_activation,
+            dropout_rate=attention_dropout,
+            use_softmax=din_use_softmax,
+        )
+        self.cross_attention_layers = NormedCrossAttention(self.item_dim, num_layers, attention_dropout)
+        self.dnn = MLP_Block(
+            input_dim=self.user_dim + 3 * self.item_dim,
+            output_dim=1,
+            hidden_units=list(dnn_hidden_units),
+            hidden_activations=dnn_activations,
+            dropout_rates=net_dropout,
+            batch_norm=batch_norm,
+        )
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities and the logits they come from.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
+
+        Returns:
+            {"y_pred": float [B, 1], "logit": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        items = self.item_vectors(batch)
+        target = items.index_select(0, batch.target)
+        pooled = self.attention_layers(target, items, batch.history, batch.mask)
+        crossed = self.cross_attention_layers(target, F.embedding(batch.history, items), batch.mask)
+        logit = self.dnn(torch.cat([self.user_vectors(batch), target, pooled, crossed], dim=-1)).float()
+        return {"y_pred": self.output_activation(logit), "logit": logit}
+
+    def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
+        """alpha * weighted cross entropy + (1 - alpha) * mean over all (click, no click) of -log sigmoid(difference).
+
+        Args:
+            return_dict: of `forward`.
+            y_true: float [B, 1], 1 = click.
+        """
+        clicked = y_true.view(-1) == 1
+        weight = torch.where(y_true == 1, POSITIVE_WEIGHT, 1.0)
+        pointwise = F.binary_cross_entropy(return_dict["y_pred"], y_true, weight=weight)
+        logit = return_dict["logit"].view(-1)
+        differences = logit[clicked].unsqueeze(1) - logit[~clicked]
+        pairwise = -F.logsigmoid(differences).sum() / max(differences.numel(), 1)
+        return self.alpha * pointwise + (1 - self.alpha) * pairwise
+
+
+class NormedCrossAttention(nn.Module):
+    """Layers in which the target attends to the history, each starting from the last one's output.
+
+    Args:
+        dim: W, the items' width.
+        num_layers: how many.
+        dropout: on attention weights, residuals and the feed-forward part.
+    """
+
+    def __init__(self, dim: int, num_layers: int, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(NormedCrossAttentionLayer(dim, dropout) for _ in range(num_layers))
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            target: float [B, W].
+            history: float [B, L, W].
+            mask: [B, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
+        for layer in self.layers:
+            target = layer(target, history, mask)
+        return target
+
+
+class NormedCrossAttentionLayer(nn.Module):
+    """Attention and feed-forward with residuals; RMSNorm after the attention and after each residual.
+
+    Args:
+        dim: W.
+        dropout: see NormedCrossAttention.
+    """
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.cross_attn = TargetAttention(dim, dropout, norm=nn.RMSNorm(dim))
+        self.attn_norm = nn.RMSNorm(dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.ffn_norm = nn.RMSNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        """As NormedCrossAttention's."""
+        attended = self.cross_attn.norm(self.cross_attn(target, history, mask))
+        attended = self.attn_norm(target + self.dropout(attended))
+        return self.ffn_norm(attended + self.dropout(self.ffn(attended)))

@@ -1,0 +1,517 @@
+"""What `check` passes, every command takes; what it refuses, none does, in the same words."""
+
+import os
+
+import data_faults
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import list_column, make_dataset, run_script
+
+import model_zoo
+from mm_fibinet import schema
+from mm_fibinet.data_check import check_dataset, check_folder, load_entry
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError
+from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.item_table import item_side_features, load_item_table
+from mm_fibinet.metrics import group_auc
+from mm_fibinet.parquet_reader import open_parquet, part_files, read_column
+from mm_fibinet.settings import load_params
+from mm_fibinet.split import read_split
+
+SPOILERS = data_faults.functions("spoil_")
+VARIETIES = data_faults.functions("vary_")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of its own, to be changed."""
+    make_dataset(tmp_path)
+    return tmp_path
+
+
+def run_check(folder, *arguments, capsys):
+    """Run the check on the data set's entry: (exit code, what it prints)."""
+    arguments = arguments or ("--config", folder / "config", "--dataset_id", "TEST_DATA")
+    return run_script("mm_fibinet.data_check", "check", *arguments, capsys=capsys)[:2]
+
+
+def run_training(folder, *arguments, capsys):
+    """Train an epoch on the folder's data: (exit code, what is printed on stderr)."""
+    code, _, err = run_script(
+        "run_expid", "--config", folder / "config", "--expid", "FiBiNET_test", "--model_root", folder / "runs",
+        "--set", "epochs=1", *arguments, capsys=capsys,
+    )  # fmt: skip
+    return code, err
+
+
+def line_of(table, name):
+    return next(line for line in table.splitlines() if line.startswith(name))
+
+
+def all_problems(rows):
+    return [problem for row in rows for problem in row.problems]
+
+
+@pytest.mark.parametrize("name", SPOILERS)
+def test_check_and_training_refuse_the_same(folder, name, capsys):
+    message = SPOILERS[name](folder / "TEST_DATA")
+    code, err = run_training(folder, capsys=capsys)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert not list(folder.glob("runs/**/*.model"))
+    assert not list(folder.glob("**/*.part"))
+
+    code, table = run_check(folder, capsys=capsys)
+    assert code == 2
+    assert message.rpartition(".parquet: ")[2] in table
+    params = load_entry(folder / "config", "TEST_DATA", None)
+    found = [f"{row.path}: {problem}" for row in check_dataset(params) for problem in row.problems]
+    found = [problem.split(" (and ")[0] for problem in found] + all_problems(check_dataset(params))
+    assert any(err.removeprefix("error: ").strip() in problem for problem in found) or name == "one_class"
+
+
+@pytest.mark.parametrize("name", VARIETIES)
+def test_check_and_training_take_the_same(folder, name, capsys):
+    VARIETIES[name](folder / "TEST_DATA")
+    assert run_check(folder, capsys=capsys)[0] == 0
+    assert run_check(folder, folder, capsys=capsys)[0] == 0
+    assert run_training(folder, capsys=capsys) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["unsigned", "narrow", "float_label", "dictionaries", "parts", "row_groups"])
+def test_data_written_otherwise_are_the_same_tensors(folder, name):
+    def read():
+        params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+        feature_map = build_feature_map(params)
+        table = load_item_table(params["item_info"], item_side_features(feature_map.features))
+        splits = [
+            read_split(params[key], feature_map.features, ["label"], table.num_items, 10, "user_id")
+            for key in ("train_data", "valid_data")
+        ]
+        ids = schema.read_test_ids(params["test_data"])
+        return [split.integers for split in splits] + [*table.columns.values(), torch.from_numpy(ids)]
+
+    before = read()
+    VARIETIES[name](folder / "TEST_DATA")
+    after = read()
+    assert [values.dtype for values in before] == [values.dtype for values in after]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_all_problems_of_a_file_are_listed(folder, capsys):
+    path = folder / "TEST_DATA" / "train.parquet"
+    data_faults.change(path, "likes_level", pa.array([11, 12, -1] + [0] * 597))
+    data_faults.change(path, "label", pa.array([0, 1, 2] * 200))
+    data_faults.change(path, "views_level", None)
+    history = data_faults.column(path, "item_seq")
+    history[8], history[9] = 40, np.arange(12)[::-1]
+    data_faults.change(path, "item_seq", list_column(history))
+    row = next(row for row in check_folder(folder) if row.name == "train.parquet")
+    params = load_entry(folder / "config", "TEST_DATA", None)
+    expected = [
+        "column item_seq has 40 in row 8, expected 0 to 39 (items in item_info 40)",
+        "column item_seq has a zero after an item in row 9, expected zeros in front only",
+        "column likes_level has 11 in row 0, expected 0 to 10 (vocab_size 11) (and 2 more like it)",
+        "column label is 2.0 in row 2, expected 0 or 1 (and 199 more like it)",
+    ]
+    assert sorted(row.problems) == sorted(expected)
+    row = next(row for row in check_dataset(params) if row.path == str(path))
+    missing = "column views_level is missing, found user_id, item_seq, item_id, likes_level, label"
+    assert sorted(row.problems) == sorted([missing, *expected])
+    code, table = run_check(folder, capsys=capsys)
+    assert code == 2
+    assert [line.split("  ")[-1].strip() for line in table.splitlines() if "column" in line] == row.problems
+
+
+def test_at_most_twenty_problems_of_a_file_are_shown(folder, capsys):
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    table = pq.read_table(path)
+    for number in range(25):
+        table = table.append_column(f"bad_{number}", list_column(np.ones((40, 2))))
+    pq.write_table(table, path)
+    code, shown = run_check(folder, folder, capsys=capsys)
+    lines = shown.splitlines()
+    assert code == 2
+    assert sum("is not zero in row 0" in line for line in lines) == 20
+    assert sum(line.endswith("and 5 more") for line in lines) == 1
+
+
+def test_levels_are_optional(folder, capsys):
+    data = folder / "TEST_DATA"
+    for name in ("train", "valid", "test"):
+        for level in schema.LEVELS:
+            data_faults.change(data / f"{name}.parquet", level, None)
+    config = folder / "config" / "dataset_config.yaml"
+    levels = "        - {name: [likes_level, views_level], type: categorical, vocab_size: 11}\n"
+    assert levels in config.read_text()
+    code, table = run_check(folder, capsys=capsys)
+    assert code == 2 and "column likes_level is missing" in table  # the entry asks for them
+    config.write_text(config.read_text().replace(levels, ""))
+    for arguments in ((), (folder,)):
+        code, table = run_check(folder, *arguments, capsys=capsys)
+        assert code == 0
+        assert sum("no levels" in line for line in table.splitlines()) == 3
+    assert run_training(folder, capsys=capsys) == (0, "")
+
+
+def test_history_levels_need_levels(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    features = build_feature_map({**params, "use_features": ["item_id", "item_tags"]}).features
+    with pytest.raises(UserError, match="history_levels is True, but neither likes_level nor views_level is among"):
+        item_side_features(features, history_levels=True)
+    problems = all_problems(check_dataset({**params, "use_features": ["item_id", "item_tags"], "history_levels": True}))
+    assert len(problems) == 1 and problems[0].startswith("history_levels is True")
+
+
+def test_check_of_an_experiment_reads_its_features(folder, capsys):
+    config = folder / "config" / "model_config.yaml"
+    config.write_text(config.read_text() + "    similarity_fields: True\n    similarity_only: [txt_emb_d16]\n")
+    arguments = ("--config", folder / "config", "--expid", "FiBiNET_test_no_emb")
+    code, table = run_check(folder, *arguments, capsys=capsys)
+    assert code == 2 and "similarity_only has 'txt_emb_d16'" in table
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    table = pq.read_table(path)
+    data_faults.change(path, "item_emb_d16", None)
+    table = table.append_column("txt_emb_d16", table["item_emb_d16"]).drop_columns("item_emb_d16")
+    pq.write_table(table, path)
+    code, table = run_check(folder, *arguments, capsys=capsys)
+    assert code == 0
+    assert "5 features: likes_level, views_level, item_id, item_tags, txt_emb_d16" in line_of(table, "feature_cols")
+    assert run_check(folder, capsys=capsys)[0] == 2  # the entry itself has item_emb_d16
+
+
+def test_missing_files_of_an_entry_are_problems_and_of_a_folder_are_not(folder, capsys):
+    (folder / "TEST_DATA" / "valid.parquet").unlink()
+    code, table = run_check(folder, capsys=capsys)
+    assert code == 2
+    assert "no such file" in line_of(table, str(folder / "TEST_DATA" / "valid.parquet"))
+    code, table = run_check(folder, folder, capsys=capsys)
+    assert code == 0
+    assert line_of(table, "valid.parquet").split() == ["valid.parquet", "absent"]
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(folder, capsys):
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("\x1b[31mred", table["item_id"]), path)
+    code, shown = run_check(folder, folder, capsys=capsys)
+    assert code == 0
+    assert "\x1b" not in shown and r"\x1b[31mred" in shown
+
+
+@pytest.mark.parametrize("offset", [10**15, -(10**15)])
+def test_group_ids_beyond_int32_group_as_they_are(folder, offset):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    feature_map = build_feature_map(params)
+    users = data_faults.column(folder / "TEST_DATA" / "valid.parquet", "user_id")
+
+    def load():
+        return MMCTRDataLoader(feature_map, params["valid_data"], split="valid", item_info=params["item_info"])
+
+    scores = np.random.default_rng(0).random(200)
+    labels, groups = load().labels_and_groups()
+    assert np.array_equal(groups, users)
+    data_faults.change(folder / "TEST_DATA" / "valid.parquet", "user_id", pa.array(users * 10**15 + offset))
+    _, wide_groups = load().labels_and_groups()
+    assert wide_groups.dtype == np.int32
+    assert group_auc(labels, scores, wide_groups) == group_auc(labels, scores, users)
+    data_faults.change(
+        folder / "TEST_DATA" / "valid.parquet", "user_id", pa.array(users.astype(np.uint64) + np.uint64(2**64 - 100))
+    )
+    assert group_auc(labels, scores, load().labels_and_groups()[1]) == group_auc(labels, scores, users)
+
+
+def test_wide_user_ids_train_but_are_no_field(folder, capsys):
+    for name in ("train", "valid", "test"):
+        users = data_faults.column(folder / "TEST_DATA" / f"{name}.parquet", "user_id")
+        data_faults.change(folder / "TEST_DATA" / f"{name}.parquet", "user_id", pa.array(users + 10**15))
+    assert run_check(folder, capsys=capsys)[0] == 0
+    assert run_training(folder, capsys=capsys) == (0, "")
+    code, err = run_training(folder, "user_id_field=true", capsys=capsys)
+    assert code == 2
+    assert "column user_id has 10000000000000" in err and "number the ids 1, 2, 3, ..." in err
+
+
+def test_items_group_too(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    feature_map = build_feature_map({**params, "group_id": "item_id"})
+    loader = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", item_info=params["item_info"])
+    items = data_faults.column(folder / "TEST_DATA" / "valid.parquet", "item_id")
+    assert np.array_equal(loader.labels_and_groups()[1], items)
+    assert np.array_equal(next(iter(loader))[0]["item_id"], items[:32])
+
+
+@pytest.mark.parametrize("name", ["item_seq", "item_tags", "colour"])
+def test_groups_are_one_id_a_row(folder, name):
+    params = {**load_params(str(folder / "config"), "FiBiNET_test", model_zoo), "group_id": name}
+    message = "column colour is missing" if name == "colour" else f"group_id is '{name}', a list a row"
+    with pytest.raises(UserError, match=message):
+        MMCTRDataLoader(build_feature_map(params), params["valid_data"], item_info=params["item_info"])
+    assert any(message in problem for problem in all_problems(check_dataset(params)))
+
+
+def test_absurd_ids_are_refused_before_a_table_is_made(folder):
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    tags = data_faults.column(path, "item_tags")
+    tags[11, 3] = 10**12
+    data_faults.change(path, "item_tags", list_column(tags))
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    columns = [
+        {key: value for key, value in column.items() if key != "vocab_size"} for column in params["feature_cols"]
+    ]
+    expected = (
+        r"item_tags has 1000000000000 in row 11: an embedding for each id up to that would take 29,802 GiB; number"
+    )
+    with pytest.raises(UserError, match=expected):
+        build_feature_map({**params, "feature_cols": columns})
+    assert expected in "\n".join(all_problems(check_dataset({**params, "feature_cols": columns})))
+    with pytest.raises(UserError, match="vocab_size is 1000000000001, expected a whole number from 1 to 2147483648"):
+        specs = [{"name": "item_tags", "vocab_size": 10**12 + 1}]
+        build_feature_map({**params, "feature_specs": specs})
+
+
+def test_a_test_split_needs_no_labels_and_no_groups(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    feature_map = build_feature_map(params)
+    path = folder / "TEST_DATA" / "test.parquet"
+
+    def batch():
+        loader = MMCTRDataLoader(feature_map, path, split="test", item_info=params["item_info"], batch_size=150)
+        return next(iter(loader))[0]
+
+    VARIETIES["test_labels"](path.parent)
+    assert set(batch()) == {"user_id", "likes_level", "views_level"}
+    labels = np.arange(150) % 2
+    data_faults.change(path, "label", pa.array(labels))
+    assert np.array_equal(batch()["label"], labels)
+    data_faults.change(path, "user_id", None)
+    assert "user_id" not in batch()
+    assert not all_problems(check_folder(folder))
+
+
+@pytest.mark.parametrize("name", [b"a[1]b", b"*", b"what? (1)", b"\xe9t\xe9", "數據".encode(), b"~x", b"a.parquet"])
+def test_paths_are_taken_literally(tmp_path, name, capsys):
+    folder = tmp_path / os.fsdecode(name)
+    make_dataset(tmp_path / "data")
+    (tmp_path / "data").rename(folder)
+    for decoy in ("1", "x", "a1b"):
+        (tmp_path / decoy).mkdir()
+    arguments = ("--data_root", folder)
+    config = folder / "config"
+    if name == b"\xe9t\xe9":
+        (folder / "config").rename(tmp_path / "config")
+        config = tmp_path / "config"
+    code, table = run_check(folder, folder, capsys=capsys)
+    assert code == 0, table
+    code, _, err = run_script(
+        "run_expid", "--config", config, "--expid", "FiBiNET_test", "--model_root", tmp_path / "runs",
+        "--set", "epochs=1", *arguments, capsys=capsys,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/null", "/dev/null: this is a device or a pipe, expected a parquet file or a folder of them"),
+        ("/nowhere/train.parquet", "/nowhere/train.parquet: no such file"),
+        ("a\0b", "not a file name"),
+        ("x" * 300, "this name is too long"),
+    ],
+)
+def test_paths_that_are_no_data(path, message):
+    with pytest.raises(UserError, match=message):
+        open_parquet(path)
+
+
+def test_part_files_are_in_the_order_they_were_written(tmp_path):
+    table = pa.table({"ID": np.arange(120)})
+    data_faults.write_parts(tmp_path / "test", table, 12)
+    assert [part.name for part in part_files(tmp_path / "test")][:3] == [
+        "part-0.parquet",
+        "part-1.parquet",
+        "part-2.parquet",
+    ]
+    assert np.array_equal(read_column(tmp_path / "test", "ID"), np.arange(120))
+    assert open_parquet(tmp_path / "test").num_rows == 120
+    pq.write_table(table, tmp_path / "plain.parquet")
+    assert part_files(tmp_path / "plain") == [tmp_path / "plain.parquet"]
+
+
+@pytest.mark.parametrize("name", ["order", "duplicates", "row_zero", "nan", "infinity", "duplicate_column"])
+def test_the_build_refuses_the_same_items(folder, name, capsys):
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    if name == "duplicate_column":
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("item_tags", table["item_tags"]), path)
+    else:
+        SPOILERS[name](path.parent)
+    problem = next(row for row in check_folder(folder) if row.path == path).problems[0]
+    code, _, err = run_script(
+        "build_item_emb", "--item_info", path, "--item_feature", folder / "item_feature.parquet",
+        "--output", folder / "out.parquet", "--image_encoder", "none", capsys=capsys,
+    )  # fmt: skip
+    assert (code, err) == (2, f"error: {path}: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: data_faults.change(path, "ID", None), "column ID is missing"),
+        (lambda path: data_faults.change(path, "ID", pa.array(range(1, 151))), "column ID is 1 in row 0, expected 0"),
+        (lambda path: data_faults.change(path, "ID", pa.array(["a"] * 150)), "column ID has type string"),
+        (lambda path: data_faults.change(path, "item_id", pa.array([0] * 150)), "column item_id is 0 in row 0"),
+        (lambda path: data_faults.change(path, "likes_level", None), "column likes_level is missing"),
+        (lambda path: pq.write_table(pq.read_table(path).slice(0, 0), path), "has no rows, expected at least one"),
+    ],
+)
+def test_check_and_prediction_refuse_the_same_test_splits(folder, spoil, message):
+    path = folder / "TEST_DATA" / "test.parquet"
+    spoil(path)
+    row = next(row for row in check_folder(folder) if row.path == path)
+    assert message in row.problems[0] or "likes_level" in message
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    row = next(row for row in check_dataset(params) if row.path == str(path))
+    assert message in row.problems[0]
+    with pytest.raises(UserError) as refused:  # what prediction.py does, in its order
+        schema.read_test_ids(path)
+        MMCTRDataLoader(build_feature_map(params), path, split="test", item_info=params["item_info"])
+    assert str(refused.value).startswith(f"{path}: ") and row.problems[0].split(" (and ")[0] in str(refused.value)
+
+
+def columns_but(params, *names):
+    """feature_cols without some features."""
+    return [column for column in params["feature_cols"] if column["name"] not in names]
+
+
+LINES = {
+    "absent from the file": ([{"name": "colour", "type": "categorical"}], "column colour is missing, found user_id"),
+    "absent from the file, its size known": (
+        [{"name": "colour", "type": "categorical", "vocab_size": 3}],
+        "column colour is missing, found user_id",
+    ),
+    "of the items, but the split's": (
+        [{"name": "user_id", "type": "categorical", "source": "item", "vocab_size": 50}],
+        "item_info.parquet: column user_id is missing, found item_id",
+    ),
+    "named twice": ([{"name": "x", "type": "meta"}, {"name": "x", "type": "meta"}], "feature_cols has x twice"),
+    "the label": ([{"name": "label", "type": "categorical", "vocab_size": 2}], "label is the label and a feature"),
+    "sharing with nobody": (
+        [{"name": "last", "type": "categorical", "vocab_size": 40, "share_embedding": "item"}],
+        "feature last: share_embedding is 'item', expected a categorical or sequence feature before it",
+    ),
+    "sharing with a number": (
+        [{"name": "item_emb_d16", "type": "embedding", "source": "item", "share_embedding": "item_id"}],
+        "feature item_emb_d16: share_embedding is 'item_id', expected",
+    ),
+    "sharing another width": (
+        [{"name": "last", "type": "categorical", "vocab_size": 40, "share_embedding": "item_id", "embedding_dim": 3}],
+        "feature last: embedding_dim must be that of item_id",
+    ),
+    "an encoder where there is none": (
+        [{"name": "last", "type": "categorical", "vocab_size": 40, "feature_encoder": "nn.Linear(1, 2)"}],
+        "feature last: feature_encoder is for type sequence",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_of_feature_cols_that_do_not_fit_the_data(folder, name):
+    lines, message = LINES[name]
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    data = folder / "TEST_DATA"
+    data_faults.change(data / "train.parquet", "user_id", pa.array(np.arange(600)))
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(data / f"{split}.parquet")
+        pq.write_table(table.append_column("last", table["item_id"]), data / f"{split}.parquet")
+    params["feature_cols"] = [*columns_but(params, *(line["name"] for line in lines)), *lines]
+    with pytest.raises(UserError) as refused:
+        feature_map = build_feature_map(params)
+        table = load_item_table(params["item_info"], item_side_features(feature_map.features), params["item_feature"])
+        MMCTRDataLoader(feature_map, params["train_data"], item_info=table)
+    assert message in str(refused.value)
+    try:
+        problems = [f"{row.path}: {text}" for row in check_dataset(params) for text in row.problems]
+    except UserError as error:
+        problems = [str(error)]
+    assert any(message in problem for problem in problems)
+
+
+def test_features_of_the_row_may_be_lists_and_share_tables(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    rng = np.random.default_rng(0)
+    searched, query = {}, {}
+    for split, rows in {"train": 600, "valid": 200, "test": 150}.items():
+        path = folder / "TEST_DATA" / f"{split}.parquet"
+        searched[split] = rng.integers(0, 45, size=(rows, 3)).astype(np.int32)
+        query[split] = rng.normal(size=(rows, 6))
+        table = pq.read_table(path).append_column("searched", list_column(searched[split]))
+        pq.write_table(table.append_column("query", list_column(query[split])), path)
+    lines = [
+        {"name": "searched", "type": "sequence", "share_embedding": "likes_level"},
+        {"name": "query", "type": "embedding"},
+    ]
+    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"], *lines]})
+    largest = max(int(values.max()) for values in searched.values())
+    assert feature_map.features["searched"]["max_len"] == 3 and feature_map.features["query"]["pretrain_dim"] == 6
+    assert feature_map.features["searched"]["vocab_size"] == feature_map.features["likes_level"]["vocab_size"]
+    assert feature_map.features["searched"]["vocab_size"] == largest + 1
+    loader = MMCTRDataLoader(feature_map, params["train_data"], item_info=params["item_info"], batch_size=600)
+    batch_dict = next(iter(loader))[0]
+    assert np.array_equal(batch_dict["searched"], searched["train"])
+    np.testing.assert_allclose(batch_dict["query"], query["train"], rtol=1e-6)
+    model = model_zoo.FiBiNET(feature_map, **params)
+    layers = model.embedding_layer.embedding_layer.embedding_layers
+    assert layers["searched"] is layers["likes_level"]
+    assert torch.isfinite(model(next(iter(loader)))["y_pred"]).all()
+
+
+def test_the_label_may_have_another_name(folder, capsys):
+    for split in ("train", "valid"):
+        path = folder / "TEST_DATA" / f"{split}.parquet"
+        table = pq.read_table(path)
+        names = ["clicked" if name == "label" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    code, table = run_check(folder, capsys=capsys)
+    assert code == 2 and "column label is missing, found user_id" in table
+    config = folder / "config" / "dataset_config.yaml"
+    config.write_text(config.read_text().replace("label_col: {name: label", "label_col: {name: clicked"))
+    assert run_check(folder, capsys=capsys)[0] == 0
+    assert run_training(folder, capsys=capsys) == (0, "")
+
+
+def test_levels_of_items_that_are_no_targets_count_for_the_vocabulary(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    path = folder / "item_feature.parquet"
+    levels = data_faults.column(path, "likes_level")
+    levels[0] = 17
+    data_faults.change(path, "likes_level", pa.array(levels))
+    lines = [{"name": ["likes_level", "views_level"], "type": "categorical"}]
+    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"][:2], *lines]})
+    assert feature_map.features["likes_level"]["vocab_size"] == 18
+    features = item_side_features(feature_map.features, history_levels=True)
+    table = load_item_table(params["item_info"], features, path)
+    assert table["likes_level"][1:].tolist() == levels.tolist() and table["likes_level"][0] == 0
+
+
+def test_feature_specs_name_features(folder):
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    specs = [{"name": ["likes_level", "item_tags"], "embedding_dim": 4}]
+    features = build_feature_map({**params, "feature_specs": specs}).features
+    assert {name for name, spec in features.items() if "embedding_dim" in spec} == {"likes_level", "item_tags"}
+    with pytest.raises(UserError, match="feature_specs has 'like_level', expected features of TEST_DATA: user_id, "):
+        build_feature_map({**params, "feature_specs": [{"name": "like_level", "embedding_dim": 4}]})
+    trap = "__import__('os').system('touch /tmp/trap')"
+    with pytest.raises(UserError, match="item_tags: feature_encoder is"):
+        build_feature_map({**params, "feature_specs": [{"name": "item_tags", "feature_encoder": trap}]})
+
+
+def test_constructing_a_loader_leaves_malloc_alone(folder, monkeypatch):
+    monkeypatch.setattr("mm_fibinet.memory.ctypes.CDLL", lambda *_: pytest.fail("malloc was set up"))
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    MMCTRDataLoader(build_feature_map(params), params["train_data"], item_info=params["item_info"])

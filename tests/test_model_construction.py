@@ -1,0 +1,224 @@
+"""A constructor's layers are a whole model: weights, device, optimizer and loss follow without a call to know."""
+
+import inspect
+
+import pytest
+import torch
+from conftest import make_feature_map
+from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.torch_utils import seed_everything
+from test_model_contract import FEATURES, MODELS, SIZES, make_batch, make_model, scores
+from torch import nn
+
+import model_zoo
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError
+from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.item_table import load_item_table
+from mm_fibinet.settings import load_params
+from model_zoo.base import MultimodalModel
+
+
+class Plain(MultimodalModel):
+    """A contributor's: layers and a forward."""
+
+    def __init__(self, feature_map, embedding_dim=4, learning_rate=0.5, **kwargs):
+        super().__init__(feature_map, **kwargs)  # the learning rate is not handed on
+        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim, required_feature_columns=["item_id"])
+        self.linear = nn.Linear(embedding_dim, 1)
+
+    def forward(self, inputs):
+        batch = self.read_batch(inputs)
+        target = self.embed(self.embedding_layer, {"item_id": batch.target_columns()["item_id"]})["item_id"]
+        return {"y_pred": self.output_activation(self.linear(target))}
+
+
+class InFuxiCTRsWay(Plain):
+    """The same with the calls that end the constructors of FuxiCTR's models, in their order."""
+
+    def __init__(self, feature_map, optimizer="adam", loss="binary_crossentropy", learning_rate=0.5, **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.calls = 0
+        self.compile(optimizer, loss, learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def reset_parameters(self):
+        self.calls += 1
+        super().reset_parameters()
+
+
+class WithItsOwnWeights(Plain):
+    """Loads weights at the end of its constructor, after FuxiCTR's initialisation."""
+
+    def __init__(self, feature_map, **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.reset_parameters()
+        nn.init.constant_(self.linear.weight, 3.0)
+
+
+class Grandchild(model_zoo.Transformer_DCN):
+    """Names no learning rate: its parent's default counts."""
+
+    def __init__(self, feature_map, extra=1, **kwargs):
+        super().__init__(feature_map, **SIZES["Transformer_DCN"], embedding_dim=4, **kwargs)
+        self.extra = nn.Linear(2, extra)
+
+
+def make(model_class, seed=3, **settings):
+    torch.manual_seed(seed)
+    return model_class(make_feature_map(FEATURES), **settings)
+
+
+def learning_rate(model):
+    return model.optimizer.param_groups[0]["lr"]
+
+
+def test_layers_and_a_forward_are_a_model():
+    model = make(Plain)
+    assert learning_rate(model) == 0.5
+    assert model.loss_fn is torch.nn.functional.binary_cross_entropy
+    assert {id(p) for p in model.optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
+    assert model.linear.bias.abs().max() == 0  # FuxiCTR's initialisation, not torch's
+    assert model.embedding_layer.embedding_layer.embedding_layers["item_id"].weight.abs().max() < 1e-3
+    assert model.model_id == "Plain"
+
+
+def test_the_weights_are_those_of_fuxictrs_calls():
+    """The seed gives what it gave when constructors ended in these calls: FuxiCTR's models are made so."""
+    torch.manual_seed(3)
+    by_hand = nn.Module.__new__(Plain)  # no metaclass: only the constructor
+    by_hand.__init__(make_feature_map(FEATURES))
+    by_hand.reset_parameters()
+    for name, values in make(Plain).state_dict().items():
+        assert values.equal(by_hand.state_dict()[name]), name
+
+
+def test_a_constructor_in_fuxictrs_way_is_left_to_itself():
+    model, plain = make(InFuxiCTRsWay), make(Plain)
+    assert model.calls == 1
+    for name, values in plain.state_dict().items():
+        assert values.equal(model.state_dict()[name]), name
+    assert learning_rate(model) == 0.5
+    assert (make(WithItsOwnWeights).linear.weight == 3.0).all()
+
+
+@pytest.mark.parametrize("model_class", [Plain, InFuxiCTRsWay, WithItsOwnWeights])
+def test_optimizer_loss_and_learning_rate_are_settings(model_class):
+    model = make(model_class, optimizer="SGD", loss="mse_loss", learning_rate=0.25)
+    assert type(model.optimizer) is torch.optim.SGD
+    assert model.loss_fn is torch.nn.functional.mse_loss
+    assert learning_rate(model) == 0.25
+
+
+def test_a_default_of_a_parent_counts():
+    assert learning_rate(make(Grandchild)) == 5e-4
+    assert learning_rate(make(Grandchild, learning_rate=0.125)) == 0.125
+
+
+def test_compile_may_be_called_again():
+    model = make(Plain)
+    model.compile("Adagrad", "binary_crossentropy", 0.03)
+    assert type(model.optimizer) is torch.optim.Adagrad
+    assert learning_rate(model) == 0.03
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model_class", [Plain, InFuxiCTRsWay])
+def test_adagrads_sums_are_where_the_weights_are(model_class):
+    model = make(model_class, optimizer="Adagrad", gpu=0)
+    assert {p.device.type for p in model.parameters()} == {"cuda"}
+    assert {state["sum"].device.type for state in model.optimizer.state.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_signatures_show_the_constructors(name):
+    shown = inspect.signature(MODELS[name])
+    assert list(shown.parameters) == list(inspect.signature(MODELS[name].__init__).parameters)[1:]
+
+
+def test_every_model_says_what_it_is_trained_with():
+    for name, sizes in SIZES.items():
+        model = make_model((name, sizes), optimizer="Adagrad", learning_rate=0.125)
+        assert learning_rate(model) == 0.125, name
+        assert type(model.optimizer) is torch.optim.Adagrad, name
+        assert model.model_id == name
+
+
+def test_fuxictrs_lines_train_a_model(dataset, tmp_path):
+    """What published scripts do: the model from the params, then fit with the params."""
+    params = {**load_params(dataset, "FiBiNET_test", model_zoo), "model_root": str(tmp_path)}
+    seed_everything(params["seed"])
+    feature_map = build_feature_map(params)
+    model = model_zoo.FiBiNET(feature_map, **params)
+    train = MMCTRDataLoader(feature_map, params["train_data"], split="train", **params)
+    valid = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", **{**params, "shuffle": False})
+    before = model.evaluate(valid)["AUC"]
+    model.fit(train, validation_data=valid, **params)
+    assert model.evaluate(valid)["AUC"] > before
+    expected = model.predict(valid)
+    again = model_zoo.FiBiNET(feature_map, **params)
+    again.load_weights(model.checkpoint)
+    assert (again.predict(valid) == expected).all()
+
+
+def test_din_att6_reads_levels_that_no_config_asks_for(dataset):
+    """Its class has history_levels on; the table is made of what the model asks for, not of the YAML."""
+    params = load_params(dataset, "FiBiNET_test", model_zoo)
+    assert "history_levels" not in params
+    feature_map = build_feature_map(params)
+    sizes = {**SIZES["DIN_att6"], "embedding_dim": 8}
+    model = model_zoo.DIN_att6(feature_map, **sizes).eval()
+    table = load_item_table(params["item_info"], model.item_side_features(), params["item_feature"])
+    assert {"likes_level", "views_level"} <= set(table.columns)
+    loader = MMCTRDataLoader(feature_map, params["train_data"], **{**params, "item_info": table})
+    assert scores(model, next(iter(loader))).isfinite().all()
+
+
+ATTACK = "__import__('pathlib').Path('{}').touch()"
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    ("feature", "key"),
+    [
+        ("item_tags", "feature_encoder"),
+        ("item_id", "feature_encoder"),
+        ("item_emb_d128", "feature_encoder"),
+        ("item_id", "embedding_initializer"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_text_of_a_feature_map_is_run(name, feature, key, wrapped, tmp_path):
+    attack = ATTACK.format(tmp_path / "owned")
+    value = [attack] if wrapped and key == "feature_encoder" else attack
+    features = {**FEATURES, feature: {**FEATURES[feature], key: value}}
+    with pytest.raises(UserError, match=f"feature {feature}: {key} is .*__import__.*expected"):
+        make_model((name, {**SIZES[name], "features": features}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_text_of_a_setting_is_run(tmp_path):
+    attack = ATTACK.format(tmp_path / "owned")
+    with pytest.raises(UserError, match=r"embedding_initializer is .*__import__"):
+        make_model(("FM", {"embedding_initializer": attack}))
+    for loss in (f"x if 0 else {attack}", attack):
+        with pytest.raises(UserError, match=r"loss is .*__import__.* expected the name of a loss"):
+            make_model(("FM", {"loss": loss}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sequence_without_encoder_is_refused():
+    tags = {key: value for key, value in FEATURES["item_tags"].items() if key != "feature_encoder"}
+    with pytest.raises(UserError, match=r"feature item_tags: feature_encoder is None, expected layers.MaskedAverage"):
+        make_model(("FM", {"features": {**FEATURES, "item_tags": tags}}))
+
+
+def test_a_feature_map_of_meta_columns_is_refused():
+    with pytest.raises(UserError, match="no features to score by, only user_id, item_seq as meta"):
+        make_model(("FM", {"features": {name: FEATURES[name] for name in ("user_id", "item_seq")}}))
+
+
+def test_fuxictrs_default_initializer_is_taken():
+    model = make_model(("FM", {"embedding_initializer": "partial(nn.init.normal_, std=1e-4)"}))
+    assert scores(model, make_batch()).isfinite().all()
