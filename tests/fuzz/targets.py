@@ -179,8 +179,9 @@ def run_yaml(place: Place, base: Path, case: tuple) -> list[int]:
     expid, name, changes = case
     path = data_copy(place.given, base) / f"{name}_config.yaml"
     text, encoding = path.read_text(), "utf-8"
-    for kind, number, value in set_canary(changes, place.canary):
-        if kind in ("value", "key", "delete"):
+    of_tree = ("value", "key", "delete")  # first: what comes after may be no YAML, or a tree that grows without end
+    for kind, number, value in sorted(set_canary(changes, place.canary), key=lambda change: change[0] not in of_tree):
+        if kind in of_tree:
             text = _change_tree(text, kind, number, value)
         elif kind == "line twice":
             lines = text.splitlines(keepends=True)
@@ -225,61 +226,85 @@ def _collect(node: object, places: list[tuple]) -> None:
         _collect(value, places)
 
 
-KEYS = (
-    *("model", "dataset_id", "optimizer", "loss", "metrics", "monitor", "monitor_mode", "task", "seed", "batch_size"),
-    *("learning_rate", "embedding_regularizer", "net_regularizer", "embedding_dim", "hidden_units", "net_dropout"),
-    *("max_len", "shuffle", "group_id", "precision", "lr_schedule", "ema_decay", "accumulation_steps", "eval_steps"),
-    *("checkpoint_every", "max_gradient_norm", "early_stop_patience", "save_best_only", "reduce_lr_on_plateau"),
-    *(
-        "history_levels",
-        "history_pooling",
-        "similarity_fields",
-        "similarity_only",
-        "bilinear_type",
-        "excitation_activation",
+ENCODERS = tuple(f'[{{name: item_tags, feature_encoder: "{code}"}}]' for code in CODE)
+SETTINGS = {  # key: values that are right, that are nearly right, or that the experiment does not have
+    "learning_rate": ("0.1", "1e-9", "0", "-1e-3", ".inf", "1e38", "1e-3 ", "0x1p-3"),
+    "embedding_regularizer": ("0", "1e-6", "l1(1e-5)", "l2_reg(1e-4)", "l1_l2(1e-5,1e-5)", "-1", "l2(", "l1(x)"),
+    "net_regularizer": ("0.01", "l1(0.1)", "[1e-3]", "l2(__import__('os').getpid())"),
+    "optimizer": ("adam", "Adagrad", "SGD", "sgd", "Adam(lr=1)", "LBFGS", "SparseAdam"),
+    "loss": ("binary_crossentropy", "bce", "mse", "os.abort"),
+    "metrics": ("[AUC]", "[logloss]", "[AUC, AUC]", "[]", "AUC", "[gAUC, binary_crossentropy]", "[NDCG(k=1)]"),
+    "monitor": ("AUC", "logloss", "gAUC", "{AUC: 1, logloss: -1}", "{}", "{AUC: 0}", "acc"),
+    "monitor_mode": ("max", "min", "Max", "maximum", "auto"),
+    "seed": ("0", "4294967295", "4294967296", "-1", "1.0"),
+    "batch_size": ("1", "7", "1000000", "0", "1e2", "10000000000000000000"),
+    "epochs": ("1", "2", "0", "1.5", "-1"),
+    "max_len": ("1", "12", "13", "0", "100000", "10000000000000"),
+    "embedding_dim": ("1", "3", "0", "8.0", "1000000000000000"),
+    "net_dropout": ("0", "0.99", "1", "-0.1", "[0.1, 0.2]"),
+    "batch_norm": ("True", "1", "yes"),
+    "group_id": ("user_id", "item_id", "label", "likes_level", "nothing", "null"),
+    "precision": ("fp32", "bf16", "fp16", "auto"),
+    "lr_schedule": ("linear", "plateau", "none"),
+    "ema_decay": ("0", "0.5", "1", "0.999999"),
+    "accumulation_steps": ("1", "3", "1000", "0"),
+    "eval_steps": ("1", "2", "1000", "0", "null"),
+    "checkpoint_every": ("1", "0", "1000"),
+    "max_gradient_norm": ("10", "0", ".inf", "-1"),
+    "early_stop_patience": ("1", "0", "-1"),
+    "shuffle": ("True", "False", "'no'"),
+    "use_features": (
+        "[item_id, item_tags, item_seq, user_id]",
+        "[likes_level]",
+        "[]",
+        "[item_emb_d16]",
+        "item_id",
+        "[x]",
     ),
-    *(
-        "hidden_activations",
-        "batch_norm",
-        "reduction_ratio",
-        "use_features",
-        "feature_specs",
-        "feature_cols",
-        "label_col",
+    "feature_specs": (
+        "[{name: item_tags, feature_encoder: layers.MaskedSumPooling()}]",
+        "[{name: x}]",
+        "[1]",
+        *ENCODERS,
     ),
-    *(
-        "train_data",
-        "valid_data",
-        "item_info",
-        "item_feature",
-        "num_workers",
-        "verbose",
-        "tensorboard",
-        "gpu",
-        "data_root",
-    ),
-    *(
-        "user_id_field",
-        "id_dropout",
-        "batch_format",
-        "data_format",
-        "pickle_feature_encoder",
-        "hiden_units",
-        "",
-        "a b",
-        "=",
-    ),
-)
-set_value = st.one_of(
+    "feature_cols": ("[]", "[{name: item_id}]", "[{name: user_id, type: meta}]"),
+    "label_col": ("{name: label, dtype: float}", "{name: user_id}", "label", "[{name: label}, {name: item_id}]"),
+    "history_levels": ("True", "False"),
+    "hidden_units": ("[4]", "[]", "[0]", "[4, 2.5]", "[10000000000000]"),
+    "dnn_hidden_units": ("[4]", "[]"),
+    "hidden_activations": ("ReLU", "[ReLU]", "dice", "__import__", "nn.ReLU()"),
+    "history_pooling": ("mean", "target_attention", "max"),
+    "bilinear_type": ("field_all", "field_each", "field_interaction", "all"),
+    "similarity_fields": ("True",),
+    "similarity_only": ("[item_emb_d16]", "[likes_level]"),
+    "item_info": ("/dev/null", "/nowhere.parquet", "."),
+    "item_feature": ("null", "/nowhere.parquet"),
+    "train_data": ("null", "/etc/passwd", "[a, b]"),
+    "model": ("DIN", "DeepFM", "LR", "BaseModel", "__all__"),
+    "dataset_id": ("TEST_DATA", "../TEST_DATA", "nothing"),
+    "user_id_field": ("True",),
+    "id_dropout": ("0.5", "1"),
+    "batch_format": ("triple", "indices", "rows"),
+    "num_workers": ("0", "2", "-1"),
+    "verbose": ("1", "0"),
+    "gpu": ("0", "-1"),
+    "data_format": ("csv", "parquet"),
+    "hiden_units": ("[4]",),
+    "": ("1",),
+    "a b": ("1",),
+}
+hostile_text = st.one_of(
     setting.map(
         lambda value: yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n")
     ),
-    st.sampled_from(
-        [*TEXTS, *CODE, *TOKENS, "[item_id, item_tags]", "AUC", "gAUC", "logloss", "max", "{AUC: 1, logloss: -1}"]
-    ),
-    st.sampled_from([f'[{{name: item_tags, feature_encoder: "{code}"}}]' for code in CODE]),
+    st.sampled_from([*TEXTS, *CODE, *TOKENS, *ENCODERS]),
 )
-set_change = st.tuples(st.sampled_from(KEYS), set_value)
+set_change = st.sampled_from(sorted(SETTINGS)).flatmap(
+    lambda key: st.tuples(
+        st.just(key),
+        st.one_of(*[st.sampled_from(SETTINGS[key])] * 3, hostile_text if key != "epochs" else st.nothing()),
+    )
+)
 
 
 def run_set(place: Place, base: Path, case: tuple) -> list[int]:
