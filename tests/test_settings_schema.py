@@ -274,6 +274,8 @@ def test_group_id_is_a_column_of_the_splits_that_are_there(dataset, config, tmp_
         load(config(entry={"valid_data": str(tmp_path / "without")}))
     (tmp_path / "broken.parquet").write_text("not parquet")  # the reader says so
     assert load(config(entry={"valid_data": str(tmp_path / "broken.parquet")}))["group_id"] == "user_id"
+    for path in ("/", ".", "x" * 300, "a\nb"):
+        assert load(dataset, f"train_data={path!r}".replace("'", '"'))["group_id"] == "user_id"
     assert load(dataset, data_root="/nowhere")["group_id"] == "user_id"
 
 
