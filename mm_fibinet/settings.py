@@ -262,7 +262,7 @@ def _settings(found: dict[str, tuple[Path, object]], name: str) -> dict:
 def _expected(name: str, known) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"expected one of {', '.join(sorted(known))}{hint}"
+    return f"expected one of {', '.join(sorted(known))}{hint}" if known else "which has none"
 
 
 def _move_data_root(before: dict, data_root: str | None, params: dict) -> None:

@@ -84,8 +84,7 @@ def require_group_column(params: dict) -> None:
     import pyarrow.parquet as pq
 
     for key in ("train_data", "valid_data"):
-        path = Path(params[key])
-        path = path if path.suffix == ".parquet" else path.with_name(f"{path.name}.parquet")
+        path = Path(params[key] if params[key].endswith(".parquet") else f"{params[key]}.parquet")
         try:
             names = pq.read_schema(path).names if path.is_file() else [group]
         except (pa.ArrowException, OSError, ValueError):

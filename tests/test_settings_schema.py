@@ -274,6 +274,8 @@ def test_group_id_is_a_column_of_the_splits_that_are_there(dataset, config, tmp_
         load(config(entry={"valid_data": str(tmp_path / "without")}))
     (tmp_path / "broken.parquet").write_text("not parquet")  # the reader says so
     assert load(config(entry={"valid_data": str(tmp_path / "broken.parquet")}))["group_id"] == "user_id"
+    for path in ("/", ".", "x" * 300, "a\nb"):
+        assert load(dataset, f"train_data={path!r}".replace("'", '"'))["group_id"] == "user_id"
     assert load(dataset, data_root="/nowhere")["group_id"] == "user_id"
 
 
@@ -304,54 +306,6 @@ def test_another_name_of_a_setting(dataset):
     with pytest.raises(UserError, match="lr_decay_factor is 2, expected a number above 0, at most 1"):
         load(dataset, "factor=2")
     assert load(dataset, "model_change=null")["model"] == "FiBiNET"
-
-
-@pytest.mark.parametrize("expid", ["../FiBiNET", "a/b", "..", ".", "", " a", "a\0b", "a\tb", "x" * 201, "ö" * 101])
-def test_experiments_that_no_file_can_be_named_for(dataset, tmp_path, expid):
-    (tmp_path / "dataset_config.yaml").write_text((dataset / "dataset_config.yaml").read_text())
-    content = yaml.safe_load((dataset / "model_config.yaml").read_text())
-    content[expid] = content["FiBiNET_test"]
-    (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=r"--expid is .*, expected a name that files can have"):
-        load(tmp_path, expid=expid)
-    assert load(tmp_path)["model_id"] == "FiBiNET_test"
-
-
-@pytest.mark.parametrize(
-    ("models", "message"),
-    [
-        ("Base: 3\nFiBiNET_test: {dataset_id: TEST_DATA}", "model_config.yaml: Base is 3, expected a mapping"),
-        ("FiBiNET_test: [1, 2]", "model_config.yaml: FiBiNET_test is [1, 2], expected a mapping of settings"),
-        ("FiBiNET_test:", "model_config.yaml: FiBiNET_test is None, expected a mapping of settings"),
-        ("FiBiNET_test: {model: DIN}", "experiment FiBiNET_test has no dataset_id"),
-        ("FiBiNET_test: {dataset_id: TEST_DATA}", "experiment FiBiNET_test: model None is unknown"),
-        ("FiBiNET_test: {dataset_id: [TEST_DATA], model: DIN}", "dataset_id is ['TEST_DATA'], expected a name"),
-        ("FiBiNET_test: {dataset_id: TEST_DAT, model: DIN}", "expected one of TEST_DATA; did you mean TEST_DATA?"),
-        ("123: {dataset_id: TEST_DATA, model: DIN}", 'the name 123 is read as a number; write it in quotes: "123"'),
-        ("FiBiNET_test: {epochs: 1, epochs: 2}", "'epochs' is given twice, the second time in line 1"),
-        ("FiBiNET_test: {}\nFiBiNET_test: {}", "'FiBiNET_test' is given twice, the second time in line 2"),
-    ],
-)
-def test_configs_that_are_no_experiments(dataset, tmp_path, models, message):
-    (tmp_path / "dataset_config.yaml").write_text((dataset / "dataset_config.yaml").read_text())
-    (tmp_path / "model_config.yaml").write_text(models)
-    with pytest.raises(UserError) as error:
-        load(tmp_path)
-    assert message in str(error.value)
-
-
-def test_an_id_is_in_one_file(dataset, tmp_path):
-    for name in ("model_config", "dataset_config"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        for copy in ("one", "two"):
-            (tmp_path / name / f"{copy}.yaml").write_text((dataset / f"{name}.yaml").read_text())
-    with pytest.raises(UserError, match=r"two.yaml: Base is in .*one.yaml too, expected it once"):
-        experiment_ids(tmp_path)
-    (tmp_path / "model_config/two.yaml").unlink()
-    with pytest.raises(UserError, match=r"dataset_config/two.yaml: TEST_DATA is in .*one.yaml too"):
-        load(tmp_path)
-    (tmp_path / "dataset_config/two.yaml").rename(tmp_path / "dataset_config/.two.yaml")
-    assert load(tmp_path)["dataset_id"] == "TEST_DATA"
 
 
 def test_nothing_reaches_fuxictrs_eval(config, dataset, tmp_path):
