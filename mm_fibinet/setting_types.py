@@ -178,12 +178,18 @@ def setting_type(name: str, parameter: inspect.Parameter, choices: dict[str, tup
     kind: Any
     if name in choices:
         kind = Annotated[str, one_of(choices[name])]
-    elif get_origin(parameter.annotation) is Literal:
-        kind = Annotated[parameter.annotation, Field(description=one_of_text(get_args(parameter.annotation)))]
+    elif named := _literals(parameter.annotation):
+        kind = Annotated[Literal[named], Field(description=one_of_text(named))]
     else:
         rules = (kind for pattern, types, kind in RULES if type(default) in types and re.fullmatch(pattern, name))
         kind = next(rules, None) or _type_of(default)
     return optional(kind) if default is None and get_origin(kind) is Annotated else kind
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    """The choices of `Literal[...]` or `Literal[...] | None`; empty for another annotation."""
+    kinds = [annotation, *get_args(annotation)] if annotation is not inspect.Parameter.empty else []
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 def _type_of(default: Any) -> Any:

@@ -1,5 +1,7 @@
 """DCNv2: a cross network with full matrices and MLPs (Wang et al., WWW 2021), in FuxiCTR's four structures."""
 
+from typing import Literal, get_args
+
 import torch
 from fuxictr.pytorch.layers import CrossNetMix, CrossNetV2, MLP_Block
 from torch import Tensor, nn
@@ -8,7 +10,8 @@ from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
 from model_zoo.layers import last_width
 
-MODEL_STRUCTURES = ("crossnet_only", "stacked", "parallel", "stacked_parallel")
+ModelStructure = Literal["crossnet_only", "stacked", "parallel", "stacked_parallel"]
+MODEL_STRUCTURES = get_args(ModelStructure)
 
 
 class DCNv2(FieldModel):
@@ -32,7 +35,7 @@ class DCNv2(FieldModel):
     def __init__(
         self,
         feature_map,
-        model_structure="parallel",
+        model_structure: ModelStructure = "parallel",
         use_low_rank_mixture=False,
         low_rank=32,
         num_experts=4,

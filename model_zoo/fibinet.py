@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
-from model_zoo.layers import BilinearInteraction, LinearPart, require_divisor
+from model_zoo.layers import BilinearInteraction, BilinearType, LinearPart, require_divisor
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
@@ -48,7 +48,7 @@ class FiBiNET(FieldModel):
         hidden_activations="ReLU",
         excitation_activation="ReLU",
         reduction_ratio=3,
-        bilinear_type="field_interaction",
+        bilinear_type: BilinearType = "field_interaction",
         feature_norm=False,
         senet_plus=False,
         bilinear_plus=False,

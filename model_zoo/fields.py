@@ -8,6 +8,7 @@ in FuxiCTR's models.
 """
 
 import logging
+from typing import Literal, get_args
 
 import torch
 from fuxictr.pytorch.layers import FeatureEmbedding
@@ -19,7 +20,8 @@ from model_zoo.base import Inputs, MultimodalModel, with_equal_dims
 from model_zoo.layers import DINAttention, mean_pooling
 from model_zoo.similarity import SimilarityFields
 
-HISTORY_POOLINGS = ("mean", "target_attention", "none")
+HistoryPooling = Literal["mean", "target_attention", "none"]
+HISTORY_POOLINGS = get_args(HistoryPooling)
 
 
 class FieldModel(MultimodalModel):
@@ -57,7 +59,7 @@ class FieldModel(MultimodalModel):
         self,
         feature_map,
         embedding_dim=10,
-        history_pooling=None,
+        history_pooling: HistoryPooling | None = None,
         attention_hidden_units=(64,),
         attention_dropout=0.0,
         id_dropout=0.0,

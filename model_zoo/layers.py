@@ -9,6 +9,7 @@ tests hold each against that layer. What changes is only how the products are gr
 """
 
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
-BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
+BilinearType = Literal["field_all", "field_each", "field_interaction"]
+BILINEAR_TYPES = get_args(BilinearType)
 
 
 class BilinearInteraction(nn.Module):

@@ -9,6 +9,8 @@ so that its config and its weights make the published model; `mask_polarity: cor
 set, lets the history in.
 """
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from fuxictr.pytorch.layers import CrossNetV2, MLP_Block
@@ -18,7 +20,8 @@ from mm_fibinet.errors import UserError
 from model_zoo.history import HistoryModel
 from model_zoo.layers import last_width, require_divisor
 
-MASK_POLARITIES = ("correct", "published")
+MaskPolarity = Literal["correct", "published"]
+MASK_POLARITIES = get_args(MaskPolarity)
 
 
 class Transformer_DCN(HistoryModel):
@@ -58,7 +61,7 @@ class Transformer_DCN(HistoryModel):
         hidden_activations="ReLU",
         net_dropout=0.2,
         batch_norm=False,
-        mask_polarity="published",
+        mask_polarity: MaskPolarity = "published",
         **kwargs,
     ):
         if mask_polarity not in MASK_POLARITIES:

@@ -79,7 +79,7 @@ def test_compared_columns_need_no_line_in_the_dataset_config(dataset):
     spec = {"source": "item", "type": "embedding", "pretrain_dim": 16}
     assert build_feature_map(params).features["item_emb_d16"] == spec
     with pytest.raises(
-        UserError, match=r"similarity_only has 'txt_emb_d128', .*item_info.parquet has item_id, .*modality"
+        UserError, match=r"similarity_only has 'txt_emb_d128', .*item_info.parquet has item_id, .*build_item_emb.py"
     ):
         build_feature_map({**params, "similarity_only": ["txt_emb_d128"]})
 
