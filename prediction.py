@@ -14,7 +14,7 @@ import model_zoo
 from mm_fibinet import distributed, files, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
 from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.errors import UserError, printable, run_cli
 from mm_fibinet.feature_map import build_feature_map, load_feature_map
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
@@ -66,7 +66,8 @@ def main() -> None:
         keep_freed_memory()
     world = distributed.start(gpu)
     if world.is_main:
-        print(f"settings    {run.manifest if manifest else f'{args.config}: {weights} has no run manifest beside it'}")
+        source = run.manifest if manifest else f"{args.config}: {weights} has no run manifest beside it"
+        print(f"settings    {printable(source)}")
         if manifest and not run.result.exists():
             print("note        the run has not finished: its best weights so far are used")
     feature_map = load_feature_map(run.feature_map, params) if manifest else build_feature_map(params)

@@ -9,17 +9,18 @@ import os
 from pathlib import Path
 
 import torch
+from fuxictr.features import FeatureMap
 from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
 from mm_fibinet import distributed, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import run_cli
+from mm_fibinet.errors import printable, run_cli
 from mm_fibinet.event_files import EventFiles
 from mm_fibinet.feature_map import build_feature_map, save_feature_map
 from mm_fibinet.fuxictr_adapter import ENTRY_METHODS, refuse_own_loop
-from mm_fibinet.item_table import load_item_table
+from mm_fibinet.item_table import ItemTable, load_item_table
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.run_folder import RunFolder, RunLog, append_result
 from mm_fibinet.scoring import predict
@@ -119,7 +120,8 @@ def run_experiment(
         logging.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
         results = Path(params["model_root"]) / f"{Path(args.config).resolve().name}.csv"
         append_result(results, params, result)
-        print(f"best weights  {run.weights}\nrun folder    {run.folder}\nresults       {results}")
+        for what, path in {"best weights": run.weights, "run folder": run.folder, "results": results}.items():
+            print(f"{what:<12}  {printable(path)}")
 
 
 def announce(params: dict, model_class: type, run: RunFolder) -> None:
@@ -136,7 +138,9 @@ def announce(params: dict, model_class: type, run: RunFolder) -> None:
     logging.info("Writes %s, %s and %s", run.weights, run.log, run.folder)
 
 
-def announce_data(feature_map, table, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader) -> None:
+def announce_data(
+    feature_map: FeatureMap, table: ItemTable, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader
+) -> None:
     """Say how many rows there are, and what the model reads of them."""
     rows = (train_data.num_samples, valid_data.num_samples, table.num_items - 1)
     logging.info("Train samples: %d, validation samples: %d, items: %d", *rows)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from mm_fibinet import schema, settings
 from mm_fibinet.errors import EXIT_USER_ERROR, UserError, printable, run_cli
-from mm_fibinet.feature_map import USER_ID, build_feature_map
+from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
 from mm_fibinet.item_table import item_side_features, load_item_table
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
 
@@ -170,9 +170,7 @@ def _check_split(key: str, params: dict, features: dict[str, dict], num_items: i
     path, is_test = params[key], key == "test_data"
     opened = open_parquet(path)
     present = opened.schema_arrow.names
-    labels = params.get("label_col") or {"name": "label"}
-    labels = [label["name"] for label in (labels if isinstance(labels, list) else [labels])]
-    group = params.get("group_id")
+    labels, group = label_names(params), params.get("group_id")
     if is_test:
         with problems.noted():
             schema.read_test_ids(path)
@@ -287,6 +285,9 @@ def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) ->
     """A data set's entry, under an experiment's settings where one is named."""
     experiment = settings.load_model_config(Path(config), expid) if expid else {}
     entry = settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])
+    for key in (*SPLITS, "item_info", "item_feature"):
+        if not isinstance(entry.get(key, ""), str | None):
+            raise UserError(f"dataset {entry['dataset_id']}: {key} is {entry[key]!r}, expected a path")
     return {**({} if expid else {"group_id": _usual_group(entry)}), **experiment, **entry}
 
 

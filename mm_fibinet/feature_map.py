@@ -51,8 +51,7 @@ def build_feature_map(params: dict, noted: schema.Noted = nullcontext) -> Featur
             features[name] = _feature_spec(column, params)
     with noted():
         _share_tables(features)
-    labels = params.get("label_col") or {"name": "label"}
-    labels = [column["name"] for column in (labels if isinstance(labels, list) else [labels])]
+    labels = label_names(params)
     for label in labels:
         if columns.get(label, {"type": "meta"})["type"] != "meta":
             raise UserError(f"dataset {params['dataset_id']}: {label} is the label and a feature; drop the feature")
@@ -100,6 +99,15 @@ def load_feature_map(path: str | Path, params: dict) -> FeatureMap:
     return _feature_map(features, labels, params)
 
 
+def label_names(params: dict) -> list[str]:
+    """The label columns of a data set, as FuxiCTR names them: label_col is one entry or a list of them."""
+    entries = params.get("label_col") or {"name": "label"}
+    entries = entries if isinstance(entries, list) else [entries]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries):
+        raise UserError(f"dataset {params['dataset_id']}: label_col is {entries!r}, expected a mapping with a name")
+    return [entry["name"] for entry in entries]
+
+
 def _feature_map(features: dict[str, dict], labels: list[str], params: dict) -> FeatureMap:
     feature_map = FeatureMap(params["dataset_id"], str(params.get("data_root", "")))
     feature_map.features = features
@@ -142,6 +150,8 @@ def _used_columns(params: dict) -> dict[str, dict]:
 def _expanded_columns(params: dict) -> dict[str, dict]:
     """feature_cols by name, with lists of names expanded, as FuxiCTR does."""
     columns: dict[str, dict] = {}
+    if not isinstance(params.get("feature_cols"), list):
+        raise UserError(f"dataset {params['dataset_id']}: feature_cols is not set, expected a list of features")
     for column in params["feature_cols"]:
         if not isinstance(column, dict) or "name" not in column or column.get("type") not in FEATURE_TYPES:
             raise UserError(

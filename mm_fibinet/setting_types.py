@@ -175,6 +175,7 @@ def setting_type(name: str, parameter: inspect.Parameter, choices: dict[str, tup
         choices: {name: texts}, of settings that take one of a list.
     """
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
+    kind: Any
     if name in choices:
         kind = Annotated[str, one_of(choices[name])]
     elif get_origin(parameter.annotation) is Literal:
@@ -196,7 +197,7 @@ def _type_of(default: Any) -> Any:
     if isinstance(default, str):
         return Text
     if isinstance(default, tuple | list):
-        inner = _type_of(default[0]) if default else Any
+        inner: Any = _type_of(default[0]) if default else Any
         description = f"a list like {list(default)}" if default else "a list"
         return Annotated[list[inner], Field(description=description)]
     return Any

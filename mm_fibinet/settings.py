@@ -124,7 +124,7 @@ def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple
     return check_together(validate(params, schema_of(model_class), origin), origin)
 
 
-def find_model(models, name: str | None, where: str = "") -> type:
+def find_model(models, name: object, where: str = "") -> type:
     """The model's class by name, as FuxiCTR looks it up.
 
     Args:
@@ -135,7 +135,7 @@ def find_model(models, name: str | None, where: str = "") -> type:
     if name not in models.__all__:
         where = f"{where}: " if where else ""
         raise UserError(f"{where}model {shown(name)} is unknown, expected one of {', '.join(sorted(models.__all__))}")
-    return getattr(models, name)
+    return getattr(models, str(name))
 
 
 def known_settings(model_class: type) -> set[str]:
@@ -190,10 +190,10 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
     return params
 
 
-def load_dataset_config(config_dir: Path, dataset_id: str) -> dict:
+def load_dataset_config(config_dir: Path, dataset_id: object) -> dict:
     """A data set's settings, with its name as dataset_id."""
     found = _read_configs(config_dir, "dataset_config")
-    require_name(dataset_id, "dataset_id")
+    dataset_id = require_name(dataset_id, "dataset_id")
     if dataset_id not in found:
         raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
     return {**_settings(found, dataset_id), "dataset_id": dataset_id}
@@ -213,8 +213,8 @@ def parse_overrides(overrides: list[str]) -> dict[str, object]:
     return changes
 
 
-def require_name(name: object, what: str) -> None:
-    """A UserError unless files can be named for this, in their own folder."""
+def require_name(name: object, what: str) -> str:
+    """The name of an experiment or a data set; a UserError unless files can be named for it, in their own folder."""
     if not isinstance(name, str):
         raise UserError(f'{what} is {shown(name)}, expected a name; write it in quotes: "{shown(name)}"')
     wrong = re.search(r"[/\\\x00-\x1f\x7f]", name) or name != name.strip() or name in ("", ".", "..")
@@ -223,6 +223,7 @@ def require_name(name: object, what: str) -> None:
             f"{what} is {shown(name)}, expected a name that files can have: without / and \\, without control "
             f"characters or spaces around it, not . or .., at most {MAX_NAME} bytes"
         )
+    return name
 
 
 def _read_configs(config_dir: Path, name: str) -> dict[str, tuple[Path, object]]:

@@ -118,7 +118,7 @@ def _check_group(params: dict, columns: dict[str, dict], origin) -> None:
             raise UserError(f"{metric} needs group_id, for example group_id: {USER_ID}")
     label = params.get("label_col") or {"name": "label"}
     labels = [entry["name"] for entry in ([label] if isinstance(label, dict) else label)]
-    kind = columns.get(group, {})
+    kind = columns.get(str(group), {})
     is_ids = kind.get("type", "meta") in ("meta", "categorical") and kind.get("source") != "item"
     if group in (*NO_GROUPS, *labels) or not is_ids:
         raise UserError(
@@ -164,9 +164,8 @@ def _check_shared_tables(specs: dict[str, dict], kinds: dict[str, str], where: s
                 f"{where}: feature {name}: share_embedding is {other!r}, expected a categorical or sequence feature "
                 "that stands before it"
             )
-        sizes = spec.get("vocab_size"), specs[other].get("vocab_size")
-        same_width = spec.get("embedding_dim") == specs[other].get("embedding_dim")
-        if not same_width or (None not in sizes and sizes[0] > sizes[1]):
+        fits = "vocab_size" not in specs[other] or spec.get("vocab_size", 0) <= specs[other]["vocab_size"]
+        if not fits or spec.get("embedding_dim") != specs[other].get("embedding_dim"):
             raise UserError(
                 f"{where}: feature {name}: share_embedding is {other!r}, whose table has another embedding_dim or a "
                 f"smaller vocab_size, expected at least {name}'s"

@@ -164,14 +164,14 @@ class FeatureSpec(Strict):
     feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = ABSENT
 
 
-FEATURES = {
+FEATURES: dict[str, type[Strict]] = {
     "meta": MetaFeature,
     "numeric": NumericFeature,
     "categorical": CategoricalFeature,
     "sequence": SequenceFeature,
     "embedding": EmbeddingFeature,
 }
-ENTRIES = {"feature_specs": FeatureSpec, "label_col": Label}
+ENTRIES: dict[str, type[Strict]] = {"feature_specs": FeatureSpec, "label_col": Label}
 OptionalPath = Annotated[types.Path | None, Field(description="a path, or null")]
 AnyFeature = Annotated[
     MetaFeature | NumericFeature | CategoricalFeature | SequenceFeature | EmbeddingFeature, Field(discriminator="type")
@@ -248,11 +248,11 @@ class Experiment(RunSettings, DatasetEntry):
 
 def constructor_arguments(*classes: type) -> dict[str, inspect.Parameter]:
     """The settings that the constructors of these classes and their parents take; the last one's default counts."""
-    found = {}
+    found: dict[str, inspect.Parameter] = {}
     for cls in classes:
         for parent in reversed(cls.__mro__):
             if "__init__" in vars(parent) and parent is not object:
-                found.update(list(inspect.signature(parent.__init__).parameters.items())[1:])
+                found.update(list(inspect.signature(vars(parent)["__init__"]).parameters.items())[1:])
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: found[name] for name in found if name not in NOT_SETTINGS and found[name].kind in named}
 
@@ -273,7 +273,7 @@ def schema_of(model_class: type) -> type[Experiment]:
         "batch_format": dataloader.BATCH_FORMATS,
         "storage": dataloader.STORAGES,
     }
-    fields = {
+    fields: dict[str, Any] = {
         f"setting_{name}": (types.setting_type(name, parameter, choices), Field(default=None, alias=name))
         for name, parameter in arguments.items()
         if name not in Experiment.model_fields
@@ -385,7 +385,7 @@ def _entry_name(entry: dict, what: str = "feature") -> str:
 
 def _explain(error: ValidationError, params: dict, names: dict[str, str], origin) -> str:
     """The first of pydantic's errors as one sentence."""
-    problem = error.errors(include_url=False)[0]
+    problem: Any = error.errors(include_url=False)[0]
     key, *inside = problem["loc"]
     where = origin(key)
     if problem["type"] == "missing" and not inside:
@@ -399,18 +399,17 @@ def _explain(error: ValidationError, params: dict, names: dict[str, str], origin
     return f"{where}: {key} is {shown(value)}, expected {names[key]}"
 
 
-def _explain_entry(key: str, entry: object, inside: list, problem: dict) -> str:
+def _explain_entry(key: str, entry: object, inside: list, problem: Any) -> str:
     """What is wrong within feature_cols, feature_specs or label_col."""
     kind = entry.get("type") if isinstance(entry, dict) else None
-    schema = ENTRIES.get(key) or FEATURES.get(kind if isinstance(kind, str) else None)
+    schema = ENTRIES.get(key) or FEATURES.get(str(kind))
     if schema is None or not isinstance(entry, dict):
         expected = f"a name and a type out of {', '.join(FEATURES)}" if key == "feature_cols" else "a mapping"
         return f"{key} has {shown(entry)}, expected {expected}"
     names, what = field_names(schema), "label" if key == "label_col" else "feature"
-    field = next((part for part in inside if part in names or problem["type"] == "extra_forbidden"), None)
     if problem["type"] == "extra_forbidden":
-        name = inside[-1]
-        return f"{_entry_name(entry, what)}: {name}: {unknown(name, names)}"
+        return f"{_entry_name(entry, what)}: {inside[-1]}: {unknown(inside[-1], names)}"
     if problem["type"] == "missing":
         return f"{key} has {shown(entry)}, expected {inside[-1]}, {names[inside[-1]]}"
+    field = next(part for part in inside if part in names)
     return f"{_entry_name(entry, what)}: {field} is {shown(entry[field])}, expected {names[field]}"

@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors: ClassVar[dict] = {
         tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in TAGS
     }
-    yaml_implicit_resolvers: ClassVar[dict] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{TAG}timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -1,6 +1,7 @@
 """What `check` passes, every command takes; what it refuses, none does, in the same words."""
 
 import os
+import re
 
 import data_faults
 import numpy as np
@@ -185,6 +186,30 @@ def test_check_of_an_experiment_reads_its_features(folder, capsys):
     assert run_check(folder, capsys=capsys)[0] == 2  # the entry itself has item_emb_d16
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("label_col: {name: label, dtype: float}", "label_col: 3"),
+            r"label_col is \[?3\]?, expected",
+        ),
+        (("{name: user_id, type: meta}", "3"), "feature_cols has 3, expected a name and a type out of"),
+        (("{name: user_id, type: meta}", "{name: user_id, type: code}"), "code.*, expected a name and a type out of"),
+        (("feature_cols:", "feature_columns:"), "feature_cols is not set, expected|did you mean feature_cols"),
+        (("item_info:", "item_information:"), "item_info is not set, expected|did you mean item_info"),
+        (("train_data:", "train_data: 5 #"), "dataset TEST_DATA: train_data is 5, expected a path"),
+    ],
+)
+def test_entries_that_cannot_be_checked_say_why(folder, change, message, capsys):
+    config = folder / "config" / "dataset_config.yaml"
+    assert change[0] in config.read_text()
+    config.write_text(config.read_text().replace(*change))
+    arguments = ("check", "--config", folder / "config", "--dataset_id", "TEST_DATA")
+    code, out, err = run_script("mm_fibinet.data_check", *arguments, capsys=capsys)
+    assert code == 2
+    assert sum(bool(re.search(message, line)) for line in (out + err).splitlines()) == 1
+
+
 def test_missing_files_of_an_entry_are_problems_and_of_a_folder_are_not(folder, capsys):
     (folder / "TEST_DATA" / "valid.parquet").unlink()
     code, table = run_check(folder, capsys=capsys)
@@ -253,26 +278,6 @@ def test_groups_are_one_id_a_row(folder, name):
     with pytest.raises(UserError, match=message):
         MMCTRDataLoader(build_feature_map(params), params["valid_data"], item_info=params["item_info"])
     assert any(message in problem for problem in all_problems(check_dataset(params)))
-
-
-def test_absurd_ids_are_refused_before_a_table_is_made(folder):
-    path = folder / "TEST_DATA" / "item_info.parquet"
-    tags = data_faults.column(path, "item_tags")
-    tags[11, 3] = 10**12
-    data_faults.change(path, "item_tags", list_column(tags))
-    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
-    columns = [
-        {key: value for key, value in column.items() if key != "vocab_size"} for column in params["feature_cols"]
-    ]
-    expected = (
-        r"item_tags has 1000000000000 in row 11: an embedding for each id up to that would take 29,802 GiB; number"
-    )
-    with pytest.raises(UserError, match=expected):
-        build_feature_map({**params, "feature_cols": columns})
-    assert expected in "\n".join(all_problems(check_dataset({**params, "feature_cols": columns})))
-    with pytest.raises(UserError, match="vocab_size is 1000000000001, expected a whole number from 1 to 2147483648"):
-        specs = [{"name": "item_tags", "vocab_size": 10**12 + 1}]
-        build_feature_map({**params, "feature_specs": specs})
 
 
 def test_a_test_split_needs_no_labels_and_no_groups(folder):
@@ -384,93 +389,6 @@ def test_check_and_prediction_refuse_the_same_test_splits(folder, spoil, message
     assert str(refused.value).startswith(f"{path}: ") and row.problems[0].split(" (and ")[0] in str(refused.value)
 
 
-def columns_but(params, *names):
-    """feature_cols without some features."""
-    return [column for column in params["feature_cols"] if column["name"] not in names]
-
-
-LINES = {
-    "absent from the file": ([{"name": "colour", "type": "categorical"}], "column colour is missing, found user_id"),
-    "absent from the file, its size known": (
-        [{"name": "colour", "type": "categorical", "vocab_size": 3}],
-        "column colour is missing, found user_id",
-    ),
-    "of the items, but the split's": (
-        [{"name": "user_id", "type": "categorical", "source": "item", "vocab_size": 50}],
-        "item_info.parquet: column user_id is missing, found item_id",
-    ),
-    "named twice": ([{"name": "x", "type": "meta"}, {"name": "x", "type": "meta"}], "feature_cols has x twice"),
-    "the label": ([{"name": "label", "type": "categorical", "vocab_size": 2}], "label is the label and a feature"),
-    "sharing with nobody": (
-        [{"name": "last", "type": "categorical", "vocab_size": 40, "share_embedding": "item"}],
-        "feature last: share_embedding is 'item', expected a categorical or sequence feature before it",
-    ),
-    "sharing with a number": (
-        [{"name": "item_emb_d16", "type": "embedding", "source": "item", "share_embedding": "item_id"}],
-        "feature item_emb_d16: share_embedding is 'item_id', expected",
-    ),
-    "sharing another width": (
-        [{"name": "last", "type": "categorical", "vocab_size": 40, "share_embedding": "item_id", "embedding_dim": 3}],
-        "feature last: embedding_dim must be that of item_id",
-    ),
-    "an encoder where there is none": (
-        [{"name": "last", "type": "categorical", "vocab_size": 40, "feature_encoder": "nn.Linear(1, 2)"}],
-        "feature last: feature_encoder is for type sequence",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LINES)
-def test_lines_of_feature_cols_that_do_not_fit_the_data(folder, name):
-    lines, message = LINES[name]
-    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
-    data = folder / "TEST_DATA"
-    data_faults.change(data / "train.parquet", "user_id", pa.array(np.arange(600)))
-    for split in ("train", "valid", "test"):
-        table = pq.read_table(data / f"{split}.parquet")
-        pq.write_table(table.append_column("last", table["item_id"]), data / f"{split}.parquet")
-    params["feature_cols"] = [*columns_but(params, *(line["name"] for line in lines)), *lines]
-    with pytest.raises(UserError) as refused:
-        feature_map = build_feature_map(params)
-        table = load_item_table(params["item_info"], item_side_features(feature_map.features), params["item_feature"])
-        MMCTRDataLoader(feature_map, params["train_data"], item_info=table)
-    assert message in str(refused.value)
-    try:
-        problems = [f"{row.path}: {text}" for row in check_dataset(params) for text in row.problems]
-    except UserError as error:
-        problems = [str(error)]
-    assert any(message in problem for problem in problems)
-
-
-def test_features_of_the_row_may_be_lists_and_share_tables(folder):
-    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
-    rng = np.random.default_rng(0)
-    searched, query = {}, {}
-    for split, rows in {"train": 600, "valid": 200, "test": 150}.items():
-        path = folder / "TEST_DATA" / f"{split}.parquet"
-        searched[split] = rng.integers(0, 45, size=(rows, 3)).astype(np.int32)
-        query[split] = rng.normal(size=(rows, 6))
-        table = pq.read_table(path).append_column("searched", list_column(searched[split]))
-        pq.write_table(table.append_column("query", list_column(query[split])), path)
-    lines = [
-        {"name": "searched", "type": "sequence", "share_embedding": "likes_level"},
-        {"name": "query", "type": "embedding"},
-    ]
-    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"], *lines]})
-    largest = max(int(values.max()) for values in searched.values())
-    assert feature_map.features["searched"]["max_len"] == 3 and feature_map.features["query"]["pretrain_dim"] == 6
-    assert feature_map.features["searched"]["vocab_size"] == feature_map.features["likes_level"]["vocab_size"]
-    assert feature_map.features["searched"]["vocab_size"] == largest + 1
-    loader = MMCTRDataLoader(feature_map, params["train_data"], item_info=params["item_info"], batch_size=600)
-    batch_dict = next(iter(loader))[0]
-    assert np.array_equal(batch_dict["searched"], searched["train"])
-    np.testing.assert_allclose(batch_dict["query"], query["train"], rtol=1e-6)
-    model = model_zoo.FiBiNET(feature_map, **params)
-    layers = model.embedding_layer.embedding_layer.embedding_layers
-    assert layers["searched"] is layers["likes_level"]
-    assert torch.isfinite(model(next(iter(loader)))["y_pred"]).all()
-
-
 def test_the_label_may_have_another_name(folder, capsys):
     for split in ("train", "valid"):
         path = folder / "TEST_DATA" / f"{split}.parquet"
@@ -483,32 +401,6 @@ def test_the_label_may_have_another_name(folder, capsys):
     config.write_text(config.read_text().replace("label_col: {name: label", "label_col: {name: clicked"))
     assert run_check(folder, capsys=capsys)[0] == 0
     assert run_training(folder, capsys=capsys) == (0, "")
-
-
-def test_levels_of_items_that_are_no_targets_count_for_the_vocabulary(folder):
-    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
-    path = folder / "item_feature.parquet"
-    levels = data_faults.column(path, "likes_level")
-    levels[0] = 17
-    data_faults.change(path, "likes_level", pa.array(levels))
-    lines = [{"name": ["likes_level", "views_level"], "type": "categorical"}]
-    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"][:2], *lines]})
-    assert feature_map.features["likes_level"]["vocab_size"] == 18
-    features = item_side_features(feature_map.features, history_levels=True)
-    table = load_item_table(params["item_info"], features, path)
-    assert table["likes_level"][1:].tolist() == levels.tolist() and table["likes_level"][0] == 0
-
-
-def test_feature_specs_name_features(folder):
-    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
-    specs = [{"name": ["likes_level", "item_tags"], "embedding_dim": 4}]
-    features = build_feature_map({**params, "feature_specs": specs}).features
-    assert {name for name, spec in features.items() if "embedding_dim" in spec} == {"likes_level", "item_tags"}
-    with pytest.raises(UserError, match="feature_specs has 'like_level', expected features of TEST_DATA: user_id, "):
-        build_feature_map({**params, "feature_specs": [{"name": "like_level", "embedding_dim": 4}]})
-    trap = "__import__('os').system('touch /tmp/trap')"
-    with pytest.raises(UserError, match="item_tags: feature_encoder is"):
-        build_feature_map({**params, "feature_specs": [{"name": "item_tags", "feature_encoder": trap}]})
 
 
 def test_constructing_a_loader_leaves_malloc_alone(folder, monkeypatch):

@@ -95,7 +95,7 @@ def test_resume_works_for_two_ranks(pair, tmp_path):
 def test_ranks_score_with_the_same_batch_norm(pair, tmp_path):
     """Running statistics differ by rank; what is saved is the first one's, and the evaluation must be of that."""
     config, _, _ = pair
-    settings = [*SETTINGS, "batch_norm=True", "epochs=1", "eval_steps=0"]
+    settings = [*SETTINGS, "batch_norm=True", "epochs=1", "eval_steps=null"]
     run("run_expid.py", 2, config, tmp_path, "--set", *settings)
     (trained,) = history(tmp_path)
     result = json.loads((tmp_path / "TEST_DATA" / "FiBiNET_test" / "result.json").read_text())  # of the saved weights

@@ -126,6 +126,14 @@ def test_prediction_refuses_other_items_unless_they_are_meant(trained):
     assert trained.predict()[0] == 2
 
 
+def test_prediction_refuses_another_item_feature(trained):
+    path = trained.folder / "item_feature.parquet"
+    pl.read_parquet(path).with_columns(likes_level=pl.lit(3)).write_parquet(path)
+    code, _, err = trained.predict()
+    assert code == 2 and f"was trained on another item_feature: {path} (sha256 " in err
+    assert trained.predict("--allow_other_data")[0] == 0
+
+
 def test_the_data_may_move(trained):
     assert trained.predict()[0] == 0
     expected = trained.scores()
@@ -490,3 +498,12 @@ def test_a_model_with_a_command_of_its_own_is_refused(commands, monkeypatch, nam
     monkeypatch.setattr(model_zoo.FiBiNET, name, lambda self, *_: None)
     code, _, err = commands.train()
     assert code == 2 and f"FiBiNET overrides {name}, which" in err
+
+
+def test_names_in_the_log_are_text(tmp_path, capsys):
+    with RunLog() as log:
+        log.open(tmp_path / "X.log", append=False)
+        logging.info("Reads %s", "a\x1b[2Jb\nc\udcff")
+    expected = "INFO Reads a\\x1b[2Jb\\nc\\udcff"
+    assert capsys.readouterr().out.rstrip("\n").endswith(expected)
+    assert (tmp_path / "X.log").read_text().rstrip("\n").endswith(expected)

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from fuxictr.utils import Monitor, print_to_json
@@ -137,8 +138,7 @@ def read_tuner(path: str | Path, models, dataset_id: str | None = None) -> Tuner
     space = content.get("tuner_space")
     if not isinstance(space, dict) or not content.get("base_expid"):
         raise UserError(f"{path}: expected base_expid, and tuner_space with settings and their values")
-    name = content["base_expid"]
-    require_name(name, f"{path}: base_expid")
+    name = require_name(content["base_expid"], f"{path}: base_expid")
     space = {key: value if isinstance(value, list) or is_range(value) else [value] for key, value in space.items()}
     if dataset_id is not None:
         space.pop("dataset_id", None)
@@ -203,8 +203,8 @@ class Search:
             if key in ("train_data", "valid_data"):
                 _refuse_test(self.tuner, key, [value])
         if "dataset_id" in changes:
-            require_name(changes["dataset_id"], "--set dataset_id: dataset_id")
-            self.tuner = read_tuner(self.tuner.path, self.models, changes.pop("dataset_id"))
+            dataset_id = require_name(changes.pop("dataset_id"), "--set dataset_id: dataset_id")
+            self.tuner = read_tuner(self.tuner.path, self.models, dataset_id)
             self.overrides = [change for change in self.overrides if next(iter(parse_overrides([change]))) in changes]
         if self.seed is not None and "seed" in self.tuner.varied:
             raise UserError("--seed: tuner_space varies the seed, leave one of them out")
@@ -328,7 +328,7 @@ def is_range(values: object) -> bool:
     return isinstance(values, dict) and {"low", "high"} <= set(values)
 
 
-def values_of(values: list | dict) -> list:
+def values_of(values: Any) -> list:
     """The values of a list, or the ends of a range."""
     return [values["low"], values["high"]] if is_range(values) else values
 
@@ -342,14 +342,12 @@ class _Dumper(yaml.SafeDumper):
 
 def _base_model(path: Path, content: dict, expid: str) -> dict:
     """The base experiment's settings."""
-    if "model_config" in content:
-        where, known = "model_config", _mapping(path, content, "model_config")
-    else:
-        where = _base_folder(path, content)
-        known = experiment_ids(where)
+    folder = None if "model_config" in content else _base_folder(path, content)
+    known = _mapping(path, content, "model_config") if folder is None else experiment_ids(folder)
     if expid not in known:
+        where = folder or "model_config"
         raise UserError(f"{path}: base_expid {expid} is not in {where}, expected one of {', '.join(known)}")
-    settings = known[expid] if where == "model_config" else load_model_config(where, expid)
+    settings = content["model_config"][expid] if folder is None else load_model_config(folder, expid)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: {expid} is {shown(settings)}, expected a mapping of settings")
     return {key: value for key, value in settings.items() if key != "model_id"}
@@ -378,11 +376,10 @@ def _base_folder(path: Path, content: dict) -> Path:
     given = content.get("base_config") or str(path.parent)
     if not isinstance(given, str):
         raise UserError(f"{path}: base_config is {shown(given)}, expected a folder")
-    given = Path(given)
-    for folder in (given, path.parent / given):
+    for folder in (Path(given), path.parent / given):
         if folder.is_dir():
             return folder
-    raise UserError(f"{path}: base_config {given}: no such folder, neither from here nor from the YAML's")
+    raise UserError(f"{path}: base_config {Path(given)}: no such folder, neither from here nor from the YAML's")
 
 
 def _product(base: dict, space: dict[str, list]) -> Iterator[dict]:

@@ -96,7 +96,7 @@ def build(
     emb_dim: int = 128,
     fusion: str = "pca",
     per_modality: bool = True,
-    text_columns: list[str] | None = None,
+    text_columns: str | list[str] | None = None,
     opening_words: int = 10,
     strict: bool = False,
     device: str = "auto",
@@ -126,23 +126,18 @@ def build(
         UserError: an input, an option or the machine is at fault; nothing was written but features in the store.
         TypeError: an argument that no modality knows.
     """
-    for name, value in (("emb_dim", emb_dim), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected 1 or more")
-    if opening_words < 0:
-        raise UserError(f"--opening_words {opening_words}: expected 0 or more")
+    _check_numbers(emb_dim, batch_size, opening_words)
     if fusion not in FUSIONS:
         raise UserError(f"--fusion {fusion}: unknown, expected {' or '.join(FUSIONS)}")
     chosen = _choose(given)
     output = Path(output)
     store = Path(store or output.parent / STORE_NAME)
-    manifest_path = output.with_suffix(".build.json")
-    _check_paths(output, manifest_path, store, [item_info, *(given.get(each.source) for each in modalities.MODALITIES)])
+    _check_paths(output, store, [item_info, *(given.get(each.source) for each in modalities.MODALITIES)])
     table = read_item_info(item_info)
     num_items = table.num_rows - 1
     if num_items < 2:
         raise UserError(f"{item_info}: has {num_items} items beside the padding row 0, expected at least 2")
-    reading = Reading(num_items, text_columns, opening_words)
+    reading = Reading(num_items, [text_columns] if isinstance(text_columns, str) else text_columns, opening_words)
     sources = [each.modality.read(each.path, reading) for each in chosen]
 
     on = resolve_device(device)
@@ -158,15 +153,11 @@ def build(
     columns = {f"{prefix}_d{emb_dim}": each.embedding for prefix, each in fused.items()}
     for column, embedding in columns.items():
         table = add_embedding(table, column, embedding)
-    explained = fused[FUSED_PREFIX].explained
-    manifest = {"items": num_items, "emb_dim": emb_dim, "fusion": fusion, "seed": seed}
-    for name, each in encoded.items():
-        manifest[name] = {"encoder": each.encoder, "counts": each.counts, **each.facts}
-    manifest |= {"explained_variance": explained, "columns": list(columns)}
     with atomic_path(output) as path:
         pq.write_table(table, path)
-    write_json(manifest_path, manifest)
-    return Built(output, list(columns), num_items, encoded, explained)
+    built = Built(output, list(columns), num_items, encoded, fused[FUSED_PREFIX].explained)
+    write_json(_manifest_path(output), _manifest(built, emb_dim, fusion, seed))
+    return built
 
 
 def add_embedding(table: pa.Table, column: str, embedding: np.ndarray) -> pa.Table:
@@ -193,6 +184,27 @@ def first_names(bad: list[tuple[str, str, str]]) -> str:
     return named + (f"; and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else "")
 
 
+def _manifest_path(output: Path) -> Path:
+    return output.with_suffix(".build.json")
+
+
+def _manifest(built: Built, emb_dim: int, fusion: str, seed: int) -> dict[str, Any]:
+    """How the output was made."""
+    made = {
+        name: {"encoder": each.encoder, "counts": each.counts, **each.facts} for name, each in built.modalities.items()
+    }
+    settings = {"items": built.items, "emb_dim": emb_dim, "fusion": fusion, "seed": seed}
+    return settings | made | {"explained_variance": built.explained, "columns": built.columns}
+
+
+def _check_numbers(emb_dim: int, batch_size: int | None, opening_words: int) -> None:
+    for name, value in (("emb_dim", emb_dim), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected 1 or more")
+    if opening_words < 0:
+        raise UserError(f"--opening_words {opening_words}: expected 0 or more")
+
+
 def _choose(given: dict[str, str | Path | None]) -> list[_Chosen]:
     """The modalities whose encoder is not none."""
     known = [option for each in modalities.MODALITIES for option in (each.source, each.encoder_option)]
@@ -216,10 +228,10 @@ def _choose(given: dict[str, str | Path | None]) -> list[_Chosen]:
     return chosen
 
 
-def _check_paths(output: Path, manifest: Path, store: Path, inputs: list[str | Path | None]) -> None:
+def _check_paths(output: Path, store: Path, inputs: list[str | Path | None]) -> None:
     """Refuse to write over an input or into an input folder, before anything is read."""
     require_output(output, inputs, "parquet")
-    require_output(manifest, inputs, option="--output's manifest")
+    require_output(_manifest_path(output), inputs, option="--output's manifest")
     place = store.resolve()
     if place == output.resolve():
         raise UserError(f"--store {store} is the --output, expected a folder")

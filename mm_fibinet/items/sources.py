@@ -13,6 +13,7 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -50,14 +51,15 @@ class Entry:
 
 
 class Source(Protocol):
-    """What the build needs of a modality's source.
+    """What the build needs of a modality's source."""
 
-    Attributes:
-        views: streams of entries by name; the first holds the whole contents, further ones other sights of the same
-            items (a text's opening), whose features are put beside the first's.
-    """
+    @property
+    def views(self) -> Mapping[str, Iterable[Entry]]:
+        """Streams of entries by name.
 
-    views: Mapping[str, Iterable[Entry]]
+        The first holds the whole contents; further ones are other sights of the same items (a text's opening), whose
+        features are put beside the first's.
+        """
 
     def facts(self) -> dict[str, Any]:
         """What was read and what was not, for the manifest; final after iteration."""
@@ -93,7 +95,7 @@ class ImageSource:
         self.num_items = num_items
         self.unknown = self.misnamed = 0
         self._misnamed_one = ""
-        self.views = {"image": self}
+        self.views: Mapping[str, Iterable[Entry]] = {"image": self}
         if not self.path.exists():
             raise UserError(f"{self.path}: no such file or folder, expected a folder or an archive of ITEM_ID.jpg")
         suffix = self.path.suffix.lower()
@@ -240,7 +242,7 @@ def _zip_files(path: Path) -> Iterator[_File]:
         elif member.file_size > MAX_IMAGE_BYTES:
             yield _too_large(member.filename, member.file_size)
         else:
-            yield _File(member.filename, member.file_size, lambda member=member: load(member))
+            yield _File(member.filename, member.file_size, partial(load, member))
 
 
 def _archive_files(path: Path) -> Iterator[_File]:
@@ -285,7 +287,7 @@ def _archive_files(path: Path) -> Iterator[_File]:
             elif (member.size or 0) > MAX_IMAGE_BYTES:
                 yield _too_large(name, member.size)
             else:
-                yield _File(name, member.size or 0, lambda member=member: load(member))
+                yield _File(name, member.size or 0, partial(load, member))
 
 
 def _load_as_they_come(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -296,5 +298,5 @@ def _load_as_they_come(entries: Iterable[Entry]) -> Iterator[Entry]:
         except BadContent as error:
             yield replace(entry, load=_unusable(entry.name, error.kind, str(error)).load, size=0)
         else:
-            yield replace(entry, load=lambda data=data: data, size=len(data))
+            yield replace(entry, load=partial(bytes, data), size=len(data))
             del data
