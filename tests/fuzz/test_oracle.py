@@ -59,3 +59,10 @@ def test_the_watchdog(tmp_path, monkeypatch):
     finally:
         worker.close()
     assert [path.name for path in tmp_path.iterdir()] == ["base.log"]
+
+
+def test_a_worker_that_cannot_start_says_so(tmp_path):
+    worker = pool.Worker(tmp_path / "base", module="fuzz.nothing")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the worker did not start: the process died with code 1"):
+            worker.run("hang", None)
