@@ -186,7 +186,7 @@ def _compared_column(name: str, params: dict) -> dict:
     if name not in found:
         raise UserError(
             f"similarity_only has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
-            "build_item_emb.py --per_modality, or do without it: --set similarity_only=[]"
+            "build_item_emb.py, or do without it: --set similarity_only=[]"
         )
     return {"name": name, "type": "embedding", "source": "item"}
 

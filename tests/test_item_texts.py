@@ -160,7 +160,7 @@ def test_an_endless_title_is_cut(tmp_path):
     ("ids", "message"),
     [
         ([1, 1], r"item_id 1 occurs again in row 1, expected each item once"),
-        ([0, 1], r"item_id 0 in row 0 is the padding item; remove the row"),
+        ([0, -1], r"item_id -1 in row 1 is not in item_info \(1 to"),
         ([1, -2], r"item_id -2 in row 1 is not in item_info \(1 to 9\)"),
         ([1, 10], r"item_id 10 in row 1 is not in item_info \(1 to 9\)"),
         ([1, None], r"column item_id is empty \(null\) in row 1"),
@@ -170,6 +170,10 @@ def test_an_endless_title_is_cut(tmp_path):
 def test_a_wrong_item_id_is_named_with_its_row(tmp_path, ids, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, {"item_id": ids, "title": ["a", "b"]})
+
+
+def test_a_row_of_the_padding_item_is_passed_over(tmp_path):
+    assert read(tmp_path, {"item_id": [0, 1], "title": ["nothing", "b"]}) == {1: "b"}
 
 
 def test_unsigned_ids_are_read(tmp_path):

@@ -105,6 +105,8 @@ def read_texts(
         fields = [reader.read(arrays[name], name, printed_lists=name != title) for name in columns]
         damaged += reader.damaged
         for offset, (item_id, *parts) in enumerate(zip(ids, *fields, strict=True)):
+            if item_id == 0:  # the padding item
+                continue
             _require_new_item(item_id, texts, num_items, path, first_row + offset)
             texts[item_id] = ". ".join(part.rstrip(". ") for part in parts if part)[:MAX_TEXT_CHARS]
             if title is not None and parts[columns.index(title)]:
@@ -168,9 +170,10 @@ def _choose_columns(path: str | Path, present: list[str], asked: list[str] | Non
 
 def _require_new_item(item_id: int, known: dict[int, str], num_items: int, path: str | Path, row: int) -> None:
     if not 1 <= item_id <= num_items:
-        what = "is the padding item" if item_id == 0 else f"is not in item_info (1 to {num_items})"
-        way = "remove the row" if item_id == 0 else "give the item_info and item_feature of the same data set"
-        raise UserError(f"{path}: item_id {item_id} in row {row} {what}; {way}")
+        raise UserError(
+            f"{path}: item_id {item_id} in row {row} is not in item_info (1 to {num_items}); give the item_info and "
+            "item_feature of the same data set"
+        )
     if item_id in known:
         raise UserError(f"{path}: item_id {item_id} occurs again in row {row}, expected each item once")
 
