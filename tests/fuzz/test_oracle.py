@@ -1,5 +1,7 @@
 """The oracle and the watchdog see each fault that they are there for, and nothing where there is none."""
 
+import os
+
 import pytest
 
 from fuzz import oracle, pool
@@ -43,6 +45,7 @@ def test_each_fault_is_seen(place, what, fault):
         run(place, what)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is watched on Linux only")
 def test_the_watchdog(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "SECONDS", 1.0)
     worker = pool.Worker(tmp_path / "base", module="fuzz.planted")
