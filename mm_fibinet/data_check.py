@@ -69,9 +69,9 @@ class Problems:
         try:
             yield
         except UserError as error:
-            in_rows = isinstance(error, RowError)
-            _, slices = self._found.setdefault(error.kind if in_rows else str(error), (str(error), {}))
-            if in_rows:
+            kind = error.kind if isinstance(error, RowError) else str(error)
+            _, slices = self._found.setdefault(kind, (str(error), {}))
+            if isinstance(error, RowError):
                 slices[error.first_row] = error.rows  # a slice that is read twice counts once
 
     def of(self, path: str | Path) -> list[str]:

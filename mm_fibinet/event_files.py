@@ -6,6 +6,7 @@ is in it exactly once. `tensorboard --logdir checkpoints` shows all runs.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from mm_fibinet.errors import UserError, explain_os_error
 
@@ -30,7 +31,7 @@ class EventFiles:
             ) from error
         self.folder = folder
         self.make_writer = SummaryWriter
-        self.writer = None
+        self.writer: Any = None  # of tensorboard
         self.written = 0
 
     def __call__(self, history: list[dict]) -> None:

@@ -5,6 +5,8 @@ groups that takes minutes. Here every metric is a sort and a few cumulative sums
 scikit-learn's and FuxiCTR's.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mm_fibinet.errors import UserError
@@ -15,7 +17,7 @@ METRICS = ("AUC", "logloss", "gAUC")
 def evaluate_metrics(
     y_true: np.ndarray,
     y_pred: np.ndarray,
-    metrics: list[str],
+    metrics: Sequence[str],
     group_id: np.ndarray | None = None,
     allow_undefined: bool = False,
 ) -> dict[str, float]:
@@ -49,7 +51,7 @@ def evaluate_metrics(
     return values
 
 
-def undefined_metrics(metrics: list[str], y_true: np.ndarray, group_id: np.ndarray | None = None) -> dict[str, str]:
+def undefined_metrics(metrics: Sequence[str], y_true: np.ndarray, group_id: np.ndarray | None = None) -> dict[str, str]:
     """{metric: why} of those that have no value with these labels, whatever the scores are.
 
     Args:

@@ -95,7 +95,7 @@ def split_columns(
     Raises:
         UserError: the group is a list a row.
     """
-    if group == ITEM_SEQ or features.get(group, {}).get("type") in ("sequence", "embedding"):
+    if group == ITEM_SEQ or features.get(group or "", {}).get("type") in ("sequence", "embedding"):
         raise UserError(f"group_id is {group!r}, a list a row, expected a column of one id a row, as user_id")
     items = (num_items, "items in item_info") if num_items else INT32
     columns = [Column(ITEM_SEQ, "history", items), Column(ITEM_ID, "target", items)]

@@ -8,6 +8,7 @@ be reset between cases.
 in MODULE.TARGETS, and answers with a `Result` each.
 """
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -85,8 +86,9 @@ class Worker:
             self.process.kill()
             self.process.wait()
             for pipe in (self.process.stdin, self.process.stdout):
-                if pipe:
-                    pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # a case that was not sent
+                    if pipe:
+                        pipe.close()
             self.process = None
         shutil.rmtree(case_folder(self.base, self.number), ignore_errors=True)
 
@@ -102,7 +104,8 @@ class Worker:
                 env=environment,
             )
         ready = self._answer(time.monotonic(), START_SECONDS)
-        if not isinstance(ready, Result) or ready.fault:
+        if not isinstance(ready, Result):
+            self.close()
             raise RuntimeError(f"the worker did not start: {ready}; see {self.log}")
 
     def _answer(self, started: float, seconds: float) -> "Result | str":
@@ -163,8 +166,8 @@ def _run(targets, base: Path, number: int, name: str, case: object) -> Result:
     from fuzz.oracle import Fault, Place, describe
 
     folder = case_folder(base, number)
-    with open("/proc/self/clear_refs", "w") as opened:
-        opened.write("5")  # VmHWM starts anew
+    with contextlib.suppress(OSError):  # where there is no /proc, memory is not watched
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     started, fault, codes = time.monotonic(), None, ()
     try:
         place = Place(folder)

@@ -1,5 +1,7 @@
 """The oracle and the watchdog see each fault that they are there for, and nothing where there is none."""
 
+import os
+
 import pytest
 
 from fuzz import oracle, pool
@@ -43,6 +45,7 @@ def test_each_fault_is_seen(place, what, fault):
         run(place, what)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is watched on Linux only")
 def test_the_watchdog(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "SECONDS", 1.0)
     worker = pool.Worker(tmp_path / "base", module="fuzz.planted")
@@ -59,3 +62,10 @@ def test_the_watchdog(tmp_path, monkeypatch):
     finally:
         worker.close()
     assert [path.name for path in tmp_path.iterdir()] == ["base.log"]
+
+
+def test_a_worker_that_cannot_start_says_so(tmp_path):
+    worker = pool.Worker(tmp_path / "base", module="fuzz.nothing")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the worker did not start: the process died with code 1"):
+            worker.run("hang", None)
