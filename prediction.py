@@ -18,6 +18,7 @@ from mm_fibinet.errors import UserError, printable, run_cli
 from mm_fibinet.feature_map import build_feature_map, load_feature_map
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scoring import predict
 from run_expid import add_experiment_arguments, checked_gpu
@@ -56,10 +57,9 @@ def main() -> None:
     test = args.test or params.get("test_data")
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
-    test = str(run_manifest.data_file(test) or test)
     num_rows = len(schema.read_test_ids(test))
     out = Path(args.out or Path("submission") / f"{args.expid}.zip")
-    read = [test, params["item_info"], params.get("item_feature"), weights]
+    read = [test, *part_files(test), params["item_info"], params.get("item_feature"), weights]
     files.require_output(out, read, kind="zip", option="--out")
 
     if gpu < 0:

@@ -21,13 +21,13 @@ from mm_fibinet.errors import EXIT_USER_ERROR, UserError, printable, run_cli
 from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
 from mm_fibinet.item_table import item_side_features, load_item_table
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
+from mm_fibinet.settings_schema import DatasetEntry, validate
 
 LEVEL_SIZE = 11  # likes_level and views_level are 0..10
 SPLITS = {"train_data": "train.parquet", "valid_data": "valid.parquet", "test_data": "test.parquet"}
 ITEM_INFO = "item_info.parquet"
 ITEM_FEATURE = "item_feature.parquet"
 IMAGES = "item_images"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SHOWN = 20  # problems of a file
 
 
@@ -262,7 +262,7 @@ def _images(folder: Path) -> Row:
     if not folder.is_dir():
         row.absent = True
         return row
-    count = sum(1 for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    count = sum(1 for entry in folder.iterdir() if entry.suffix.lower() in schema.IMAGE_SUFFIXES)
     row.content = f"{count} images"
     row.problems = [] if count else ["no images in it"]
     return row
@@ -285,9 +285,8 @@ def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) ->
     """A data set's entry, under an experiment's settings where one is named."""
     experiment = settings.load_model_config(Path(config), expid) if expid else {}
     entry = settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])
-    for key in (*SPLITS, "item_info", "item_feature"):
-        if not isinstance(entry.get(key, ""), str | None):
-            raise UserError(f"dataset {entry['dataset_id']}: {key} is {entry[key]!r}, expected a path")
+    where = f"dataset {entry['dataset_id']}"
+    validate({key: value for key, value in entry.items() if key != "dataset_id"}, DatasetEntry, lambda _: where)
     return {**({} if expid else {"group_id": _usual_group(entry)}), **experiment, **entry}
 
 

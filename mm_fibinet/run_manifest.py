@@ -19,6 +19,7 @@ from fuxictr.features import FeatureMap
 import mm_fibinet
 from mm_fibinet import files
 from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.parquet_reader import exists, part_files
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.settings import DATA_FILES
 
@@ -34,22 +35,15 @@ def data_fingerprint(params: dict) -> dict[str, dict]:
     """{config key: path, bytes, sha256} of the data files the experiment names and that exist."""
     found = {}
     for key in DATA_FILES:
-        path = data_file(params.get(key))
-        if path is not None:
-            parts = sorted(path.glob("[!._]*.parquet")) if path.is_dir() else [path]
+        path = params.get(key)
+        if path and exists(path):
+            parts = part_files(path)
             try:
                 size, digest = sum(part.stat().st_size for part in parts), _digest(parts)
             except OSError as error:
                 raise explain_os_error(error, path, "read") from error
-            found[key] = {"path": str(params[key]), "bytes": size, "sha256": digest}
+            found[key] = {"path": str(path), "bytes": size, "sha256": digest}
     return found
-
-
-def data_file(path: str | Path | None) -> Path | None:
-    """The file that a setting means, `.parquet` added when it is missing, as FuxiCTR does; None when there is none."""
-    if not path:
-        return None
-    return next((found for found in (Path(path), Path(f"{path}.parquet")) if found.exists()), None)
 
 
 def run_fingerprint(params: dict, data: dict[str, dict]) -> str:

@@ -113,7 +113,7 @@ def read_result(folder: Path) -> dict | None:
 
 def read_scores(folder: Path) -> pl.DataFrame:
     """A finished run's validation rows: label, score, user_id, cold."""
-    return pl.read_parquet(RunFolder(folder.parent, folder.name).scores)
+    return pl.read_parquet(RunFolder(folder.parent, folder.name).scores, glob=False)
 
 
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:

@@ -35,6 +35,7 @@ ITEM_ID = "item_id"
 ITEM_SEQ = "item_seq"
 TEST_ID = "ID"
 LEVELS = ("likes_level", "views_level")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of ITEM_ID.jpg, an item's cover
 INT32 = (2**31, "the int32 range")  # ids are kept as int32
 
 Noted = Callable[[], AbstractContextManager]

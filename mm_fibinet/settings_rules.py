@@ -6,7 +6,6 @@ hour of training, or keep the worst epoch without a word.
 
 import difflib
 import re
-from pathlib import Path
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.yaml_reader import shown
@@ -80,14 +79,13 @@ def require_group_column(params: dict) -> None:
     group = params.get("group_id")
     if not group:
         return
-    import pyarrow as pa  # it takes a while, and a script's --help does not need it
-    import pyarrow.parquet as pq
+    from mm_fibinet.parquet_reader import open_parquet  # it takes a while, and a script's --help does not need it
 
     for key in ("train_data", "valid_data"):
-        path = Path(params[key] if params[key].endswith(".parquet") else f"{params[key]}.parquet")
+        path = params[key]
         try:
-            names = pq.read_schema(path).names if path.is_file() else [group]
-        except (pa.ArrowException, OSError, ValueError):
+            names = open_parquet(path).schema_arrow.names
+        except UserError:
             continue
         if group not in names:
             raise UserError(f"group_id is {group!r}, {path} has {', '.join(names)}; expected a column of the split")

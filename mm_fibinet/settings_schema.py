@@ -295,12 +295,12 @@ def field_names(schema: type[Strict]) -> dict[str, str]:
     }
 
 
-def validate(params: dict, schema: type[Experiment], origin) -> dict:
-    """Hold an experiment to its schema.
+def validate(params: dict, schema: type[Strict], origin) -> dict:
+    """Hold an experiment, or a data set's entry alone, to its schema.
 
     Args:
         params: the merged settings.
-        schema: of `schema_of`.
+        schema: of `schema_of`, or DatasetEntry.
         origin: a function from a setting's name to where it was set, for the error.
 
     Returns:
@@ -318,7 +318,7 @@ def validate(params: dict, schema: type[Experiment], origin) -> dict:
         elif name in ACCEPTED:
             _require_accepted(name, value, origin(name))
         else:
-            raise UserError(f"{origin(name)}: {name[:80]}: {unknown(name, names, params['model'])}")
+            raise UserError(f"{origin(name)}: {name[:80]}: {unknown(name, names, params.get('model'))}")
     try:
         checked = schema.model_validate(read)
     except ValidationError as error:

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.schema import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 MAX_IMAGE_BYTES = 64 * 2**20  # a cover has about 100 kB
 READ_BYTES = 2**16
