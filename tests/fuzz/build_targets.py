@@ -190,8 +190,13 @@ archive_cases = st.tuples(
 
 def run_archives(place: Place, base: Path, case: tuple) -> list[int]:
     """A changed archive of the images."""
-    suffix, changes = case
     shutil.copytree(base / "items", place.given, dirs_exist_ok=True)
+    images = _write_archive(place, *case)  # in a function of its own: its memory is not the build's
+    return [build(place, base, "image", images).code]
+
+
+def _write_archive(place: Place, suffix: str, changes: list[tuple]) -> Path:
+    """Put a changed archive in the place of the folder of images; returns its path."""
     members = {path.name: path.read_bytes() for path in sorted((place.given / "images").iterdir())}
     kind, edits, named = None, [], suffix
     for change, *what in changes:
@@ -214,7 +219,7 @@ def run_archives(place: Place, base: Path, case: tuple) -> list[int]:
     images = place.given / f"images{named}"
     shutil.rmtree(place.given / "images")
     images.write_bytes(packed)
-    return [build(place, base, "image", images).code]
+    return images
 
 
 def _packed(members: dict[str, bytes], suffix: str, kind: bytes | None) -> bytes:

@@ -163,11 +163,10 @@ def serve(base: Path, module: str) -> None:
 
 
 def _run(targets, base: Path, number: int, name: str, case: object) -> Result:
-    from fuzz.oracle import Fault, Place, describe
+    from fuzz.oracle import Fault, Place, describe, reset_peak
 
     folder = case_folder(base, number)
-    with contextlib.suppress(OSError):  # where there is no /proc, memory is not watched
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    reset_peak()
     started, fault, codes = time.monotonic(), None, ()
     try:
         place = Place(folder)
