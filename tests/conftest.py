@@ -200,6 +200,7 @@ def run_script(script: str, *arguments: object, capsys=None) -> tuple[int, str, 
             run_cli(module.main)
     finally:
         sys.argv = before
+        logging.disable(logging.NOTSET)  # a script owns its process and may silence it; here others come after it
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     out = capsys.readouterr() if capsys else None
     return stopped.value.code, out.out if out else "", out.err if out else ""

@@ -270,7 +270,7 @@ def test_the_mode_follows_from_the_monitor(dataset, monitor, mode):
 def test_group_id_is_a_column_of_the_splits_that_are_there(dataset, config, tmp_path):
     table = pq.read_table(dataset.parent / "TEST_DATA/valid.parquet")
     pq.write_table(table.drop_columns("user_id"), tmp_path / "without.parquet")
-    with pytest.raises(UserError, match=r"group_id is 'user_id', .*without.parquet has item_seq"):
+    with pytest.raises(UserError, match=r"group_id is 'user_id', .*without has item_seq"):
         load(config(entry={"valid_data": str(tmp_path / "without")}))
     (tmp_path / "broken.parquet").write_text("not parquet")  # the reader says so
     assert load(config(entry={"valid_data": str(tmp_path / "broken.parquet")}))["group_id"] == "user_id"
