@@ -273,12 +273,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mm_fibinet.data_check", description="Check challenge data.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check every file of a data set and print a table")
-    what = check.add_mutually_exclusive_group(required=True)
-    what.add_argument("folder", metavar="FOLDER", nargs="?", help="with train.parquet in it, or the one above it")
-    what.add_argument("--dataset_id", metavar="NAME", help="check the files and features of this entry of the config")
-    what.add_argument("--expid", help="the same for this experiment's data set and features")
+    check.add_argument("folder", metavar="FOLDER", nargs="?", help="with train.parquet in it, or the one above it")
+    check.add_argument("--dataset_id", metavar="NAME", help="check the files and features of this entry of the config")
+    check.add_argument("--expid", help="the features of this experiment, on its data set or that of --dataset_id")
     check.add_argument("--config", default="config", help="config folder (default: %(default)s)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if bool(args.folder) == bool(args.dataset_id or args.expid):
+        check.error("name a FOLDER, or --dataset_id, --expid or both")
+    return args
 
 
 def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) -> dict:

@@ -173,8 +173,11 @@ def test_check_of_an_experiment_reads_its_features(folder, capsys):
     config = folder / "config" / "model_config.yaml"
     config.write_text(config.read_text() + "    similarity_fields: True\n    similarity_only: [txt_emb_d16]\n")
     arguments = ("--config", folder / "config", "--expid", "FiBiNET_test_no_emb")
-    code, table = run_check(folder, *arguments, capsys=capsys)
-    assert code == 2 and "similarity_only has 'txt_emb_d16'" in table
+    for also in ((), ("--dataset_id", "TEST_DATA")):
+        code, table = run_check(folder, *arguments, *also, capsys=capsys)
+        assert code == 2 and "similarity_only has 'txt_emb_d16'" in table
+    code, table = run_check(folder, *arguments, "--dataset_id", "OTHER", capsys=capsys)
+    assert code == 2 and table == ""
     path = folder / "TEST_DATA" / "item_info.parquet"
     table = pq.read_table(path)
     data_faults.change(path, "item_emb_d16", None)
