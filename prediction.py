@@ -51,8 +51,7 @@ def main() -> None:
     args = parse_arguments()
     gpu = checked_gpu(args)
     run = find_run(args)
-    manifest = run_manifest.read_manifest(run) if run else None
-    params = run_params(args, run, manifest, gpu) if manifest else config_params(args, gpu)
+    params = run_params(args, run, gpu) if run else config_params(args, gpu)
     weights = Path(args.checkpoint) if args.checkpoint else (run or RunFolder.of(params)).weights
     test = args.test or params.get("test_data")
     if not test:
@@ -66,11 +65,11 @@ def main() -> None:
         keep_freed_memory()
     world = distributed.start(gpu)
     if world.is_main:
-        source = run.manifest if manifest else f"{args.config}: {weights} has no run manifest beside it"
+        source = run.manifest if run else f"{args.config}: {weights} has no run manifest beside it"
         print(f"settings    {printable(source)}")
-        if manifest and not run.result.exists():
+        if run and not run.result.exists():
             print("note        the run has not finished: its best weights so far are used")
-    feature_map = load_feature_map(run.feature_map, params) if manifest else build_feature_map(params)
+    feature_map = load_feature_map(run.feature_map, params) if run else build_feature_map(params)
     model = settings.find_model(model_zoo, params["model"])(feature_map, **params)
     load_weights(model, weights)
     table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
@@ -80,7 +79,7 @@ def main() -> None:
     scores = predict(model, test_data, params.get("precision", "fp32"))  # as its validation was scored
     if world.is_main:
         submission.write_submission(scores, out, num_rows, args.task)
-        print(submission.check_submission(out, test))
+        print(printable(submission.check_submission(out, test)))
     distributed.stop()
 
 
@@ -110,12 +109,13 @@ def config_params(args: argparse.Namespace, gpu: int, before: list[str] | None =
     return settings.load_params(args.config, args.expid, model_zoo, changes, args.data_root, args.model_root, gpu)
 
 
-def run_params(args: argparse.Namespace, run: RunFolder, manifest: dict, gpu: int) -> dict:
+def run_params(args: argparse.Namespace, run: RunFolder, gpu: int) -> dict:
     """The run's settings; what is given on the command line must agree with them.
 
     Raises:
         UserError: settings, items or weights are not those of the run.
     """
+    manifest = run_manifest.read_manifest(run)
     trained = settings.change_params(manifest["config"], model_zoo)
     changes = settings.parse_overrides(args.set)
     if args.config_given or changes.get("dataset_id", trained["dataset_id"]) != trained["dataset_id"]:

@@ -12,7 +12,7 @@ import model_zoo
 from mm_fibinet import settings
 from mm_fibinet.compare.tuner import RESULTS, Search, read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
-from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.errors import UserError, printable, run_cli
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,11 +66,11 @@ def show(search: Search) -> None:
     print(search.as_text())
     for row in search.rows:
         if row["error"]:
-            print(f"failed    {row['expid']}: {row['error']}")
+            print(printable(f"failed    {row['expid']}: {row['error']}"))
     best = search.best()
     if best:
-        print(f"best      {best['expid']}\nrepeat    {search.repeat_command(best['expid'])}")
-    print(f"results   {search.out / RESULTS}")
+        print(f"best      {printable(best['expid'])}\nrepeat    {printable(search.repeat_command(best['expid']))}")
+    print(f"results   {printable(search.out / RESULTS)}")
 
 
 if __name__ == "__main__":

@@ -142,9 +142,8 @@ class MMCTRDataLoader:
         epoch, first_batch = self.epoch, self.first_batch
         self.epoch, self.first_batch = epoch + 1, 0
         order = self._order(epoch) if self.shuffle else None
-        order_here = order.to(self.data.integers.device) if self.shuffle else None
         for index in range(first_batch, self.num_batches):
-            yield self._batch(order, order_here, *self._share(*self._bounds(index)))
+            yield self._batch(order, *self._share(*self._bounds(index)))
 
     def shard_batches(self, rank: int, world_size: int) -> Iterator[tuple[int, object]]:
         """Every world_size-th batch, whole and in file order, for scoring: as one process would make them.
@@ -153,7 +152,7 @@ class MMCTRDataLoader:
             (index of the batch, batch).
         """
         for index in range(rank, self.num_batches, world_size):
-            yield index, self._batch(None, None, *self._bounds(index))
+            yield index, self._batch(None, *self._bounds(index))
 
     def labels_and_groups(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The labels of all rows, [N], and their group ids, [N] or None, in file order."""
@@ -169,17 +168,17 @@ class MMCTRDataLoader:
         """Make the next iteration that of `epoch` (0-based), beginning with its batch `first_batch`."""
         self.epoch, self.first_batch = epoch, first_batch
 
-    def _batch(self, order: Tensor | None, order_here: Tensor | None, start: int, stop: int):
-        """Rows order[start:stop] (file order when None) in the batch format; `order_here` is by the data."""
+    def _batch(self, order: "_Order | None", start: int, stop: int):
+        """Rows start .. stop - 1 of an order, the file's when None, in the batch format."""
         if order is None:
             columns, item_index = self.data.slice(start, stop, self.device)
         else:
-            columns, item_index = self.data.gather(order_here[start:stop], self.device)
+            columns, item_index = self.data.gather(order.by_data[start:stop], self.device)
         batch = IndexBatch(columns, item_index, self.item_table)
         if self.batch_format == "indices":
             return batch
         if self.device.type == "cuda" and self._group_ids is not None:  # FuxiCTR calls .numpy() on it
-            rows = slice(start, stop) if order is None else order[start:stop]
+            rows = slice(start, stop) if order is None else order.on_cpu[start:stop]
             columns[self.feature_map.group_id] = self._group_ids[rows]
         return batch.triple()
 
@@ -193,10 +192,11 @@ class MMCTRDataLoader:
         rows = stop - start
         return start + rows * self.rank // self.world_size, start + rows * (self.rank + 1) // self.world_size
 
-    def _order(self, epoch: int) -> Tensor:
+    def _order(self, epoch: int) -> "_Order":
         """The epoch's permutation: a function of seed and epoch alone, so that a resumed run repeats it."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.num_samples, generator=generator)
+        rows = torch.randperm(self.num_samples, generator=generator)
+        return _Order(rows, rows.to(self.data.integers.device))
 
     def _load(self, storage: str, max_len: int) -> Split:
         group = self.feature_map.group_id
@@ -213,6 +213,13 @@ class MMCTRDataLoader:
         if self.device.type != "cuda" or storage == "memmap":
             return split
         return split.to(self.device) if storage == "device" else split.pin()
+
+
+class _Order(NamedTuple):
+    """A permutation of the rows, int64 [N], where group ids are and where the split is."""
+
+    on_cpu: Tensor
+    by_data: Tensor
 
 
 def _row_bytes(features: dict[str, dict], max_len: int) -> int:

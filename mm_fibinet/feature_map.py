@@ -228,9 +228,9 @@ def require_sound(name: str, spec: dict, where: str | Path) -> None:
     def refuse(key: str, expected: str) -> None:
         raise UserError(f"{where}, feature {name}: {key} is {spec.get(key)!r}, expected {expected}")
 
-    kind = spec.get("type")
-    if kind not in FEATURE_TYPES:
+    if spec.get("type") not in FEATURE_TYPES:
         refuse("type", f"one of {', '.join(FEATURE_TYPES)}")
+    kind = spec["type"]
     for key in spec:
         if key not in SPEC_KEYS:
             raise UserError(f"{where}, feature {name}: {key} is unknown, expected some of {', '.join(SPEC_KEYS)}")
@@ -261,7 +261,7 @@ def _require_fill_na(name: str, spec: dict) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _share_tables(features: dict[str, dict]) -> None:

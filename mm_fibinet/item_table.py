@@ -101,11 +101,11 @@ def load_item_table(
         with noted():
             if name in table.column_names:
                 columns[name] = _column(whole_column(table, name), path, name, spec)
-            elif _has_column(level_file, name, spec):
+            elif level_file is not None and _has_column(level_file, name, spec):
                 joined[name] = spec
             else:
                 raise _missing(path, name, spec, table.column_names)
-    if joined:
+    if joined and level_file is not None:
         with noted():
             found = schema.read_item_feature(level_file, joined, table.num_rows, noted)
             columns.update({name: _tensor(values) for name, values in found.items()})
@@ -139,9 +139,9 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(kind, copy=values.dtype != kind or not values.flags.writeable))
 
 
-def _has_column(level_file: str | Path | None, name: str, spec: dict) -> bool:
+def _has_column(level_file: str | Path, name: str, spec: dict) -> bool:
     """Whether item_feature has a column; a `UserError` when it is named, absent, and needed for no embedding."""
-    if level_file is None or (spec["type"] == "embedding" and not exists(level_file)):
+    if spec["type"] == "embedding" and not exists(level_file):
         return False
     return name in open_parquet(level_file).schema_arrow.names
 

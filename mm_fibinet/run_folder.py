@@ -143,16 +143,18 @@ class RunLog:
         if self._file:
             logging.getLogger().removeHandler(self._file)
             if error is not None:
-                self._note_end(error)
+                _note_end(self._file, error)
             with contextlib.suppress(OSError):  # every line was flushed, or its failure raised
                 self._file.close()
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # closes the others
 
-    def _note_end(self, error: BaseException) -> None:
-        bug = None if isinstance(error, UserError | KeyboardInterrupt) else (type(error), error, error.__traceback__)
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
-        with contextlib.suppress(UserError):  # a full disk may be what ended the run
-            self._file.handle(logging.LogRecord("root", logging.ERROR, __file__, 0, text, None, bug))
+
+def _note_end(handler: logging.Handler, error: BaseException) -> None:
+    """Write down what ended the run; of a bug the traceback, too."""
+    bug = None if isinstance(error, UserError | KeyboardInterrupt) else (type(error), error, error.__traceback__)
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
+    with contextlib.suppress(UserError):  # a full disk may be what ended the run
+        handler.handle(logging.LogRecord("root", logging.ERROR, __file__, 0, text, None, bug))
 
 
 class _Lines(logging.Formatter):

@@ -115,16 +115,14 @@ def finish_manifest(run: RunFolder) -> None:
     files.write_json(run.manifest, content)
 
 
-def read_manifest(run: RunFolder) -> dict | None:
-    """The manifest's content; None when the run has none.
+def read_manifest(run: RunFolder) -> dict:
+    """The manifest's content.
 
     Raises:
-        UserError: it is damaged.
+        UserError: there is none, or it is damaged.
     """
     try:
         content = json.loads(run.manifest.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise explain_os_error(error, run.manifest, "read") from error
     except ValueError as error:
@@ -147,7 +145,7 @@ def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: b
     Raises:
         UserError: what is there is of other settings or data.
     """
-    manifest = read_manifest(run)
+    manifest = read_manifest(run) if run.manifest.exists() else None
     if not has_state and not run.weights.exists():
         return False
     if manifest is None:

@@ -146,7 +146,7 @@ def _group(label: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> dict:
 def _seconds(history: list[dict], train_data) -> list[float]:
     """Seconds of training until each evaluation: rows over the rate that was measured before it."""
     rows = [0, *(_rows(entry["step"], train_data) for entry in history)]
-    rates = [max(entry["rows_per_second"], 0.1) for entry in history]
+    rates = np.maximum([entry["rows_per_second"] for entry in history], 0.1)
     return np.cumsum(np.diff(rows) / rates).tolist()
 
 

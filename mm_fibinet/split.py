@@ -5,6 +5,8 @@ features of the row. Where the matrices live, and in which order rows come, is t
 """
 
 import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -109,20 +111,29 @@ def read_split(
     columns = schema.split_columns(features, labels, num_items, group)
     numbers = [column.name for column in columns if schema.is_number(column)]
     integers = [column.name for column in columns if column.name not in numbers]
-    groups = np.empty(num_rows, dtype=np.int64) if any(column.role == "group" for column in columns) else None
-    split = None
-    for first, blocks in schema.checked_slices(path, columns):
-        history = blocks[schema.ITEM_SEQ]
-        blocks[schema.ITEM_SEQ] = history[:, max(history.shape[1] - max_len, 0) :]
-        if groups is not None:
-            groups[first : first + len(blocks[group])] = blocks[group]
-        if split is None:
-            split, layout = _empty_split(num_rows, blocks, integers, numbers, group, memmap_folder)
+    wide = [column.name for column in columns if column.role == "group"]  # may hold more than int32 does
+    groups = {name: np.empty(num_rows, dtype=np.int64) for name in wide}
+    slices = _with_short_history(schema.checked_slices(path, columns), max_len)
+    head = next(slices)  # a file without rows has been refused
+    split, layout = _empty_split(num_rows, head[1], integers, numbers, group, memmap_folder)
+    for first, blocks in chain([head], slices):
+        for name, values in groups.items():
+            values[first : first + len(blocks[name])] = blocks[name]
         _fill(split.integers, blocks, layout, first)
-        _fill(split.floats, blocks, split.float_layout, first)
-    if groups is not None:
-        split.integers.numpy()[:, layout[group][0]] = _codes(groups)
+        if split.floats is not None:
+            _fill(split.floats, blocks, split.float_layout, first)
+    for name, values in groups.items():
+        split.integers.numpy()[:, layout[name][0]] = _codes(values)
     return split
+
+
+def _with_short_history(
+    slices: Iterable[tuple[int, dict[str, np.ndarray]]], max_len: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """The slices with the last max_len positions of the history."""
+    for first, blocks in slices:
+        history = blocks[schema.ITEM_SEQ]
+        yield first, {**blocks, schema.ITEM_SEQ: history[:, max(history.shape[1] - max_len, 0) :]}
 
 
 def _codes(groups: np.ndarray) -> np.ndarray:
@@ -163,13 +174,11 @@ def _layout(blocks: dict[str, np.ndarray]) -> tuple[Layout, int]:
 def _allocate(rows: int, width: int, dtype, memmap_folder: Path | None) -> Tensor:
     if memmap_folder is None:
         return torch.from_numpy(np.empty((rows, width), dtype=dtype))
-    with tempfile.NamedTemporaryFile(
-        dir=memmap_folder, prefix="mm-fibinet-"
-    ) as opened:  # unlinked: freed with the process
+    with tempfile.NamedTemporaryFile(dir=memmap_folder, prefix="mm-fibinet-") as opened:  # freed with the process
         return torch.from_numpy(np.memmap(opened, dtype=dtype, mode="w+", shape=(rows, width)))
 
 
-def _fill(target: Tensor | None, blocks: dict[str, np.ndarray], layout: Layout, first: int) -> None:
+def _fill(target: Tensor, blocks: dict[str, np.ndarray], layout: Layout, first: int) -> None:
     for name, (start, width, _) in layout.items():
         block = blocks[name]
         target.numpy()[first : first + len(block), start : start + width] = block.reshape(len(block), width)

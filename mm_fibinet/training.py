@@ -236,7 +236,8 @@ class Trainer:
             if self.total_steps % STEPS_BETWEEN_LOSS_CHECKS == 0:
                 self._mean_loss()
             interrupted = interrupted or self._interrupted()
-            save_due = save_due or (bool(self.checkpoint_every) and self.total_steps % self.checkpoint_every == 0)
+            if self.checkpoint_every and self.total_steps % self.checkpoint_every == 0:
+                save_due = True
             if (interrupted or save_due) and self.step % self.accumulation_steps == 0 and self.step < steps:
                 self._save_state()
                 save_due = False

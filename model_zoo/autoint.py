@@ -114,11 +114,11 @@ class FieldAttention(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """float [B, F, D] to float [B, F, A]."""
-        heads = [
+        query, key, value = (
             layer(fields).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer in (self.W_q, self.W_k, self.W_v)
-        ]
-        attended = F.scaled_dot_product_attention(*heads, scale=self.scale).transpose(1, 2).flatten(2)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale).transpose(1, 2).flatten(2)
         if self.W_res is not None:
             attended = attended + self.W_res(fields)
         if self.layer_norm is not None:

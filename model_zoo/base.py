@@ -91,7 +91,7 @@ class ModelType(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """The constructor's: `inspect` would show that of `__call__`."""
-        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        _, *parameters = inspect.signature(inspect.getattr_static(cls, "__init__")).parameters.values()
         return inspect.Signature(parameters)
 
 
@@ -129,6 +129,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             FuxiCTR would run as code.
     """
 
+    optimizer: torch.optim.Optimizer  # from `compile` on
     compared_features: tuple[str, ...] | list[str] = ()
     weights_are_set = False
 

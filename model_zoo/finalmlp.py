@@ -70,7 +70,8 @@ class FinalMLP(FieldModel):
             dropout_rates=mlp2_dropout,
             batch_norm=mlp2_batch_norm,
         )
-        self.gate1 = self.gate2 = None
+        self.gate1: ContextGate | None = None
+        self.gate2: ContextGate | None = None
         if use_fs:
             gate_dims = (self.embedding_dim, list(fs_hidden_units), input_dim)
             self.gate1 = ContextGate(self.feature_map, list(fs1_context), *gate_dims)
@@ -88,7 +89,7 @@ class FinalMLP(FieldModel):
         """
         batch = self.read_batch(inputs)
         stream1 = stream2 = self.fields(batch).flatten(1)
-        if self.gate1 is not None:
+        if self.gate1 is not None and self.gate2 is not None:
             columns = batch.target_columns()
             stream1, stream2 = stream1 * self.gate1(columns), stream2 * self.gate2(columns)
         logit = self.fusion(self.mlp1(stream1), self.mlp2(stream2))

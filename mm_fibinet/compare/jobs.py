@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mm_fibinet import files, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.run_folder import RunFolder
 
 SUITES = "benchmark_config.yaml"
@@ -38,7 +38,7 @@ class Job:
     Attributes:
         expid, seed: what is run.
         model_root: the folder of this run alone.
-        params: of `load_params`; None when the experiment cannot be loaded.
+        params: of `load_params`; empty when the experiment cannot be loaded.
         data: of `run_manifest.data_fingerprint`.
         fingerprint: of the result that the run should have.
         error: why there is no result.
@@ -47,7 +47,7 @@ class Job:
     expid: str
     seed: int
     model_root: Path
-    params: dict | None = None
+    params: dict = field(default_factory=dict)
     data: dict[str, dict] = field(default_factory=dict)
     fingerprint: str = ""
     error: str | None = None
@@ -75,12 +75,12 @@ class Job:
     def outcome(self) -> Outcome:
         """What the leaderboard needs of it."""
         result = self.result()
-        if result and result["metrics"]["AUC"] is None:
+        if not result:
+            return Outcome(self.expid, self.seed, None, None, self.error or "not run yet")
+        if result["metrics"]["AUC"] is None:
             error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
             return Outcome(self.expid, self.seed, None, None, error)
-        scores = run_result.read_scores(self.folder) if result else None
-        error = None if result else self.error or "not run yet"
-        return Outcome(self.expid, self.seed, result, scores, error)
+        return Outcome(self.expid, self.seed, result, run_result.read_scores(self.folder), None)
 
     def state(self) -> str:
         """How far the run is."""
@@ -164,20 +164,20 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) 
         with tqdm(total=len(waiting) + finished, initial=finished, desc="runs", unit="run") as progress:
             for job in jobs:
                 if job.error:
-                    progress.write(f"failed  {job.name}: {job.error}")
+                    progress.write(printable(f"failed  {job.name}: {job.error}"))
             try:
                 while (waiting or running) and not signals:
                     while waiting and free:
                         device, job = free.pop(0), waiting.pop(0)
                         running[start(job, command, device, len(devices), lock)] = job, device
-                    states = "; ".join(job.state() for job, _ in running.values())
+                    states = printable("; ".join(job.state() for job, _ in running.values()))
                     if states != progress.postfix:
                         progress.set_postfix_str(states)
                     time.sleep(POLL_SECONDS)
                     for process in [process for process in running if process.poll() is not None and not signals]:
                         job, device = running.pop(process)
                         free.append(device)
-                        progress.write(_close(job, process.returncode))
+                        progress.write(printable(_close(job, process.returncode)))
                         progress.update()
             finally:
                 stop(list(running))

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fuxictr.utils import Monitor, print_to_json
 
 from mm_fibinet import files
 from mm_fibinet.compare import jobs
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, printable
 from mm_fibinet.metrics import METRICS
 from mm_fibinet.settings import (
     DEFAULTS,
@@ -426,7 +426,7 @@ def _check_values(tuner: Tuner) -> None:
             )
 
 
-def _refuse_test(tuner: Tuner, key: str, paths: list[str | None]) -> None:
+def _refuse_test(tuner: Tuner, key: str, paths: Iterable[object]) -> None:
     """A `UserError` when train_data or valid_data is the test split's file."""
     tests = [dataset["test_data"] for dataset in tuner.datasets.values() if isinstance(dataset.get("test_data"), str)]
     for path in paths:
@@ -435,5 +435,5 @@ def _refuse_test(tuner: Tuner, key: str, paths: list[str | None]) -> None:
 
 
 def _cell(value: object) -> str:
-    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else printable(value)
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."

@@ -12,13 +12,14 @@ import json
 import time
 from dataclasses import dataclass
 from subprocess import Popen
+from typing import Any
 
 from tqdm import tqdm
 
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.tuner import Search, is_range, monitored
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, printable
 
 STUDY = "study.journal"
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "stopped"}
@@ -47,9 +48,9 @@ def run_trials(search: Search, number: int) -> None:
                             running.append(started)
                             free.pop(0)
                         else:
-                            progress.write(started)
+                            progress.write(printable(started))
                             progress.update()
-                    states = "; ".join(trial.job.state() for trial in running)
+                    states = printable("; ".join(trial.job.state() for trial in running))
                     if states != progress.postfix:
                         progress.set_postfix_str(states)
                     time.sleep(jobs.POLL_SECONDS)
@@ -59,7 +60,7 @@ def run_trials(search: Search, number: int) -> None:
                         if ended and not signals:
                             running.remove(trial)
                             free.append(trial.device)
-                            progress.write(trials.close(trial))
+                            progress.write(printable(trials.close(trial)))
                             progress.update()
         finally:
             jobs.stop([trial.process for trial in running])
@@ -73,13 +74,13 @@ class _Running:
     """A trial's process.
 
     Attributes:
-        trial: Optuna's.
+        trial: Optuna's, a package that may be absent.
         job, process, device: what runs where.
         reported: how many evaluations Optuna knows.
         pruned: it was told to stop.
     """
 
-    trial: object
+    trial: Any
     job: jobs.Job
     process: Popen
     device: int
