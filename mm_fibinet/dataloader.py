@@ -141,10 +141,10 @@ class MMCTRDataLoader:
         """The batches of the next epoch; `set_position` chooses another epoch or a later first batch."""
         epoch, first_batch = self.epoch, self.first_batch
         self.epoch, self.first_batch = epoch + 1, 0
-        order = self._order(epoch) if self.shuffle else None
-        order_here = order.to(self.data.integers.device) if self.shuffle else None
+        rows = self._shuffled_rows(epoch) if self.shuffle else None
+        rows_by_data = rows.to(self.data.integers.device) if self.shuffle else None
         for index in range(first_batch, self.num_batches):
-            yield self._batch(order, order_here, *self._share(*self._bounds(index)))
+            yield self._batch(rows, rows_by_data, *self._share(*self._bounds(index)))
 
     def shard_batches(self, rank: int, world_size: int) -> Iterator[tuple[int, object]]:
         """Every world_size-th batch, whole and in file order, for scoring: as one process would make them.
@@ -169,18 +169,24 @@ class MMCTRDataLoader:
         """Make the next iteration that of `epoch` (0-based), beginning with its batch `first_batch`."""
         self.epoch, self.first_batch = epoch, first_batch
 
-    def _batch(self, order: Tensor | None, order_here: Tensor | None, start: int, stop: int):
-        """Rows order[start:stop] (file order when None) in the batch format; `order_here` is by the data."""
-        if order is None:
+    def _batch(self, rows: Tensor | None, rows_by_data: Tensor | None, start: int, stop: int):
+        """A batch in the batch format.
+
+        Args:
+            rows: int64 [N] on the CPU, the split's rows as the epoch goes through them; None for the file's order.
+            rows_by_data: the same on the device that the split is kept on.
+            start, stop: the batch's part of them.
+        """
+        if rows is None:
             columns, item_index = self.data.slice(start, stop, self.device)
         else:
-            columns, item_index = self.data.gather(order_here[start:stop], self.device)
+            columns, item_index = self.data.gather(rows_by_data[start:stop], self.device)
         batch = IndexBatch(columns, item_index, self.item_table)
         if self.batch_format == "indices":
             return batch
         if self.device.type == "cuda" and self._group_ids is not None:  # FuxiCTR calls .numpy() on it
-            rows = slice(start, stop) if order is None else order[start:stop]
-            columns[self.feature_map.group_id] = self._group_ids[rows]
+            part = slice(start, stop) if rows is None else rows[start:stop]
+            columns[self.feature_map.group_id] = self._group_ids[part]
         return batch.triple()
 
     def _bounds(self, index: int) -> tuple[int, int]:
@@ -193,7 +199,7 @@ class MMCTRDataLoader:
         rows = stop - start
         return start + rows * self.rank // self.world_size, start + rows * (self.rank + 1) // self.world_size
 
-    def _order(self, epoch: int) -> Tensor:
+    def _shuffled_rows(self, epoch: int) -> Tensor:
         """The epoch's permutation: a function of seed and epoch alone, so that a resumed run repeats it."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.num_samples, generator=generator)
