@@ -105,8 +105,11 @@ def config_params(args: argparse.Namespace, gpu: int, before: list[str] | None =
     Args:
         before: "key=value" changes that --set may change again.
     """
-    changes = [*(before or []), *args.set]
-    return settings.load_params(args.config, args.expid, model_zoo, changes, args.data_root, args.model_root, gpu)
+    given = settings.parse_overrides(args.set)
+    kept = [change for change in before or [] if not given.keys() & settings.parse_overrides([change]).keys()]
+    return settings.load_params(
+        args.config, args.expid, model_zoo, [*kept, *args.set], args.data_root, args.model_root, gpu
+    )
 
 
 def run_params(args: argparse.Namespace, run: RunFolder, gpu: int) -> dict:

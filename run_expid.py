@@ -60,8 +60,9 @@ def checked_gpu(args: argparse.Namespace) -> int:
 def main() -> None:
     """Train, evaluate, and say where the files are."""
     args = parse_arguments()
+    changes = [*args.set, *([] if args.checkpoint_every is None else [f"checkpoint_every={args.checkpoint_every}"])]
     params = settings.load_params(
-        args.config, args.expid, model_zoo, args.set, args.data_root, args.model_root, checked_gpu(args)
+        args.config, args.expid, model_zoo, changes, args.data_root, args.model_root, checked_gpu(args)
     )
     if params["gpu"] < 0:
         keep_freed_memory()
@@ -98,8 +99,7 @@ def run_experiment(
 
     checkpoints = RunCheckpoints(run.folder, run_manifest.run_fingerprint(params, data))
     on_evaluation = [run.write_history, *([EventFiles(run.events)] if params.get("tensorboard") else [])]
-    every = args.checkpoint_every or params.get("checkpoint_every")
-    options = {**params, "checkpoints": checkpoints, "checkpoint_every": every, "on_evaluation": on_evaluation}
+    options = {**params, "checkpoints": checkpoints, "on_evaluation": on_evaluation}
     trainer = Trainer(model, **{**options, "checkpoint": run.weights})
     trainer.check(valid_data)
     resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist()) and trainer.resume()

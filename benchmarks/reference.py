@@ -123,7 +123,7 @@ class StockModel(BaseModel):
         self.widths = {name: spec.get("embedding_dim", embedding_dim) for name, spec in features.items()}
         self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
 
-    def finish(self, learning_rate: float) -> None:
+    def prepare_training(self, learning_rate: float) -> None:
         """Optimizer, initialisation and device, as FuxiCTR's models end their constructors."""
         self.compile("adam", "binary_crossentropy", learning_rate)
         self.reset_parameters()
@@ -207,7 +207,7 @@ class StockFiBiNET(StockModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate)
+        self.prepare_training(learning_rate)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """{"y_pred": float [B, 1]}."""
@@ -253,7 +253,7 @@ class StockDIN(StockModel):
             dropout_rates=net_dropout,
             batch_norm=batch_norm,
         )
-        self.finish(learning_rate)
+        self.prepare_training(learning_rate)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """{"y_pred": float [B, 1]}."""

@@ -239,16 +239,38 @@ def _head(path: str | Path) -> bytes:
 
 
 def _require_torch_zip(path: str | Path) -> None:
-    """Refuse a zip that torch did not write, and one that unpacks to more than it has bytes (torch's are stored)."""
+    """Refuse a zip that torch did not write, one that unpacks to more than it has bytes, and one whose bytes changed.
+
+    Torch stores its members unpacked, with checksums that it does not look at when it reads them.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            is_torchs = any(member.filename.endswith("/data.pkl") for member in members)
+            fits = sum(member.file_size for member in members) <= Path(path).stat().st_size
+            damaged = is_torchs and fits and not all(_is_sound(archive, member) for member in members)
     except Exception as error:  # a damaged directory makes zipfile raise nearly anything
         raise UserError(f"{path}: not a complete checkpoint file; use another one or train again") from error
-    if not any(member.filename.endswith("/data.pkl") for member in members):
+    if not is_torchs:
         raise UserError(f"{path}: this is a zip file, but not one of torch; if the checkpoint is inside, unpack it")
-    if sum(member.file_size for member in members) > Path(path).stat().st_size:
+    if not fits:
         raise UserError(f"{path}: not a checkpoint of torch: it would unpack to more bytes than the file has")
+    if damaged:
+        raise UserError(f"{path}: the file is damaged: its bytes have changed since it was written; copy it again")
+
+
+def _is_sound(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Whether a member's bytes are those that were written, or nobody can tell: torch may leave checksums out."""
+    if not member.CRC:
+        return True
+    crc = 0
+    try:
+        with archive.open(member) as opened:
+            while block := opened.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+    except zipfile.BadZipFile:  # zipfile's own checksum at the end of a member
+        return False
+    return crc == member.CRC
 
 
 def _unwrapped(content: object, path: str | Path) -> dict[str, Tensor]:

@@ -159,7 +159,7 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*activations?", (str, list, tuple, type(None)), Activations),
     (r".*initializer", (str, type(None)), Initializer),
     (r"(.*_)?(dim|width)|dim_.*", (int,), Width),
-    (r"num_.*|.*_layers|first_k_cols|reduction_ratio", (int,), Width),
+    (r"num_.*|.*_layers|first_k_cols|reduction_ratio|low_rank", (int,), Width),
     (r"checkpoint_every|eval_steps", (int, type(None)), Size),
     (r".*_steps|.*_patience|.*_len|.*_size", (int,), Size),
     (r"similarity_only|.*_context|.*_features|.*_fields", (tuple, list, type(None)), Columns),

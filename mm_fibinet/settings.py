@@ -200,8 +200,8 @@ def load_dataset_config(config_dir: Path, dataset_id: object) -> dict:
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, object]:
-    """What --set says, its values read as YAML; the last of several for a key counts, as options do."""
-    changes = {}
+    """What --set says, its values read as YAML; a key given twice is refused, as in a file."""
+    changes: dict[str, object] = {}
     for text in overrides:
         key, separator, value = text.partition("=")
         key = key.strip()
@@ -209,6 +209,8 @@ def parse_overrides(overrides: list[str]) -> dict[str, object]:
             raise UserError(f"--set {text}: expected key=value")
         if key in BY_OPTION:
             raise UserError(f"--set {key}: expected {BY_OPTION[key]}")
+        if key in changes:
+            raise UserError(f"--set {key} is given twice, {shown(changes[key])} and {value[:80]}; expected it once")
         changes[key] = read_value(value, f"--set {key}")
     return changes
 

@@ -350,9 +350,10 @@ class Trainer:
     def _mean_loss(self) -> float:
         total = distributed.sum_over_ranks(self.loss_sum.clone()).item()
         if not math.isfinite(total):
+            kept = f". The best weights before are kept: {self.checkpoint}" if self.checkpoint.exists() else ""
             raise UserError(
                 f"the training loss is {total} at epoch {self.epoch + 1}, step {self.step}; lower learning_rate, or "
-                f"check the embeddings' scale. The last good checkpoints are kept: {self.checkpoint}"
+                f"check the embeddings' scale{kept}"
             )
         return total / max(self.loss_steps, 1)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from mm_fibinet.errors import UserError
 from model_zoo.cross_attention import TargetAttention
 from model_zoo.history import HistoryModel
 from model_zoo.layers import DINAttention
@@ -31,6 +32,9 @@ class DIN_att_emb_rms(HistoryModel):
         alpha: the pointwise loss's share; the rest is the pairwise loss's.
         history_levels: the items' vectors carry both levels.
         kwargs: what HistoryModel takes.
+
+    Raises:
+        UserError: alpha is no share.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class DIN_att_emb_rms(HistoryModel):
         history_levels=True,
         **kwargs,
     ):
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha is {alpha}, expected the pointwise loss's share of the loss, from 0 to 1")
         super().__init__(feature_map, embedding_dim=embedding_dim, history_levels=history_levels, **kwargs)
         self.alpha = alpha
         self.attention_layers = DINAttention(

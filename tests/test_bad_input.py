@@ -41,6 +41,8 @@ def train(folder, *arguments, capsys):
         (["--set", "loss=os.system('true')"], "loss is \"os.system('true')\", expected one of"),
         (["--set", "optimizer=Adamm"], "optimizer is 'Adamm', expected one of"),
         (["--set", "metrics=[F1]"], "metrics has 'F1'"),
+        (["--set", "eval_steps=1000"], "eval_steps is 1000, but the run has 20 steps (epochs 2 x batches 10)"),
+        (["--checkpoint_every", "-3"], "checkpoint_every is -3, expected a whole number above 0"),
         (["--set", "batch_size=0"], "batch_size is 0, expected a whole number above 0"),
         (["--set", "history_pooling=max"], "history_pooling is 'max', expected one of"),
         (["--set", "bilinear_type=field"], "bilinear_type is 'field', expected one of"),

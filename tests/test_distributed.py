@@ -16,6 +16,12 @@ from conftest import ROOT, make_dataset
 SETTINGS = ["net_dropout=0", "eval_steps=1", "epochs=2", "batch_size=24", "early_stop_patience=1000", "metrics=[AUC]"]
 
 
+def changed(**settings):
+    """SETTINGS, some of them otherwise or besides."""
+    before = [setting for setting in SETTINGS if setting.partition("=")[0] not in settings]
+    return [*before, *(f"{name}={value}" for name, value in settings.items())]
+
+
 def run(script, ranks, config, runs, *arguments):
     """Run a script alone or under torchrun; fails with its output."""
     prefix = [sys.executable]
@@ -75,8 +81,7 @@ def test_predictions_of_two_ranks_are_the_same_file(pair, tmp_path):
             "--out",
             tmp_path / f"{ranks}.zip",
             "--set",
-            *SETTINGS,
-            "batch_size=16",
+            *changed(batch_size=16),
         )
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "2.zip") as archive:
@@ -85,7 +90,7 @@ def test_predictions_of_two_ranks_are_the_same_file(pair, tmp_path):
 
 def test_resume_works_for_two_ranks(pair, tmp_path):
     config, _, whole = pair
-    run("run_expid.py", 2, config, tmp_path, "--set", *SETTINGS, "epochs=1")
+    run("run_expid.py", 2, config, tmp_path, "--set", *changed(epochs=1))
     run("run_expid.py", 2, config, tmp_path, "--resume", "--set", *SETTINGS)
     resumed, expected = history(tmp_path), history(whole)
     assert [row["loss"] for row in resumed] == [row["loss"] for row in expected]
@@ -95,7 +100,7 @@ def test_resume_works_for_two_ranks(pair, tmp_path):
 def test_ranks_score_with_the_same_batch_norm(pair, tmp_path):
     """Running statistics differ by rank; what is saved is the first one's, and the evaluation must be of that."""
     config, _, _ = pair
-    settings = [*SETTINGS, "batch_norm=True", "epochs=1", "eval_steps=null"]
+    settings = changed(batch_norm=True, epochs=1, eval_steps="null")
     run("run_expid.py", 2, config, tmp_path, "--set", *settings)
     (trained,) = history(tmp_path)
     result = json.loads((tmp_path / "TEST_DATA" / "FiBiNET_test" / "result.json").read_text())  # of the saved weights

@@ -251,12 +251,20 @@ def test_no_output_is_an_input_a_device_or_in_an_input_folder(data, tmp_path, mo
     refused("--output's manifest .*out.build.json is an input", output=data / "out.parquet",
             item_feature=data / "out.build.json")  # fmt: skip
     (tmp_path / "linked.parquet").symlink_to(data / "item_info.parquet")
+    pq.write_table(pa.table({"user_id": [1, 2], "item_id": [3, 1]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"score": [0.5]}), tmp_path / "scores.parquet")
+    kept = {name: (tmp_path / name).read_bytes() for name in ("train.parquet", "scores.parquet")}
     monkeypatch.setattr(sys, "argv", ["x", *arguments(data, tmp_path / "linked.parquet")])
     before = (data / "item_info.parquet").read_bytes()
     for place, expected in (
         (tmp_path / "linked.parquet", "is an input"),
         (tmp_path / "pipe", "this is a device or a pipe"),
         (tmp_path / "notes.txt", "there is a file that is no parquet"),
+        (
+            tmp_path / "train.parquet",
+            "there is a parquet file whose item_id is not 0, 1, 2, ..., so it is no item table",
+        ),
+        (tmp_path / "scores.parquet", "so it is no item table"),
     ):
         if place.name == "pipe":
             os.mkfifo(place)  # /dev/null is of this kind, and must not be at stake in a test
@@ -267,6 +275,7 @@ def test_no_output_is_an_input_a_device_or_in_an_input_folder(data, tmp_path, mo
             build_item_emb.main()
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "notes.txt").read_text() == "mine"
     assert (data / "item_info.parquet").read_bytes() == before
+    assert kept == {name: (tmp_path / name).read_bytes() for name in kept}
     assert sorted(os.listdir(data / "images")) == sorted(f"{item}.jpg" for item in range(1, 25) if item != 5)
 
 

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from conftest import ROOT, make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
@@ -264,8 +265,9 @@ def test_bad_arguments(dataset, tmp_path, arguments, message, capsys):
 
 def test_the_suites_experiments_exist():
     known = set(jobs.settings.experiment_ids(ROOT / "config"))
-    for suite in ("demo", "MicroLens_1M_x1"):
+    suites = yaml.safe_load((ROOT / "config" / "benchmark_config.yaml").read_text())
+    for suite, listed in suites.items():
         expids = jobs.find_suite(str(ROOT / "config"), suite)
-        assert set(expids) <= known and len(set(expids)) == 13
+        assert expids == listed and set(expids) <= known and len(set(expids)) == len(expids) > 1, suite
     with pytest.raises(UserError, match="expected one of demo, MicroLens_1M_x1"):
         jobs.find_suite(str(ROOT / "config"), "nope")

@@ -158,6 +158,8 @@ def test_levels_are_refused_where_there_are_none(name):
             ("LR", {"regularizer": 1e-3, "net_regularizer": 1e-4}),
             "regularizer is 0.001 and net_regularizer is 0.0001, expected one of the two",
         ),
+        (("DIN_att_emb_rms", {"alpha": -0.5}), r"alpha is -0.5, expected .* share of the loss, from 0 to 1"),
+        (("DIN_att_emb_rms", {"alpha": 2}), "alpha is 2, expected"),
         (("DIN_att6", {"if_use_self_attn": True}), "if_use_self_attn is true"),
         (("DIN_att6", {"embedding_dim": 9, "history_levels": False}), "34 wide, expected a multiple of 4"),
     ],

@@ -44,7 +44,8 @@ class Commands:
         """(exit code, stdout, stderr) of run_expid.py."""
         arguments = ["--config", config or self.config, "--expid", EXPID, "--model_root", self.root]
         arguments += ["--resume"] if resume else []
-        arguments += ["--set", "epochs=1", *changes]
+        once = [] if any(change.startswith("epochs=") for change in changes) else ["epochs=1"]
+        arguments += ["--set", *once, *changes]
         return run_script("run_expid", *arguments, capsys=self.capsys)
 
     def predict(self, *arguments):

@@ -17,7 +17,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.settings import changed_from_defaults, check_reachable, experiment_ids, load_params
 from mm_fibinet.settings_rules import monitor_mode
-from mm_fibinet.settings_schema import ACCEPTED, schema_of
+from mm_fibinet.settings_schema import ACCEPTED, DatasetEntry, schema_of, validate
 
 
 def load(config, *overrides, expid="FiBiNET_test", models=model_zoo, **options):
@@ -231,6 +231,23 @@ def test_values_out_of_range(dataset, change, message):
     with pytest.raises(UserError) as error:
         load(dataset, change)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_sizes_of_every_model_have_a_range(dataset):
+    """No whole number that a constructor takes may be 0 or below: each is a size, a width or a count."""
+    entry = {name: value for name, value in load(dataset).items() if name in (*DatasetEntry.model_fields, "dataset_id")}
+    for name in model_zoo.__all__:
+        schema = schema_of(getattr(model_zoo, name))
+        sizes = [key for key, default in schema.arguments.items() if type(default) is int]
+        assert sizes
+        for key in sizes:
+            with pytest.raises(UserError, match=rf"{key} is -1, expected .*(above 0|from [01] to)"):
+                validate({**entry, "model": name, key: -1}, schema, lambda _: "here")
+
+
+def test_a_key_given_twice_on_the_command_line(dataset):
+    with pytest.raises(UserError, match=r"--set learning_rate is given twice, 0\.1 and 0\.2; expected it once"):
+        load(dataset, "learning_rate=0.1", "max_len=5", " learning_rate =0.2")
 
 
 def test_numbers_of_yaml_keep_their_meaning(dataset):

@@ -436,6 +436,19 @@ def test_base_config_is_looked_for_beside_the_tuner(tmp_path):
         read_tuner(path, model_zoo)
 
 
+def test_nobodys_files_are_written_over(tmp_path, capsys):
+    config = make_dataset(tmp_path / "data")
+    tuner = write_tuner(tmp_path, config, "{epochs: 1}")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "results.csv").write_text("of another experiment\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out, name in ((config, "dataset_config.yaml"), (mine, "results.csv")):
+        code, _, error = run_script("run_param_tuner", "--config", tuner, "--out", out, capsys=capsys)
+        assert (code, error) == (2, f"error: --out {out}: its {name} is not of a tuner; choose another folder\n")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_the_example_is_sound():
     tuner = read_tuner(ROOT / "config/tuner/FiBiNET_demo.yaml", model_zoo)
     assert len(tuner.combine(tuner.space)[1]) == 8

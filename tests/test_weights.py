@@ -132,6 +132,30 @@ def test_other_zips(state, tmp_path):
     assert refusal(path).startswith("not a complete checkpoint file")
 
 
+def test_a_changed_byte_is_noticed(state, tmp_path):
+    """Torch reads past its own checksums: one flipped bit would be another weight, and no word said."""
+    path = saved(state, tmp_path)
+    content = bytearray(path.read_bytes())
+    place = content.index(state["0.weight"].numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    changed = torch.load(path, weights_only=True)
+    assert (changed["0.weight"] != state["0.weight"]).sum() == 1
+    assert "the file is damaged" in refusal(path)
+
+
+def test_weights_without_checksums_load(state, tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(state, tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    model = make_model(2)
+    load_weights(model, path)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_a_folder_a_device_and_nothing(tmp_path):
     assert refusal(tmp_path).startswith("this is no file; name the .model file in it")
     assert refusal("/dev/zero").startswith("this is no file")

@@ -191,7 +191,8 @@ def start(job: Job, command: list[str], device: int, places: int, lock: int) -> 
     It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
     """
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
-    arguments += ["--set", "verbose=0", f"seed={job.seed}"]
+    quiet = [] if any(str(part).startswith("verbose=") for part in command) else ["verbose=0"]
+    arguments += ["--set", *quiet, f"seed={job.seed}"]
     environment = dict(os.environ)
     if device == CPU and places > 1:
         threads = max(torch.get_num_threads() // places, 1)

@@ -41,6 +41,9 @@ from mm_fibinet.yaml_reader import shown
 
 KEYS = ("base_config", "base_expid", "dataset_id", "dataset_config", "model_config", "tuner_space")
 RESULTS = "results.csv"
+WRITTEN_HERE = "# Written by run_param_tuner.py, which replaces it.\n"
+# How the files of an output folder begin; one of these names that begins otherwise is somebody's.
+OUTPUTS = {"dataset_config.yaml": WRITTEN_HERE, "model_config.yaml": WRITTEN_HERE, RESULTS: "expid,state,"}
 STATES = ("done", "pruned", "stopped", "failed")  # in the table's order
 RANGE_KEYS = {"low", "high", "log", "step", "type"}
 MAX_CELL = 40  # characters of a value in the printed table
@@ -209,6 +212,7 @@ class Search:
         if self.seed is not None and "seed" in self.tuner.varied:
             raise UserError("--seed: tuner_space varies the seed, leave one of them out")
         self.tuner.check(self.models, changes if self.seed is None else {**changes, "seed": self.seed})
+        self._require_place()
 
     @property
     def command(self) -> list[str]:
@@ -238,7 +242,7 @@ class Search:
         self.experiments.update(experiments)
         for name, content in (("dataset_config", self.datasets), ("model_config", self.experiments)):
             text = yaml.dump(content, Dumper=_Dumper, default_flow_style=None, indent=4, allow_unicode=True)
-            files.write_text(self.out / f"{name}.yaml", text)
+            files.write_text(self.out / f"{name}.yaml", WRITTEN_HERE + text)
 
     def seed_of(self, expid: str) -> int:
         """The seed that an experiment runs with."""
@@ -306,6 +310,13 @@ class Search:
         cells = [shown, *([_cell(row[key]) for key in shown] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+    def _require_place(self) -> None:
+        """Refuse an `out` whose files are not of a search: the base config's own folder, say."""
+        for name, beginning in OUTPUTS.items():
+            path = files.require_output(self.out / name, [self.tuner.path], option="--out")
+            if path.exists() and path.open("rb").read(len(beginning)) != beginning.encode():
+                raise UserError(f"--out {self.out}: its {name} is not of a tuner; choose another folder")
 
     def _changes(self, overrides: list[str]) -> list[str]:
         root = ["--data_root", self.data_root] if self.data_root else []

@@ -28,7 +28,8 @@ from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_stor
 from mm_fibinet.items.fusion import FUSIONS, Features, Fused
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.sources import Source
-from mm_fibinet.schema import read_item_info
+from mm_fibinet.parquet_reader import read_column
+from mm_fibinet.schema import ITEM_ID, read_item_info
 
 STORE_NAME = ".mm_fibinet_features"
 NAMES_SHOWN = 5
@@ -231,6 +232,7 @@ def _choose(given: dict[str, str | Path | None]) -> list[_Chosen]:
 def _check_paths(output: Path, store: Path, inputs: list[str | Path | None]) -> None:
     """Refuse to write over an input or into an input folder, before anything is read."""
     require_output(output, inputs, "parquet")
+    _require_item_table_or_nothing(output)
     require_output(_manifest_path(output), inputs, option="--output's manifest")
     place = store.resolve()
     if place == output.resolve():
@@ -240,6 +242,22 @@ def _check_paths(output: Path, store: Path, inputs: list[str | Path | None]) -> 
             raise UserError(
                 f"--store {store} is in the input {source}; inputs are never modified, choose another folder"
             )
+
+
+def _require_item_table_or_nothing(output: Path) -> None:
+    """What is replaced is an item table; another parquet file there, a split say, is somebody's data."""
+    if not output.exists() or not output.stat().st_size:
+        return
+    try:
+        ids = read_column(output, ITEM_ID)
+        is_items = np.array_equal(ids, np.arange(len(ids)))
+    except UserError:  # no such column, or a damaged file
+        is_items = False
+    if not is_items:
+        raise UserError(
+            f"--output {output}: there is a parquet file whose item_id is not 0, 1, 2, ..., so it is no item table; "
+            "remove it or choose another name"
+        )
 
 
 def _load(chosen: _Chosen, device: Any, batch_size: int | None) -> Encoder:

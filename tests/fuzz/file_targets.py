@@ -93,7 +93,7 @@ def run_checkpoint(place: Place, base: Path, case: dict) -> list[int]:
     path = place.given / "some.model"
     try:
         path.write_bytes(change_bytes(_saved(content, case["format"]), case.get("bytes", [])))
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, pickle.PicklingError):
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, pickle.PicklingError):
         return []  # this content has no such form
     shutil.copytree(base / "runs", place.out / "runs")
     before = fingerprint(base / "data")

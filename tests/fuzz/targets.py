@@ -72,7 +72,8 @@ def data_copy(place: Path, base: Path) -> Path:
 def train(place: Path | Place, expid: str, *changes: str) -> Any:
     """Run one epoch on the data set that is given."""
     arguments = ["--config", place.given / "config", "--expid", expid, "--model_root", place.out / "runs"]
-    return place.run("run_expid", *arguments, "--set", "epochs=1", *changes, results=("runs/**/*.model",))
+    once = [] if any(change.startswith("epochs=") for change in changes) else ["epochs=1"]
+    return place.run("run_expid", *arguments, "--set", *once, *changes, results=("runs/**/*.model",))
 
 
 def require_result(place: Place) -> None:
