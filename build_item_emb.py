@@ -1,6 +1,6 @@
-"""Challenge task 1: titles, tags and cover images in, item_info.parquet with an item embedding out.
+r"""Challenge task 1: titles, tags and cover images in, item_info.parquet with an item embedding out.
 
-    python build_item_emb.py --item_info item_info.parquet --item_feature item_feature.parquet \\
+    python build_item_emb.py --item_info item_info.parquet --item_feature item_feature.parquet \
         --images item_images --output out/item_info.parquet
 
 The command line of `mm_fibinet.items.build`, which says what is done.

@@ -7,7 +7,7 @@ data were.
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -261,7 +261,9 @@ def _require_fill_na(name: str, spec: dict) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # neither NaN nor infinite, nor an integer that no float holds
 
 
 def _share_tables(features: dict[str, dict]) -> None:

@@ -143,17 +143,26 @@ def locked(folder: str | os.PathLike, waiting: str | None = None) -> Iterator[in
         raise explain_os_error(error, path) from error
     with opened:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is None:
-                raise UserError(
-                    f"{folder}: another process is at work there; wait for it, or choose another folder"
-                ) from None
-            print(printable(waiting), file=sys.stderr)
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            _lock(opened.fileno(), folder, waiting)
         except OSError as error:
-            raise UserError(f"{path}: this file system has no locks ({error}); choose a folder on another") from error
+            raise UserError(
+                f"{path}: cannot be locked ({error.strerror or error}), as on some network file systems; choose a "
+                "folder on a local disk"
+            ) from error
         yield opened.fileno()
+
+
+def _lock(descriptor: int, folder: str | os.PathLike, waiting: str | None) -> None:
+    """Lock an open file; what is done while another process holds the lock is as `locked` says."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is None:
+            raise UserError(
+                f"{folder}: another process is at work there; wait for it, or choose another folder"
+            ) from None
+        print(printable(waiting), file=sys.stderr)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def sha256(path: str | os.PathLike) -> str:

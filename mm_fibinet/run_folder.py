@@ -2,7 +2,8 @@
 
 Nothing is written beside the data. All that a run writes is under model_root/DATASET: EXPID.model and EXPID.log as
 FuxiCTR names them, the rest in the folder EXPID. A start that fails leaves all of that as it was: what an earlier run
-of the name left is removed, and the log opened, only in `begin`, when nothing is left to be refused.
+of the name left is removed (`RunFolder.clear`), and the log opened (`RunLog.open`), only when nothing is left to be
+refused.
 """
 
 import contextlib

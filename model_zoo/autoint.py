@@ -1,11 +1,10 @@
 """AutoInt: fields attend to each other (Song et al., CIKM 2019), with an MLP beside it as in the paper's AutoInt+."""
 
 import torch.nn.functional as F
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
 from model_zoo.fields import FieldModel
-from model_zoo.layers import LinearPart, require_divisor
+from model_zoo.layers import LinearPart, logit_mlp, require_divisor
 
 
 class AutoInt(FieldModel):
@@ -56,13 +55,8 @@ class AutoInt(FieldModel):
         self.lr_layer = LinearPart(feature_map, self.field_features) if use_wide else None
         self.dnn = None
         if dnn_hidden_units:
-            self.dnn = MLP_Block(
-                input_dim=self.num_fields * self.embedding_dim,
-                output_dim=1,
-                hidden_units=list(dnn_hidden_units),
-                hidden_activations=dnn_activations,
-                dropout_rates=net_dropout,
-                batch_norm=batch_norm,
+            self.dnn = logit_mlp(
+                self.num_fields * self.embedding_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
             )
 
     def forward(self, inputs) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """DeepFM: a factorization machine and an MLP on the same fields (Guo et al., IJCAI 2017)."""
 
-from fuxictr.pytorch.layers import InnerProductInteraction, MLP_Block
+from fuxictr.pytorch.layers import InnerProductInteraction
 from torch import Tensor
 
 from model_zoo.fields import FieldModel
-from model_zoo.layers import LinearPart
+from model_zoo.layers import LinearPart, logit_mlp
 
 
 class DeepFM(FieldModel):
@@ -28,13 +28,8 @@ class DeepFM(FieldModel):
         super().__init__(feature_map, **kwargs)
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
-        self.mlp = MLP_Block(
-            input_dim=self.num_fields * self.embedding_dim,
-            output_dim=1,
-            hidden_units=list(hidden_units),
-            hidden_activations=hidden_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
+        self.mlp = logit_mlp(
+            self.num_fields * self.embedding_dim, hidden_units, hidden_activations, net_dropout, batch_norm
         )
 
     def forward(self, inputs) -> dict[str, Tensor]:

@@ -6,11 +6,10 @@ config.
 """
 
 import torch
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor
 
 from model_zoo.history import HistoryModel
-from model_zoo.layers import DINAttention
+from model_zoo.layers import DINAttention, logit_mlp
 
 
 class DIN(HistoryModel):
@@ -48,13 +47,8 @@ class DIN(HistoryModel):
             dropout_rate=attention_dropout,
             use_softmax=din_use_softmax,
         )
-        self.dnn = MLP_Block(
-            input_dim=self.user_dim + 2 * self.item_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
+        self.dnn = logit_mlp(
+            self.user_dim + 2 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
     def forward(self, inputs) -> dict[str, Tensor]:

@@ -7,13 +7,12 @@ says otherwise.
 
 import torch
 import torch.nn.functional as F
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from model_zoo.cross_attention import TargetAttention
 from model_zoo.history import HistoryModel
-from model_zoo.layers import DINAttention
+from model_zoo.layers import DINAttention, logit_mlp
 
 
 class DIN_att6(HistoryModel):
@@ -64,13 +63,8 @@ class DIN_att6(HistoryModel):
             use_softmax=din_use_softmax,
         )
         self.target_attention = CrossAttentionEncoder(self.item_dim, num_layers, attention_dropout)
-        self.dnn = MLP_Block(
-            input_dim=self.user_dim + 3 * self.item_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
+        self.dnn = logit_mlp(
+            self.user_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
     def forward(self, inputs) -> dict[str, Tensor]:

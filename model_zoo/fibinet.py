@@ -8,12 +8,12 @@ With `history_pooling: none` and no embedding field this is FuxiCTR's FiBiNET: s
 """
 
 import torch
-from fuxictr.pytorch.layers import MLP_Block, SqueezeExcitation
+from fuxictr.pytorch.layers import SqueezeExcitation
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from model_zoo.fields import FieldModel
-from model_zoo.layers import BilinearInteraction, BilinearType, LinearPart, require_divisor
+from model_zoo.layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
@@ -84,14 +84,7 @@ class FiBiNET(FieldModel):
             self.similarity_norm = nn.BatchNorm1d(self.similarity.num_features)
             input_dim += self.similarity.num_features
         self.lr_layer = LinearPart(feature_map, self.field_features)
-        self.dnn = MLP_Block(
-            input_dim=input_dim,
-            output_dim=1,
-            hidden_units=list(hidden_units),
-            hidden_activations=hidden_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = logit_mlp(input_dim, hidden_units, hidden_activations, net_dropout, batch_norm)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.

@@ -4,10 +4,10 @@ The gate lets a layer pass on only the crosses that help, so that more layers do
 """
 
 import torch
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
 from model_zoo.fields import FieldModel
+from model_zoo.layers import logit_mlp
 
 
 class GDCN(FieldModel):
@@ -33,14 +33,7 @@ class GDCN(FieldModel):
         super().__init__(feature_map, **kwargs)
         input_dim = self.num_fields * self.embedding_dim
         self.cross_net = nn.ModuleList(GatedCrossLayer(input_dim) for _ in range(num_cross_layers))
-        self.dnn = MLP_Block(
-            input_dim=input_dim,
-            output_dim=1,
-            hidden_units=list(dnn_hidden_units),
-            hidden_activations=dnn_activations,
-            dropout_rates=net_dropout,
-            batch_norm=batch_norm,
-        )
+        self.dnn = logit_mlp(input_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.

@@ -263,6 +263,20 @@ class DINAttention(nn.Module):
         return not torch.is_grad_enabled() or positions.device.type == "cpu"
 
 
+def logit_mlp(
+    input_dim: int, hidden_units: list[int] | tuple[int, ...], activations: str, dropout: float, batch_norm: bool
+) -> MLP_Block:
+    """FuxiCTR's MLP from features to one logit: float [B, input_dim] to float [B, 1]."""
+    return MLP_Block(
+        input_dim=input_dim,
+        output_dim=1,
+        hidden_units=list(hidden_units),
+        hidden_activations=activations,
+        dropout_rates=dropout,
+        batch_norm=batch_norm,
+    )
+
+
 def last_width(name: str, hidden_units: list[int] | tuple[int, ...]) -> int:
     """The width of an MLP's last hidden layer.
 

@@ -1,10 +1,10 @@
 """xDeepFM: a compressed interaction network beside an MLP (Lian et al., KDD 2018)."""
 
-from fuxictr.pytorch.layers import CompressedInteractionNet, MLP_Block
+from fuxictr.pytorch.layers import CompressedInteractionNet
 from torch import Tensor
 
 from model_zoo.fields import FieldModel
-from model_zoo.layers import LinearPart
+from model_zoo.layers import LinearPart, logit_mlp
 
 
 class xDeepFM(FieldModel):
@@ -32,13 +32,8 @@ class xDeepFM(FieldModel):
         self.cin = CompressedInteractionNet(self.num_fields, list(cin_hidden_units), output_dim=1)
         self.dnn = None
         if dnn_hidden_units:
-            self.dnn = MLP_Block(
-                input_dim=self.num_fields * self.embedding_dim,
-                output_dim=1,
-                hidden_units=list(dnn_hidden_units),
-                hidden_activations=dnn_activations,
-                dropout_rates=net_dropout,
-                batch_norm=batch_norm,
+            self.dnn = logit_mlp(
+                self.num_fields * self.embedding_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
             )
 
     def forward(self, inputs) -> dict[str, Tensor]:

@@ -144,3 +144,19 @@ def test_a_lock_is_refused_while_another_holds_it(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [(OSError(errno.ENOLCK, "No locks available"),), (BlockingIOError(), OSError(errno.EIO, "Input/output error"))],
+)
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, refused):
+    answers = iter(refused)
+
+    def flock(descriptor, operation):
+        raise next(answers)
+
+    monkeypatch.setattr("mm_fibinet.files.fcntl.flock", flock)
+    message = rf"lock: cannot be locked \({refused[-1].strerror}\).*folder on a local disk"
+    with pytest.raises(UserError, match=message), locked(tmp_path, waiting="waiting"):
+        pass

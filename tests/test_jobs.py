@@ -36,6 +36,7 @@ fingerprint, folder = json.loads(Path(args.jobs).read_text())[args.expid + seed]
 folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "starts", "a") as starts: starts.write(f"{time.monotonic()} {os.environ.get('OMP_NUM_THREADS')}\\n")
 if seed == "2": sys.exit("some line\\nerror: the data is not there")
+if seed == "6": sys.exit("error: \\x1b[2J is in the data")
 if seed == "3": os.kill(os.getpid(), signal.SIGKILL)
 if seed == "4": raise ValueError("a bug")
 if seed == "5":
@@ -66,6 +67,13 @@ def fake(dataset, tmp_path):
 
 def starts(job):
     return (job.folder / "starts").read_text().splitlines()
+
+
+def test_what_a_run_says_of_its_data_is_shown_as_text(fake, capsys):
+    (job,) = fake([6])
+    assert job.error == "\x1b[2J is in the data"
+    shown = capsys.readouterr().out
+    assert "\x1b[2J" not in shown and r"seed 6: \x1b[2J is in the data" in shown
 
 
 def test_failures_stay_apart_and_finished_runs_are_not_repeated(fake):

@@ -15,7 +15,7 @@ from mm_fibinet import normalizer
 from mm_fibinet.data_check import check_dataset
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
-from mm_fibinet.feature_map import build_feature_map, load_feature_map, save_feature_map
+from mm_fibinet.feature_map import build_feature_map, load_feature_map, require_sound, save_feature_map
 from mm_fibinet.settings import load_params
 
 SCALERS = {"StandardScaler": StandardScaler, "MinMaxScaler": MinMaxScaler}
@@ -268,3 +268,9 @@ def test_an_hour_of_the_day_does_not_drown_the_rest(tmp_path, capsys):
     constant = -(share * np.log(share) + (1 - share) * np.log(1 - share))
     assert losses["StandardScaler"] < constant - 0.1
     assert losses["StandardScaler"] < losses["none"] - 0.05
+
+
+@pytest.mark.parametrize("number", [10**400, float("nan"), float("-inf"), True])
+def test_a_number_that_no_float_holds_is_refused(number):
+    with pytest.raises(UserError, match=r"feature age: fill_na is .*expected a number"):
+        require_sound("age", {"type": "numeric", "fill_na": number}, "feature_map.json")

@@ -17,6 +17,7 @@ from conftest import EMB_DIM, NUM_ITEMS, NUM_TAGS, ROOT, make_dataset, run_scrip
 from sklearn.metrics import roc_auc_score
 
 import model_zoo
+import run_param_tuner
 from mm_fibinet import run_result, settings
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.tuner import Search, read_tuner
@@ -265,6 +266,18 @@ def test_scalars_and_lists_are_fuxictrs(dataset, tmp_path):
     assert [settings["hidden_units"] for settings in experiments.values()] == [[8], [8, 4]]
     assert all(settings["monitor"] == {"gAUC": 1, "AUC": 1} for settings in experiments.values())
     assert all(settings["metrics"] == ["gAUC", "AUC", "logloss"] for settings in experiments.values())
+
+
+def test_what_is_shown_of_a_search_is_text(dataset, tmp_path, capsys):
+    search = make_search(write_tuner(tmp_path, dataset, "{learning_rate: [0.1, 0.2]}"), tmp_path / "a\x1b[2Jb")
+    state = {"state": "failed", "valid_monitor": None, "train_seconds": None, "error": "\u202e is\nno column"}
+    search.rows = [{"expid": "a\x1b[31m", "learning_rate": "\x9b", **state}]
+    run_param_tuner.show(search)
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    _, row, failed, results = shown.splitlines()
+    assert row.split() == [r"a\x1b[31m", "failed", "-", "-", r"\x9b"]
+    assert failed == r"failed    a\x1b[31m: \u202e is\nno column" and r"a\x1b[2Jb" in results
 
 
 def test_organisers_tuner(tmp_path, monkeypatch, capsys):

@@ -194,7 +194,7 @@ def as_text(board: Board) -> str:
     for row in board.rows:
         lines.append(row["expid"].ljust(width) + "".join(f"{_shown(column, row):>14}" for column in columns))
     lines += [f"{run.expid.ljust(width)}  failed, seed {run.seed}: {run.error}" for run in board.failed]
-    return "\n".join(map(printable, lines))
+    return "\n".join(lines)
 
 
 def as_html(board: Board) -> str:
