@@ -41,7 +41,7 @@ def train(folder, *arguments, capsys):
         (["--set", "loss=os.system('true')"], "loss is \"os.system('true')\", expected one of"),
         (["--set", "optimizer=Adamm"], "optimizer is 'Adamm', expected one of"),
         (["--set", "metrics=[F1]"], "metrics has 'F1'"),
-        (["--set", "batch_size=0"], "batch_size is 0, expected a whole number above 0"),
+        (["--set", "batch_size=0"], "batch_size is 0, expected a whole number from 1 to 2147483647"),
         (["--set", "history_pooling=max"], "history_pooling is 'max', expected one of"),
         (["--set", "bilinear_type=field"], "bilinear_type is 'field', expected one of"),
         (["--set", "embedding_dim=large"], "embedding_dim is 'large', expected a whole number"),
