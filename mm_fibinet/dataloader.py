@@ -80,7 +80,7 @@ class MMCTRDataLoader:
         rank, world_size: this process reads every world_size-th share of each batch (see mm_fibinet.distributed).
 
     Raises:
-        UserError: the data breaks the contract.
+        UserError: a setting is out of its range, or the data breaks the contract.
     """
 
     num_blocks = 1
@@ -108,6 +108,9 @@ class MMCTRDataLoader:
             raise UserError(f"batch_format is {batch_format!r}, expected one of {', '.join(BATCH_FORMATS)}")
         if storage not in STORAGES:
             raise UserError(f"storage is {storage!r}, expected one of {', '.join(STORAGES)}")
+        for name, size in {"batch_size": batch_size, "max_len": max_len}.items():
+            if int(size) < 1:
+                raise UserError(f"{name} is {size}, expected a whole number of at least 1")
         if item_info is None:
             raise UserError("item_info is not set; name item_info.parquet in the dataset config")
         self.path = str(data_path)

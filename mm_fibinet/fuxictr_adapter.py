@@ -13,6 +13,7 @@ from fuxictr.utils import Monitor
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.settings_rules import monitor_mode
 
 LOSS_METHODS = ("add_loss", "compute_loss", "regularization_loss", "get_total_loss")
 LOOP_METHODS = (
@@ -48,7 +49,17 @@ class TrainingRules:
 
 
 def training_rules(model: BaseModel) -> TrainingRules:
-    """The rules that a model carries."""
+    """The rules that a model carries.
+
+    Raises:
+        UserError: the monitor and its mode contradict each other.
+    """
+    monitor, mode = model._monitor.kv_pairs, monitor_mode(model._monitor.kv_pairs)
+    if model._monitor_mode != mode:
+        raise UserError(
+            f"monitor_mode is {model._monitor_mode!r}, expected {mode!r} for {' and '.join(monitor)}: with any other, "
+            "the worst epoch would be kept"
+        )
     return TrainingRules(
         model._monitor,
         model._monitor_mode,
@@ -80,6 +91,19 @@ def penalties(model: BaseModel) -> list[tuple[int, float, list[Tensor]]]:
             if weight and parameters:
                 found.append((power, weight, parameters))
     return found
+
+
+def refuse_untrained(model: BaseModel) -> None:
+    """A `UserError` when the optimizer does not know a parameter: it would stay as it is, without a word."""
+    known = {id(parameter) for group in model.optimizer.param_groups for parameter in group["params"]}
+    left_out = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in known]
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        raise UserError(
+            f"{type(model).__name__}: the optimizer does not train {', '.join(left_out[:3])}{more}, made after compile "
+            "was called. Call compile when all layers are there; set requires_grad to False for those that are "
+            "to stay as they are"
+        )
 
 
 def overridden(model: nn.Module, names: tuple[str, ...], base: type = BaseModel) -> list[str]:

@@ -76,8 +76,14 @@ class Objective:
             loss = self.model.compute_loss(outputs, labels)
         else:
             loss = self.model.add_loss(outputs, labels)
-            if "regularization_loss" in self.own:
+            if "regularization_loss" in self.own and isinstance(loss, Tensor):
                 loss = loss + self.model.regularization_loss()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(
+                f"{type(self.model).__name__}: {', '.join(self.own)} gave {found}, expected the loss of the batch, a "
+                "tensor of one number"
+            )
         return loss.reshape(()).masked_fill(broken, float("nan"))
 
 

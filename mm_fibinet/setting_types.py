@@ -112,7 +112,7 @@ Path = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$"
 Number = Annotated[float, Field(description="a number")]
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
-Size = Annotated[int, Field(ge=1, le=MAX_SIZE, description="a whole number above 0")]
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE, description=f"a whole number from 1 to {MAX_SIZE}")]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH, description=f"a whole number from 1 to {MAX_WIDTH}")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description=f"a whole number from 0 to {2**32 - 1}")]
 Column = Annotated[

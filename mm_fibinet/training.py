@@ -28,7 +28,7 @@ from mm_fibinet import distributed
 from mm_fibinet.checkpoint import RunCheckpoints, load_weights, save_weights
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
-from mm_fibinet.fuxictr_adapter import shows_progress, training_rules
+from mm_fibinet.fuxictr_adapter import refuse_untrained, shows_progress, training_rules
 from mm_fibinet.memory import peak_memory
 from mm_fibinet.metrics import undefined_metrics
 from mm_fibinet.objective import Objective
@@ -69,7 +69,8 @@ class Trainer:
         kwargs: further FuxiCTR parameters, which the model has read already.
 
     Raises:
-        UserError: a setting is out of its range, or the model overrides a step of FuxiCTR's loop.
+        UserError: a setting is out of its range, the model overrides a step of FuxiCTR's loop, or has parameters that
+            its optimizer does not know.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Trainer:
         self.objective = Objective(model)
         if getattr(model, "optimizer", None) is None:
             model.compile(optimizer, loss, learning_rate)
+        refuse_untrained(model)
         self.optimizer = model.optimizer
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)

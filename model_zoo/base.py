@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from fuxictr.pytorch.models import BaseModel
+from fuxictr.pytorch.torch_utils import get_loss
 from torch import Tensor, nn
 
 from mm_fibinet import scoring
@@ -185,11 +186,12 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         """FuxiCTR's, with the fused kernel of the optimizer where there is one: a step is then one pass.
 
         Raises:
-            UserError: the loss is text that FuxiCTR would run as code.
+            UserError: torch has no such optimizer, or the loss is text that FuxiCTR would run as code.
         """
         if isinstance(loss, str) and not loss.isidentifier():
             raise UserError(f"loss is {loss!r}, expected the name of a loss, for example binary_crossentropy")
-        super().compile(optimizer, loss, lr)
+        self.optimizer = _optimizer_class(optimizer)(self.parameters(), lr=lr)
+        self.loss_fn = get_loss(loss)
         if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
             self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
 
@@ -230,8 +232,13 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         return embedded
 
     def get_labels(self, inputs) -> Tensor:
-        """float [B, 1]."""
+        """float [B, 1]; a UserError when the split has no labels, as a test split."""
         batch_dict = inputs if isinstance(inputs, dict) else inputs[0]
+        if self.feature_map.labels[0] not in batch_dict:
+            raise UserError(
+                f"the data have no column {self.feature_map.labels[0]}, which training and evaluation need; call "
+                "predict for their scores"
+            )
         return batch_dict[self.feature_map.labels[0]].to(self.device, non_blocking=True).float().view(-1, 1)
 
     def get_group_id(self, inputs) -> Tensor:
@@ -291,6 +298,14 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
                 "model's item_side_features()"
             )
         return {name: columns[name] for name in names}
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """An optimizer of torch by FuxiCTR's name; its `get_optimizer` would take a Ctrl-C for an unknown name."""
+    found = getattr(torch.optim, "Adam" if name.lower() == "adam" else name, None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise UserError(f"optimizer is {name!r}, expected the name of one in torch.optim, for example adam")
+    return found
 
 
 def _require_plain_specs(feature_map, settings: dict) -> None:
