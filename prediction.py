@@ -96,7 +96,13 @@ def find_run(args: argparse.Namespace) -> RunFolder | None:
             root = config_params(args, -1)["model_root"]
         except UserError:  # the run may be of another config
             root = DEFAULT_MODEL_ROOT
-    return run_manifest.find_run(root, args.expid, chosen[-1] if chosen else None)
+    found = run_manifest.find_run(root, args.expid, chosen[-1] if chosen else None)
+    if found is None and args.expid not in settings.experiment_ids(args.config):
+        raise UserError(
+            f"--expid {args.expid}: there is no run of it in {root}, nor is it an experiment of {args.config}; name "
+            "the folder of its run with --model_root"
+        )
+    return found
 
 
 def config_params(args: argparse.Namespace, gpu: int, before: list[str] | None = None) -> dict:

@@ -52,7 +52,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
 
 def checked_gpu(args: argparse.Namespace) -> int:
     """The index of this process's GPU, -1 for the CPU."""
-    gpu = int(os.environ.get("LOCAL_RANK", args.gpu)) if args.gpu >= 0 else -1
+    gpu = int(os.environ.get("LOCAL_RANK", args.gpu)) if args.gpu >= 0 else args.gpu
     settings.require_device(gpu)
     return gpu
 

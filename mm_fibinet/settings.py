@@ -169,7 +169,7 @@ def require_device(gpu: int) -> None:
     import torch  # a script's --help does not wait for it
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpu >= count:
+    if not -1 <= gpu < count:
         raise UserError(f"--gpu {gpu}: found {count} CUDA devices; use --gpu -1 for the CPU")
 
 

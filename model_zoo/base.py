@@ -326,11 +326,22 @@ def _require_plain_specs(feature_map, settings: dict) -> None:
             raise UserError(f"{where}embedding_initializer is {initializer!r}, expected {' or '.join(INITIALIZERS)}")
 
 
-def with_equal_dims(feature_map):
-    """A copy whose fields all take the model's embedding_dim, for interactions that need equal widths."""
+def with_equal_dims(feature_map, embedding_dim: int):
+    """A copy whose fields all take the model's embedding_dim, for interactions that need equal widths.
+
+    The width of an `embedding` feature is that of the challenge's models in the same data set, and is left aside here.
+
+    Raises:
+        UserError: a field of another type asks for a width of its own.
+    """
     feature_map = copy.deepcopy(feature_map)
-    for spec in feature_map.features.values():
-        spec.pop("embedding_dim", None)
+    for name, spec in feature_map.features.items():
+        width = spec.pop("embedding_dim", None)
+        if width not in (None, embedding_dim) and spec["type"] != "embedding":
+            raise UserError(
+                f"feature {name}: embedding_dim is {width}, but the fields of this model have one width, "
+                f"{embedding_dim}; leave it out, or take a model like DIN"
+            )
     return feature_map
 
 

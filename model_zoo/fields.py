@@ -71,7 +71,7 @@ class FieldModel(MultimodalModel):
     ):
         if history_pooling not in (None, *HISTORY_POOLINGS):
             raise UserError(f"history_pooling is {history_pooling!r}, expected one of {', '.join(HISTORY_POOLINGS)}")
-        feature_map = with_equal_dims(feature_map)
+        feature_map = with_equal_dims(feature_map, embedding_dim)
         super().__init__(feature_map, **kwargs)
         features = feature_map.features
         self.compared_features = self._compared_features(similarity_fields, list(similarity_only or ()))

@@ -54,6 +54,11 @@ def train(folder, *arguments, capsys):
         (["--set", "precision=fp8"], "precision is 'fp8', expected one of"),
         (["--set", "lr_schedule=cosine"], "lr_schedule is 'cosine', expected one of"),
         (["--gpu", "7"], "--gpu 7: found"),
+        (["--gpu", "-5"], "--gpu -5: found"),
+        (
+            ["--set", "feature_specs=[{name: likes_level, embedding_dim: 3}]"],
+            "feature likes_level: embedding_dim is 3, but the fields of this model have one width, 8",
+        ),
         (["--data_root", "/nowhere"], "/nowhere/TEST_DATA/item_info.parquet: no such file"),
     ],
 )

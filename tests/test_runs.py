@@ -188,6 +188,13 @@ def test_two_data_sets_of_one_experiment(trained):
     assert code == 0, err
 
 
+def test_a_run_that_is_nowhere_is_said_to_be(trained, tmp_path):
+    code, _, err = trained.predict("--expid", "FiBiNET_elsewhere", "--model_root", tmp_path)
+    assert (
+        code == 2 and f"--expid FiBiNET_elsewhere: there is no run of it in {tmp_path}" in err and "--model_root" in err
+    )
+
+
 def test_weights_of_another_training_are_noticed(trained):
     kept = trained.folder / "kept.model"
     shutil.copy(trained.run.weights, kept)
