@@ -231,6 +231,12 @@ def require_sound(name: str, spec: dict, where: str | Path) -> None:
     if spec.get("type") not in FEATURE_TYPES:
         refuse("type", f"one of {', '.join(FEATURE_TYPES)}")
     kind = spec["type"]
+    if name == schema.ITEM_SEQ and kind != "meta":
+        refuse("type", "meta: it is the history, whose items have the features of source item")
+    if name == schema.ITEM_ID and kind != "meta" and (kind, spec.get("source")) != ("categorical", "item"):
+        refuse(
+            "type" if kind != "categorical" else "source", "categorical, of source item: history and target share it"
+        )
     for key in spec:
         if key not in SPEC_KEYS:
             raise UserError(f"{where}, feature {name}: {key} is unknown, expected some of {', '.join(SPEC_KEYS)}")

@@ -31,6 +31,18 @@ def columns_but(params, *names):
 
 LINES = {
     "absent from the file": ([{"name": "colour", "type": "categorical"}], "column colour is missing, found user_id"),
+    "the item as a feature of the row": (
+        [{"name": "item_id", "type": "categorical", "vocab_size": 40}],
+        "feature item_id: source is '', expected categorical, of source item",
+    ),
+    "the item as a number": (
+        [{"name": "item_id", "type": "numeric", "source": "item"}],
+        "feature item_id: type is 'numeric', expected categorical, of source item",
+    ),
+    "the history as a feature": (
+        [{"name": "item_seq", "type": "sequence", "vocab_size": 40, "max_len": 12}],
+        "feature item_seq: type is 'sequence', expected meta: it is the history",
+    ),
     "absent from the file, its size known": (
         [{"name": "colour", "type": "categorical", "vocab_size": 3}],
         "column colour is missing, found user_id",

@@ -21,7 +21,7 @@ EXPID = "FiBiNET_test"
 CHANGES_OF_TENSORS = {
     "float16": lambda tensor: tensor.half(),
     "bfloat16": lambda tensor: tensor.bfloat16(),
-    "float64": lambda tensor: tensor.double(),
+    "float64": lambda tensor: tensor.double() if tensor.is_floating_point() else tensor,
     "integers": lambda tensor: tensor.long(),
     "booleans": lambda tensor: tensor.bool(),
     "complex": lambda tensor: tensor.to(torch.complex64),
