@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mm_fibinet.errors import UserError, explain_os_error, printable
@@ -21,6 +21,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
+LOCK = ".lock"
 MAGIC = {"parquet": b"PAR1", "zip": b"PK"}  # the first bytes of an output's kind
 
 
@@ -71,6 +72,26 @@ def make_folder(path: str | os.PathLike) -> Path:
     except OSError as error:
         raise explain_os_error(error, folder) from error
     return folder
+
+
+def walk(
+    folder: str | os.PathLike, on_error: Callable[[OSError], object]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in the names' order, through links to folders too, each folder once.
+
+    Args:
+        folder: where to begin.
+        on_error: told of each folder that cannot be read; may raise.
+    """
+    seen = set()
+    for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:  # a link to a folder that holds it, say
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders.sort()
+        yield root, folders, sorted(names)
 
 
 def require_output(
@@ -136,7 +157,7 @@ def locked(folder: str | os.PathLike, waiting: str | None = None) -> Iterator[in
     """
     if fcntl is None:
         raise UserError(f"{folder}: cannot be locked on this system; runs need Linux or macOS (on Windows: WSL)")
-    path = make_folder(folder) / ".lock"
+    path = make_folder(folder) / LOCK
     try:
         opened = open(path, "w")  # noqa: SIM115
     except OSError as error:

@@ -51,6 +51,10 @@ def test_a_message_does_not_print_a_whole_file(capsys):
         (MemoryError(), "error: out of memory (the system gave no more)"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "error: out of memory (CUDA out of memory. Tried"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "error: cannot use a file: the disk is full"),
+        (
+            PermissionError(errno.EACCES, "no", "in"),
+            "cannot use in: permission denied: ask its owner for the right to use",
+        ),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "xxx: this name is too long"),
     ],
 )

@@ -280,6 +280,17 @@ def test_what_is_shown_of_a_search_is_text(dataset, tmp_path, capsys):
     assert failed == r"failed    a\x1b[31m: \u202e is\nno column" and r"a\x1b[2Jb" in results
 
 
+def test_results_csv_holds_any_text_and_no_formula(dataset, tmp_path):
+    search = make_search(write_tuner(tmp_path, dataset, "{learning_rate: [0.1, 0.2]}"), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    row = {"expid": "x", "state": "failed", "valid_monitor": None, "learning_rate": 0.123456789}
+    search.keep([{**row, "error": "data\udcff/train.parquet: no such file"}, {**row, "error": "=1+1"}])
+    with open(tmp_path / "out" / "results.csv", newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["error"] for row in rows] == [r"data\udcff/train.parquet: no such file", "'=1+1"]
+    assert {row["learning_rate"] for row in rows} == {"0.123456789"}
+
+
 def test_organisers_tuner(tmp_path, monkeypatch, capsys):
     """The real command: the grid, its table, the best experiment, and its command once more."""
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,7 @@ from fuxictr.utils import Monitor, print_to_json
 
 from mm_fibinet import files
 from mm_fibinet.compare import jobs
+from mm_fibinet.compare.leaderboard import csv_cell
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.metrics import METRICS
 from mm_fibinet.settings import (
@@ -288,10 +289,10 @@ class Search:
 
         self.rows = sorted(rows, key=order)
         if rows:
-            with files.atomic_path(self.out / RESULTS) as path, open(path, "w", newline="") as opened:
+            with files.atomic_path(self.out / RESULTS) as path, open(path, "w", newline="", encoding="utf-8") as opened:
                 writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
                 writer.writeheader()
-                writer.writerows(self.rows)
+                writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in self.rows)
 
     def best(self) -> dict | None:
         """The best experiment's row; None while none is done."""
