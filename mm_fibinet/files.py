@@ -75,7 +75,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def walk(
-    folder: str | os.PathLike, on_error: Callable[[OSError], object]
+    folder: str | os.PathLike[str], on_error: Callable[[OSError], object]
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """`os.walk` in the names' order, through links to folders too, each folder once.
 
@@ -84,7 +84,7 @@ def walk(
         on_error: told of each folder that cannot be read; may raise.
     """
     seen = set()
-    for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+    for root, folders, names in os.walk(os.fspath(folder), onerror=on_error, followlinks=True):
         place = os.stat(root)
         if (place.st_dev, place.st_ino) in seen:  # a link to a folder that holds it, say
             folders.clear()
