@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import model_zoo
 import run_param_tuner
-from mm_fibinet import run_result, settings
+from mm_fibinet import files, run_result, settings
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.tuner import Search, read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
@@ -414,6 +414,22 @@ def test_a_combination_runs_once_and_a_failed_one_is_a_row(fake):
     assert len(done) == len({trial.params["hidden_units"] for trial in fine}) < len(fine)
     assert {row["error"] for row in search.rows if row["state"] == "failed"} == {"the data is not there"}
     assert all(row["hidden_units"] in ([8], [8, 4]) for row in search.rows)
+
+
+@pytest.mark.parametrize("optuna", [False, True])
+def test_a_search_changes_its_folder_only_while_it_holds_it(fake, monkeypatch, optuna):
+    """The config that another search's runs are reading is not replaced under them."""
+    search, add, refused = fake("{learning_rate: [0.1]}", "out"), Search.add, []
+
+    def watched(self, *config):
+        with pytest.raises(UserError, match="another process is at work there") as stopped, files.locked(self.out):
+            pass
+        refused.append(stopped.value)
+        add(self, *config)
+
+    monkeypatch.setattr(Search, "add", watched)
+    run_trials(search, 1) if optuna else search.run_grid()
+    assert refused and search.best()
 
 
 def test_a_weighted_monitor_that_should_fall(fake):

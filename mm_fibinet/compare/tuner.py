@@ -229,12 +229,13 @@ class Search:
         expids = [expid for expid in experiments if tag is None or tag in expid]
         if not expids:
             raise UserError(f"--tag {tag}: in no experiment ID, they are like {next(iter(experiments))}")
-        self.add(datasets, experiments)
-        planned = self.plan(expids)
-        try:
-            jobs.run_all(planned, self.command, self.devices, self.out)
-        finally:
-            self.keep([self._job_row(job) for job in planned])
+        with jobs.locked(self.out) as lock:  # before the config is written, which another search's runs may be reading
+            self.add(datasets, experiments)
+            planned = self.plan(expids)
+            try:
+                jobs.run_all(planned, self.command, self.devices, lock)
+            finally:
+                self.keep([self._job_row(job) for job in planned])
 
     def add(self, datasets: dict[str, dict], experiments: dict[str, dict]) -> None:
         """Write the config of these experiments and those before, without the test split."""
