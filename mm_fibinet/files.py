@@ -6,6 +6,7 @@ Windows has none, and there `locked` refuses instead of letting two processes wr
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -123,6 +124,7 @@ def require_output(
                     f"{option} {path} is inside the input folder {source}; inputs are never modified, choose another "
                     "folder"
                 )
+        _require_writable(next(folder for folder in resolved.parents if folder.exists()), path)
         if kind and resolved.exists() and resolved.stat().st_size:
             with open(resolved, "rb") as opened:
                 found = opened.read(len(MAGIC[kind]))
@@ -133,6 +135,12 @@ def require_output(
     except ValueError as error:  # a NUL character
         raise UserError(f"{option} {path}: not a file name ({error})") from error
     return target
+
+
+def _require_writable(folder: Path, shown: object) -> None:
+    """Refuse what only the write would, after hours of work."""
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise explain_os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), shown)
 
 
 def _require_file_or_nothing(path: Path, before: str, shown: object = None) -> None:

@@ -99,7 +99,7 @@ def test_each_modality_alone_is_written_too(data, tmp_path, monkeypatch, capsys,
     fused = build(data, tmp_path / "all.parquet", monkeypatch)
     table = pq.read_table(tmp_path / "all.parquet")
     assert table.column_names[-2:] == ["txt_emb_d8", "img_emb_d8"]
-    assert "column item_emb_d8, txt_emb_d8, img_emb_d8" in capsys.readouterr().out
+    assert "columns item_emb_d8, txt_emb_d8, img_emb_d8" in capsys.readouterr().out
     build(data, tmp_path / "asked.parquet", monkeypatch, per_modality=True)
     assert (tmp_path / "asked.parquet").read_bytes() == (tmp_path / "all.parquet").read_bytes()
     np.testing.assert_array_equal(fused, build(data, tmp_path / "fused.parquet", monkeypatch, fused_only=True))
