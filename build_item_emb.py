@@ -86,7 +86,7 @@ def print_summary(built: Built) -> None:
         if encoded.bad:
             line("", f"bad: {first_names(encoded.bad)}")
     line("explained", ", ".join(f"{name} {share:.1%}" for name, share in built.explained.items()))
-    line("output", f"{built.output}, column {', '.join(built.columns)}")
+    line("output", f"{built.output}, column{'s' * (len(built.columns) > 1)} {', '.join(built.columns)}")
 
 
 def main() -> None:

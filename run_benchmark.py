@@ -65,7 +65,8 @@ def main() -> int:
     command = [sys.executable, str(Path(__file__).resolve().parent / "run_expid.py"), "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
     command += ["--set", *args.set] if args.set else []
-    jobs.run_all(runs, command, devices, out)
+    with jobs.locked(out) as lock:
+        jobs.run_all(runs, command, devices, lock)
 
     board = leaderboard.build([job.outcome() for job in runs], baseline)
     written = leaderboard.write(board, out)

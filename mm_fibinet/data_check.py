@@ -17,8 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from mm_fibinet import schema, settings
-from mm_fibinet.errors import EXIT_USER_ERROR, UserError, printable, run_cli
+from mm_fibinet.errors import EXIT_USER_ERROR, UserError, explain_os_error, printable, run_cli
 from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
+from mm_fibinet.files import walk
 from mm_fibinet.item_table import item_side_features, load_item_table
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
 from mm_fibinet.settings_schema import DatasetEntry, validate
@@ -76,8 +77,9 @@ class Problems:
 
     def of(self, path: str | Path) -> list[str]:
         """Take out the problems of a file, its name left out."""
-        start = f"{path}: "
-        return [text.removeprefix(start) for text in self.take(lambda text: text.startswith(start))]
+        start, unreadable = f"{path}: ", f"cannot read {path}: "
+        found = self.take(lambda text: text.startswith((start, unreadable)))
+        return [text.removeprefix(start).replace(unreadable, "cannot be read: ", 1) for text in found]
 
     def take(self, wanted: Callable[[str], bool] = lambda text: True) -> list[str]:
         """Take out the problems whose text is wanted."""
@@ -262,9 +264,12 @@ def _images(folder: Path) -> Row:
     if not folder.is_dir():
         row.absent = True
         return row
-    count = sum(1 for entry in folder.iterdir() if entry.suffix.lower() in schema.IMAGE_SUFFIXES)
-    row.content = f"{count} images"
-    row.problems = [] if count else ["no images in it"]
+    failed: list[OSError] = []
+    names = [name for _, _, names in walk(folder, failed.append) for name in names]  # as build_item_emb.py reads them
+    count = sum(1 for name in names if Path(name).suffix.lower() in schema.IMAGE_SUFFIXES)
+    row.content = f"{count:,} images"
+    row.problems = [str(explain_os_error(error, error.filename, "read")) for error in failed]
+    row.problems += [] if count or failed else ["no images in it"]
     return row
 
 
@@ -279,7 +284,7 @@ def parse_arguments() -> argparse.Namespace:
     check.add_argument("--config", default="config", help="config folder (default: %(default)s)")
     args = parser.parse_args()
     if bool(args.folder) == bool(args.dataset_id or args.expid):
-        check.error("name a FOLDER, or --dataset_id, --expid or both")
+        check.error("name either a FOLDER, or --dataset_id, --expid or both")
     return args
 
 

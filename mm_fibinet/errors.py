@@ -67,13 +67,15 @@ def explain_os_error(error: OSError, path: object, doing: str = "write") -> User
     Args:
         error: what the operating system said.
         path: the file or folder concerned.
-        doing: the verb of the sentence, "write" or "read".
+        doing: the verb of the sentence: "write", "read", or "use" where it may be either.
     """
+    denied = "choose a folder you may write to" if doing == "write" else f"ask its owner for the right to {doing} it"
+    denied = f"permission denied: {denied}"
     advice = {
         errno.ENOSPC: "the disk is full: free some space or choose another folder",
         errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
-        errno.EACCES: "permission denied: choose a folder you may write to",
-        errno.EPERM: "permission denied: choose a folder you may write to",
+        errno.EACCES: denied,
+        errno.EPERM: denied,
         errno.EROFS: "the file system is read-only: choose another folder",
         errno.ENOENT: "no such file or folder",
         errno.ENOTDIR: "a part of this path is a file, not a folder",
@@ -82,8 +84,6 @@ def explain_os_error(error: OSError, path: object, doing: str = "write") -> User
         errno.ENAMETOOLONG: "this name is too long: choose a shorter one",
         errno.ELOOP: "its symbolic links go in a circle",
     }.get(error.errno or 0, error.strerror or str(error))
-    if doing == "read" and error.errno in (errno.EACCES, errno.EPERM):
-        advice = "permission denied: ask its owner for the right to read it"
     return UserError(f"cannot {doing} {path}: {advice}")
 
 

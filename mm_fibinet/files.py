@@ -6,12 +6,13 @@ Windows has none, and there `locked` refuses instead of letting two processes wr
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mm_fibinet.errors import UserError, explain_os_error, printable
@@ -21,6 +22,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
+LOCK = ".lock"
 MAGIC = {"parquet": b"PAR1", "zip": b"PK"}  # the first bytes of an output's kind
 
 
@@ -73,6 +75,26 @@ def make_folder(path: str | os.PathLike) -> Path:
     return folder
 
 
+def walk(
+    folder: str | os.PathLike[str], on_error: Callable[[OSError], object]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in the names' order, through links to folders too, each folder once.
+
+    Args:
+        folder: where to begin.
+        on_error: told of each folder that cannot be read; may raise.
+    """
+    seen = set()
+    for root, folders, names in os.walk(os.fspath(folder), onerror=on_error, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:  # a link to a folder that holds it, say
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders.sort()
+        yield root, folders, sorted(names)
+
+
 def require_output(
     path: str | os.PathLike,
     inputs: Iterable[str | os.PathLike | None] = (),
@@ -102,6 +124,7 @@ def require_output(
                     f"{option} {path} is inside the input folder {source}; inputs are never modified, choose another "
                     "folder"
                 )
+        _require_writable(next(folder for folder in resolved.parents if folder.exists()), path)
         if kind and resolved.exists() and resolved.stat().st_size:
             with open(resolved, "rb") as opened:
                 found = opened.read(len(MAGIC[kind]))
@@ -112,6 +135,12 @@ def require_output(
     except ValueError as error:  # a NUL character
         raise UserError(f"{option} {path}: not a file name ({error})") from error
     return target
+
+
+def _require_writable(folder: Path, shown: object) -> None:
+    """Refuse what only the write would, after hours of work."""
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise explain_os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), shown)
 
 
 def _require_file_or_nothing(path: Path, before: str, shown: object = None) -> None:
@@ -136,7 +165,7 @@ def locked(folder: str | os.PathLike, waiting: str | None = None) -> Iterator[in
     """
     if fcntl is None:
         raise UserError(f"{folder}: cannot be locked on this system; runs need Linux or macOS (on Windows: WSL)")
-    path = make_folder(folder) / ".lock"
+    path = make_folder(folder) / LOCK
     try:
         opened = open(path, "w")  # noqa: SIM115
     except OSError as error:

@@ -60,8 +60,8 @@ def write_result(
         which is null in result.json.
     """
     rows = _valid_rows(params, train_data.path, valid_data, scores)
-    with files.atomic_path(run.scores) as path:
-        rows.write_parquet(path, use_pyarrow=True)  # a full disk is an OSError there
+    with files.atomic_path(run.scores) as path, open(path, "wb") as opened:  # its name need not be UTF-8
+        rows.write_parquet(opened, use_pyarrow=True)  # a full disk is an OSError there
     label, user, cold = (rows[name].to_numpy() for name in ("label", "user_id", "cold"))
     rules = training_rules(model)
     values = [rules.monitor.get_value(entry) for entry in history]
@@ -113,7 +113,8 @@ def read_result(folder: Path) -> dict | None:
 
 def read_scores(folder: Path) -> pl.DataFrame:
     """A finished run's validation rows: label, score, user_id, cold."""
-    return pl.read_parquet(RunFolder(folder.parent, folder.name).scores, glob=False)
+    with open(RunFolder(folder.parent, folder.name).scores, "rb") as opened:  # its name need not be UTF-8
+        return pl.read_parquet(opened)
 
 
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:

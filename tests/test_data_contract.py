@@ -18,6 +18,7 @@ from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.item_table import item_side_features, load_item_table
+from mm_fibinet.items.sources import ImageSource
 from mm_fibinet.metrics import group_auc
 from mm_fibinet.parquet_reader import open_parquet, part_files, read_column
 from mm_fibinet.settings import load_params
@@ -221,6 +222,29 @@ def test_missing_files_of_an_entry_are_problems_and_of_a_folder_are_not(folder, 
     code, table = run_check(folder, folder, capsys=capsys)
     assert code == 0
     assert line_of(table, "valid.parquet").split() == ["valid.parquet", "absent"]
+
+
+def test_images_are_counted_where_the_build_finds_them(folder, capsys):
+    """At any depth and behind links, each folder once."""
+    images = folder / "item_images"
+    (images / "unpacked").mkdir(parents=True)
+    (images / "unpacked" / "again").symlink_to(images)
+    (folder / "elsewhere").mkdir()
+    (images / "linked").symlink_to(folder / "elsewhere")
+    for path in (images / "unpacked" / "1.jpg", folder / "elsewhere" / "2.png", images / "notes.txt"):
+        path.write_bytes(b"")
+    found = {entry.item_id for entry in ImageSource(images, 2)}
+    code, table = run_check(folder, folder, capsys=capsys)
+    assert code == 0 and line_of(table, "item_images/").split() == ["item_images/", f"{len(found)}", "images", "ok"]
+
+
+def test_a_file_that_cannot_be_read_is_said_in_its_own_line(folder, capsys):
+    path = folder / "TEST_DATA" / "item_info.parquet"
+    path.unlink()
+    path.symlink_to(path.name)
+    code, table = run_check(folder, folder, capsys=capsys)
+    assert code == 2
+    assert "cannot be read: its symbolic links go in a circle" in line_of(table, "item_info.parquet")
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal(folder, capsys):

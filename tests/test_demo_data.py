@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_script
 from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -25,7 +25,6 @@ from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
 from mm_fibinet.demo.world import Rows, draw_world, expected_auc
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import sha256
-from mm_fibinet.submission import write_submission
 
 SMALL = {"items": 80, "users": 400, "train_rows": 6_000, "valid_rows": 1_500, "test_rows": 3_000, "max_len": 24}
 REPO = Path(__file__).resolve().parents[1]
@@ -132,7 +131,7 @@ def test_rows_carry_the_levels_of_their_item_and_the_history_of_their_user(demo:
 def test_the_same_parameters_give_the_same_bytes(tmp_path: Path):
     def hashes(folder: str, **options: int) -> dict[str, str]:
         generate(tmp_path / folder, size="tiny", **options)
-        files = (path for path in (tmp_path / folder).rglob("*") if path.is_file())
+        files = (path for path in (tmp_path / folder).rglob("*") if path.is_file() and path.name != ".lock")
         return {str(path.relative_to(tmp_path / folder)): sha256(path) for path in files}
 
     first, again, other = hashes("first"), hashes("again"), hashes("other", seed=7)
@@ -310,6 +309,7 @@ def test_a_set_that_is_there_is_kept_or_refused_or_replaced(tmp_path: Path):
         "test_labels.parquet",
         "item_truth.parquet",
         "user_truth.parquet",
+        ".lock",
     }
     assert [path.name for path in (tmp_path / "MMCTR_demo").iterdir()] == ["mine.txt"]
     (tmp_path / "item_feature.parquet").unlink()
@@ -324,54 +324,12 @@ def test_a_run_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path, mon
     with monkeypatch.context() as patched, pytest.raises(UserError, match="the disk is full"):
         patched.setattr(demo_data, "draw_rows", full_disk)
         generate(tmp_path, size="tiny")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     (tmp_path / ".demo.part" / "MMCTR_demo").mkdir(parents=True)  # as a killed run leaves it
     (tmp_path / ".demo.part" / "MMCTR_demo" / "train.parquet").write_text("half")
     generate(tmp_path, size="tiny")
     assert (tmp_path / "demo.json").exists()
     assert not (tmp_path / ".demo.part").exists()
-
-
-def score_arguments(tmp_path: Path, **facts: object) -> list[object]:
-    """A tiny demo set and a submission of one score a row, the arguments to score it; `facts` spoil demo.json."""
-    generate(tmp_path / "demo", size="tiny", images=False)
-    rows = pq.read_table(tmp_path / "demo" / "test_labels.parquet").num_rows
-    write_submission(np.linspace(0.1, 0.9, rows), tmp_path / "s.zip", rows)
-    path = tmp_path / "demo" / "demo.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
-    return ["--data", tmp_path / "demo", "--submission", tmp_path / "s.zip", "--model_root", tmp_path, "--expid", "x"]
-
-
-def test_a_group_of_one_class_has_no_auc(tmp_path: Path, capsys):
-    best_possible = {"all": 0.9, "warm": 0.9, "cold": None}
-    arguments = score_arguments(tmp_path, bayes_auc={"valid": best_possible, "test": best_possible})
-    path = tmp_path / "demo" / "test_labels.parquet"
-    labels = pq.read_table(path).to_pandas()
-    labels.loc[labels.cold, "label"] = 0
-    labels.to_parquet(path)
-    code, out, err = run_script("mm_fibinet.demo.score", *arguments, capsys=capsys)
-    assert code == 0, err
-    expected = roc_auc_score(labels.label, np.linspace(0.1, 0.9, len(labels)))
-    reached, best = [line.split() for line in out.splitlines() if line.startswith(("x ", "best"))]
-    assert reached[:3] == ["x", "-", f"{expected:.4f}"] and reached[-1] == "-"
-    assert best[2:] == ["0.9000", "0.9000", "0.9000", "-"]
-
-
-@pytest.mark.parametrize(
-    ("facts", "metrics", "message"),
-    [
-        ({"bayes_auc": 3}, None, "demo.json is damaged"),
-        ({"parameters": {"name": "../.."}}, None, "demo.json is damaged"),
-        ({}, "epoch,loss\n1,2\n", "metrics.csv: not the metrics of a run, expected a column AUC"),
-    ],
-)
-def test_a_damaged_set_or_run_is_not_scored(tmp_path: Path, capsys, facts, metrics, message):
-    arguments = score_arguments(tmp_path, **facts)
-    if metrics:
-        (tmp_path / "MMCTR_demo" / "x").mkdir(parents=True)
-        (tmp_path / "MMCTR_demo" / "x" / "metrics.csv").write_text(metrics)
-    code, _, err = run_script("mm_fibinet.demo.score", *arguments, capsys=capsys)
-    assert code == 2 and message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("place", ["file", "device", "work"])
@@ -441,3 +399,39 @@ def test_command_line_errors_are_one_line(tmp_path: Path):
         assert failed.stderr.startswith("error: ")
         assert message in failed.stderr
         assert failed.stderr.count("\n") == 1
+
+
+def test_a_name_of_one_of_the_sets_own_files_is_refused(tmp_path: Path):
+    for name in ("item_images", "demo.json", "item_feature.parquet"):
+        with pytest.raises(UserError, match=f"name is '{name}', which is a file or a folder of the set"):
+            generate(tmp_path / "demo", name=name, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["mine/train.parquet", "item_images/1.jpg"])
+def test_force_replaces_the_demo_set_and_nobody_elses_files(tmp_path: Path, file: str):
+    generate(tmp_path, size="tiny", images=False)
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is not of the demo set there, and would be replaced"):
+        generate(tmp_path, name="mine", size="tiny", force=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_two_at_once_make_one_set(tmp_path: Path):
+    command = [sys.executable, "-m", "mm_fibinet.demo.data", "--size", "tiny", "--output", str(tmp_path / "two")]
+    both = [subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.wait(), process.communicate()[1].count("Traceback")) for process in both] == [(0, 0)] * 2
+    generate(tmp_path / "one", size="tiny")
+    one, two = ({path.name: sha256(path) for path in (tmp_path / which).rglob("*.*g")} for which in ("one", "two"))
+    assert one == two and len(one) == 60
+    for name in ("item_feature.parquet", "MMCTR_demo/train.parquet", "demo.json"):
+        assert sha256(tmp_path / "one" / name) == sha256(tmp_path / "two" / name)
+
+
+def test_a_folder_whose_name_is_no_text_takes_a_set(tmp_path: Path):
+    folder = tmp_path / os.fsdecode(b"demo\xff")
+    generate(folder, size="tiny", images=False)
+    generate(tmp_path / "demo", size="tiny", images=False)
+    assert sha256(folder / "MMCTR_demo" / "test.parquet") == sha256(tmp_path / "demo" / "MMCTR_demo" / "test.parquet")

@@ -51,6 +51,10 @@ def test_a_message_does_not_print_a_whole_file(capsys):
         (MemoryError(), "error: out of memory (the system gave no more)"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "error: out of memory (CUDA out of memory. Tried"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "error: cannot use a file: the disk is full"),
+        (
+            PermissionError(errno.EACCES, "no", "in"),
+            "cannot use in: permission denied: ask its owner for the right to use",
+        ),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "xxx: this name is too long"),
     ],
 )
@@ -160,3 +164,12 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, refused):
     message = rf"lock: cannot be locked \({refused[-1].strerror}\).*folder on a local disk"
     with pytest.raises(UserError, match=message), locked(tmp_path, waiting="waiting"):
         pass
+
+
+def test_a_folder_that_may_not_be_written_to_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # as root may write anywhere
+    for output in (tmp_path / "o.parquet", tmp_path / "new" / "folder" / "o.parquet"):
+        with pytest.raises(UserError, match=r"o\.parquet: permission denied: choose a folder you may write to"):
+            require_output(output)
+    (tmp_path / "open").mkdir()
+    assert require_output(tmp_path / "open" / "o.parquet") and not (tmp_path / "new").exists()

@@ -99,7 +99,7 @@ def test_each_modality_alone_is_written_too(data, tmp_path, monkeypatch, capsys,
     fused = build(data, tmp_path / "all.parquet", monkeypatch)
     table = pq.read_table(tmp_path / "all.parquet")
     assert table.column_names[-2:] == ["txt_emb_d8", "img_emb_d8"]
-    assert "column item_emb_d8, txt_emb_d8, img_emb_d8" in capsys.readouterr().out
+    assert "columns item_emb_d8, txt_emb_d8, img_emb_d8" in capsys.readouterr().out
     build(data, tmp_path / "asked.parquet", monkeypatch, per_modality=True)
     assert (tmp_path / "asked.parquet").read_bytes() == (tmp_path / "all.parquet").read_bytes()
     np.testing.assert_array_equal(fused, build(data, tmp_path / "fused.parquet", monkeypatch, fused_only=True))
@@ -180,6 +180,38 @@ def test_a_call_from_python_gives_what_the_command_prints(data, tmp_path, quick,
         build_embedding("in.parquet", "out.parquet", image="covers")
     with pytest.raises(UserError, match="--emb_dim 0: expected 1 or more"):
         build_embedding("in.parquet", "out.parquet", emb_dim=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("emb_dim", True, "a whole number"),
+        ("emb_dim", 8.0, "a whole number"),
+        ("emb_dim", "8", "a whole number"),
+        ("emb_dim", None, "a whole number"),
+        ("batch_size", 2.5, "a whole number"),
+        ("opening_words", None, "a whole number"),
+        ("seed", None, "a whole number"),
+        ("seed", -1, "0 to 4294967295"),
+        ("strict", "no", "True or False"),
+        ("per_modality", 0, "True or False"),
+        ("text_columns", [], "names of columns"),
+        ("text_columns", 5, "names of columns"),
+    ],
+)
+def test_values_of_another_kind_are_refused(data, tmp_path, quick, option, value, expected):
+    options = {"emb_dim": 8, "item_feature": data / "item_feature.parquet", "image_encoder": "none", option: value}
+    with pytest.raises(UserError, match=f"^--{option} .*: expected {expected}"):
+        build_embedding(data / "item_info.parquet", tmp_path / "out" / "o.parquet", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_whose_name_is_no_text_is_written(data, tmp_path, quick):
+    options = {"emb_dim": np.int64(8), "item_feature": data / "item_feature.parquet", "image_encoder": "none"}
+    outputs = [tmp_path / name / "o.parquet" for name in ("plain", os.fsdecode(b"\xff"))]
+    for output in outputs:
+        build_embedding(data / "item_info.parquet", output, **options)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 class Clips:

@@ -59,7 +59,8 @@ def fake(dataset, tmp_path):
     def run(seeds, devices=(CPU,), overrides=()):
         planned = plan(str(dataset), ["FiBiNET_test"], seeds, model_zoo, tmp_path / "out", list(overrides))
         listed.write_text(json.dumps({f"{job.expid}{job.seed}": [job.fingerprint, str(job.folder)] for job in planned}))
-        run_all(planned, [sys.executable, str(script), "--jobs", str(listed)], list(devices), tmp_path / "out")
+        with jobs.locked(tmp_path / "out") as lock:
+            run_all(planned, [sys.executable, str(script), "--jobs", str(listed)], list(devices), lock)
         return planned
 
     return run

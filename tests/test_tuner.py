@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import model_zoo
 import run_param_tuner
-from mm_fibinet import run_result, settings
+from mm_fibinet import files, run_result, settings
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.tuner import Search, read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
@@ -280,6 +280,17 @@ def test_what_is_shown_of_a_search_is_text(dataset, tmp_path, capsys):
     assert failed == r"failed    a\x1b[31m: \u202e is\nno column" and r"a\x1b[2Jb" in results
 
 
+def test_results_csv_holds_any_text_and_no_formula(dataset, tmp_path):
+    search = make_search(write_tuner(tmp_path, dataset, "{learning_rate: [0.1, 0.2]}"), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    row = {"expid": "x", "state": "failed", "valid_monitor": None, "learning_rate": 0.123456789}
+    search.keep([{**row, "error": "data\udcff/train.parquet: no such file"}, {**row, "error": "=1+1"}])
+    with open(tmp_path / "out" / "results.csv", newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["error"] for row in rows] == [r"data\udcff/train.parquet: no such file", "'=1+1"]
+    assert {row["learning_rate"] for row in rows} == {"0.123456789"}
+
+
 def test_organisers_tuner(tmp_path, monkeypatch, capsys):
     """The real command: the grid, its table, the best experiment, and its command once more."""
     monkeypatch.chdir(tmp_path)
@@ -403,6 +414,22 @@ def test_a_combination_runs_once_and_a_failed_one_is_a_row(fake):
     assert len(done) == len({trial.params["hidden_units"] for trial in fine}) < len(fine)
     assert {row["error"] for row in search.rows if row["state"] == "failed"} == {"the data is not there"}
     assert all(row["hidden_units"] in ([8], [8, 4]) for row in search.rows)
+
+
+@pytest.mark.parametrize("optuna", [False, True])
+def test_a_search_changes_its_folder_only_while_it_holds_it(fake, monkeypatch, optuna):
+    """The config that another search's runs are reading is not replaced under them."""
+    search, add, refused = fake("{learning_rate: [0.1]}", "out"), Search.add, []
+
+    def watched(self, *config):
+        with pytest.raises(UserError, match="another process is at work there") as stopped, files.locked(self.out):
+            pass
+        refused.append(stopped.value)
+        add(self, *config)
+
+    monkeypatch.setattr(Search, "add", watched)
+    run_trials(search, 1) if optuna else search.run_grid()
+    assert refused and search.best()
 
 
 def test_a_weighted_monitor_that_should_fall(fake):

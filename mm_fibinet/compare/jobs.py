@@ -145,19 +145,19 @@ def plan(
     return jobs
 
 
-def run_all(jobs: list[Job], command: list[str], devices: list[int], out: Path) -> None:
+def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) -> None:
     """Run what has no result yet; each job that fails keeps its error.
 
     Args:
         jobs: of `plan`.
         command: starts one run when --expid, --gpu, --model_root, --set seed=S and --resume are added.
         devices: a place for one run at a time each: a GPU's index, or CPU.
-        out: the output folder, locked meanwhile.
+        lock: of `locked`, which the caller holds: each run inherits it.
 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
     """
-    with locked(out) as lock, noted_signals() as signals:
+    with noted_signals() as signals:
         waiting = [job for job in jobs if job.params and not job.result()]
         finished = sum(1 for job in jobs if job.params) - len(waiting)
         free, running = list(devices), {}

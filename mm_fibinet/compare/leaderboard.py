@@ -151,7 +151,7 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
         {what: path}.
     """
     paths = {kind: folder / f"leaderboard.{kind}" for kind in KINDS}
-    with files.atomic_path(paths["csv"]) as path, open(path, "w", newline="") as opened:
+    with files.atomic_path(paths["csv"]) as path, open(path, "w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, [column.key for column in COLUMNS] + ["seed", "error"])
         writer.writeheader()
         writer.writerows({key: _csv_value(value) for key, value in row.items()} for row in board.rows)
@@ -308,10 +308,16 @@ def _with_printable_texts(outcome: Outcome) -> Outcome:
 
 
 def _csv_value(value: object) -> object:
-    """A cell: numbers of six digits, and text that no spreadsheet takes for a formula."""
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """A cell of the leaderboard: numbers have six digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else csv_cell(value)
+
+
+def csv_cell(value: object) -> object:
+    """A cell whose text no spreadsheet takes for a formula and every encoding can write; all else stays."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def _markdown_text(value: object) -> str:

@@ -21,6 +21,7 @@ from fuxictr.utils import Monitor, print_to_json
 
 from mm_fibinet import files
 from mm_fibinet.compare import jobs
+from mm_fibinet.compare.leaderboard import csv_cell
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.metrics import METRICS
 from mm_fibinet.settings import (
@@ -228,12 +229,13 @@ class Search:
         expids = [expid for expid in experiments if tag is None or tag in expid]
         if not expids:
             raise UserError(f"--tag {tag}: in no experiment ID, they are like {next(iter(experiments))}")
-        self.add(datasets, experiments)
-        planned = self.plan(expids)
-        try:
-            jobs.run_all(planned, self.command, self.devices, self.out)
-        finally:
-            self.keep([self._job_row(job) for job in planned])
+        with jobs.locked(self.out) as lock:  # before the config is written, which another search's runs may be reading
+            self.add(datasets, experiments)
+            planned = self.plan(expids)
+            try:
+                jobs.run_all(planned, self.command, self.devices, lock)
+            finally:
+                self.keep([self._job_row(job) for job in planned])
 
     def add(self, datasets: dict[str, dict], experiments: dict[str, dict]) -> None:
         """Write the config of these experiments and those before, without the test split."""
@@ -288,10 +290,10 @@ class Search:
 
         self.rows = sorted(rows, key=order)
         if rows:
-            with files.atomic_path(self.out / RESULTS) as path, open(path, "w", newline="") as opened:
+            with files.atomic_path(self.out / RESULTS) as path, open(path, "w", newline="", encoding="utf-8") as opened:
                 writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
                 writer.writeheader()
-                writer.writerows(self.rows)
+                writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in self.rows)
 
     def best(self) -> dict | None:
         """The best experiment's row; None while none is done."""

@@ -27,7 +27,7 @@ from mm_fibinet.demo.covers import STYLES, save_cover
 from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
 from mm_fibinet.demo.world import Rows, World, draw_histories, draw_rows, draw_world, expected_auc, stream
 from mm_fibinet.errors import UserError, explain_os_error, printable, run_cli
-from mm_fibinet.files import make_folder, write_json
+from mm_fibinet.files import LOCK, locked, make_folder, write_json
 
 VERSION = 1
 TAGS_PER_ITEM = 5
@@ -77,6 +77,8 @@ class Parameters:
                 raise UserError(f"{field} is {getattr(self, field)!r}, expected True or False")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise UserError(f"name is {self.name!r}, expected a folder name of letters, digits, '_', '-' and '.'")
+        if self.name in [*self.files, "item_images", "demo.json"]:
+            raise UserError(f"name is {self.name!r}, which is a file or a folder of the set; expected another name")
 
     @property
     def files(self) -> list[str]:
@@ -131,10 +133,17 @@ def generate(
     existing = _existing(output, parameters, force)
     if existing is not None and not force:
         return existing
+    with locked(output, waiting=f"{output}: another process is at work there; waiting for it"):
+        existing = _existing(output, parameters, force)  # the one that was waited for may have made it
+        return existing if existing is not None and not force else _generate(output, parameters, existing)
+
+
+def _generate(output: Path, parameters: Parameters, existing: dict | None) -> dict:
+    """Write the set into a folder that is this process's own; `existing` is the set that it replaces."""
     part = output / _PART
     try:
         shutil.rmtree(part, ignore_errors=True)
-        make_folder(part / name)
+        make_folder(part / parameters.name)
         demo = _build(part, parameters)
         _publish(part, output, parameters, existing)
     except OSError as error:
@@ -147,7 +156,7 @@ def generate(
 def _existing(output: Path, parameters: Parameters, force: bool) -> dict | None:
     """What demo.json in `output` says; None when the folder is free. A `UserError` when it may not be used."""
     try:
-        if not output.exists() or {entry.name for entry in output.iterdir()} <= {_PART}:
+        if not output.exists() or {entry.name for entry in output.iterdir()} <= {_PART, LOCK}:
             return None
         found = read_demo_json(output)
         old = Parameters(**found["parameters"])
@@ -159,6 +168,12 @@ def _existing(output: Path, parameters: Parameters, force: bool) -> dict | None:
     except OSError as error:
         raise explain_os_error(error, output, "read") from error
     if force:
+        strangers = [file for file in parameters.files if file not in old.files and os.path.lexists(output / file)]
+        if strangers:
+            raise UserError(
+                f"{output / strangers[0]} is not of the demo set there, and would be replaced: move it or choose "
+                "another --output"
+            )
         return found
     if (found.get("version"), old) != (VERSION, parameters):
         raise UserError(
@@ -286,7 +301,8 @@ def _lists(values: np.ndarray) -> pa.Array:
 
 
 def _write_table(path: Path, columns: dict) -> None:
-    pq.write_table(pa.table(columns), path, compression="zstd", compression_level=1)
+    with open(path, "wb") as opened:  # opened here: pyarrow takes no names that are not UTF-8
+        pq.write_table(pa.table(columns), opened, compression="zstd", compression_level=1)
 
 
 def _write_items(folder: Path, world: World, parameters: Parameters) -> None:
@@ -345,7 +361,7 @@ def _write_split(path: Path, split: str, world: World, histories: np.ndarray, ro
     """Write one split, _ROW_CHUNK rows at a time; test has ID = row number in front and no label."""
     writer: pq.ParquetWriter | None = None
     size = len(rows.user)
-    with tqdm(total=size, desc=split, unit="row", disable=None) as progress:
+    with open(path, "wb") as opened, tqdm(total=size, desc=split, unit="row", disable=None) as progress:
         for start in range(0, size, _ROW_CHUNK):
             chunk = slice(start, min(start + _ROW_CHUNK, size))
             user, item = rows.user[chunk], rows.item[chunk]
@@ -361,11 +377,11 @@ def _write_split(path: Path, split: str, world: World, histories: np.ndarray, ro
             else:
                 columns["label"] = rows.label[chunk]
             table = pa.table(columns)
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1)
+            writer = writer or pq.ParquetWriter(opened, table.schema, compression="zstd", compression_level=1)
             writer.write_table(table)
             progress.update(len(user))
-    if writer:
-        writer.close()
+        if writer:
+            writer.close()
 
 
 def main() -> None:

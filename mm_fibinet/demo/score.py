@@ -12,12 +12,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mm_fibinet import schema
 from mm_fibinet.demo.data import read_demo_json
 from mm_fibinet.errors import UserError, explain_os_error, printable, run_cli
 from mm_fibinet.metrics import auc
+from mm_fibinet.parquet_reader import read_column
 from mm_fibinet.submission import MEMBER, check_submission
 
 GROUPS = ("all", "warm", "cold")
@@ -36,14 +36,15 @@ def score(submission: str | Path, data: str | Path) -> dict[str, float | None]:
         all the same.
     """
     path = Path(data) / LABELS
-    schema.require_columns(path, schema.open_parquet(path), ["ID", "label", "cold"])
-    labels = pq.read_table(path).sort_by("ID")
-    label, cold = (labels[name].to_numpy() for name in ("label", "cold"))
+    schema.read_test_ids(path)
+    label, cold = read_column(path, "label"), read_column(path, "cold")
+    schema.require_binary(label, path, "label")
+    schema.require_binary(cold, path, "cold")
     with zipfile.ZipFile(submission) as archive:
         scores = np.loadtxt(archive.read(MEMBER).decode().splitlines(), delimiter=",", skiprows=1, ndmin=2)[:, -1]
     if len(scores) != len(label):
         raise UserError(f"{path}: {len(label)} rows, expected {len(scores)} (those of {submission})")
-    rows = {"all": np.ones(len(label), bool), "warm": ~cold, "cold": cold}
+    rows = {"all": np.ones(len(label), bool), "warm": cold == 0, "cold": cold == 1}
     return {group: auc(label[at], scores[at]) if len(set(label[at])) == 2 else None for group, at in rows.items()}
 
 

@@ -12,6 +12,7 @@ same input gives the same bytes.
 """
 
 import dataclasses
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from mm_fibinet.schema import ITEM_ID, read_item_info
 STORE_NAME = ".mm_fibinet_features"
 NAMES_SHOWN = 5
 FUSED_PREFIX = "item_emb"
+MOST = 2**31 - 1
+# The least and the most of each number that `build` takes.
+NUMBERS = {"emb_dim": (1, MOST), "batch_size": (1, MOST), "opening_words": (0, MOST), "seed": (0, 2**32 - 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +131,9 @@ def build(
         UserError: an input, an option or the machine is at fault; nothing was written but features in the store.
         TypeError: an argument that no modality knows.
     """
-    _check_numbers(emb_dim, batch_size, opening_words)
-    if fusion not in FUSIONS:
+    _check_numbers({"emb_dim": emb_dim, "batch_size": batch_size, "opening_words": opening_words, "seed": seed})
+    _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
+    if fusion not in list(FUSIONS):
         raise UserError(f"--fusion {fusion}: unknown, expected {' or '.join(FUSIONS)}")
     chosen = _choose(given)
     output = Path(output)
@@ -154,8 +159,8 @@ def build(
     columns = {f"{prefix}_d{emb_dim}": each.embedding for prefix, each in fused.items()}
     for column, embedding in columns.items():
         table = add_embedding(table, column, embedding)
-    with atomic_path(output) as path:
-        pq.write_table(table, path)
+    with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
+        pq.write_table(table, opened)
     built = Built(output, list(columns), num_items, encoded, fused[FUSED_PREFIX].explained)
     write_json(_manifest_path(output), _manifest(built, emb_dim, fusion, seed))
     return built
@@ -198,12 +203,32 @@ def _manifest(built: Built, emb_dim: int, fusion: str, seed: int) -> dict[str, A
     return settings | made | {"explained_variance": built.explained, "columns": built.columns}
 
 
-def _check_numbers(emb_dim: int, batch_size: int | None, opening_words: int) -> None:
-    for name, value in (("emb_dim", emb_dim), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected 1 or more")
-    if opening_words < 0:
-        raise UserError(f"--opening_words {opening_words}: expected 0 or more")
+def _check_numbers(given: dict[str, int | None]) -> None:
+    """Whole numbers within NUMBERS; a notebook can give anything, and True would name a column item_emb_dTrue."""
+    for name, value in given.items():
+        least, most = NUMBERS[name]
+        if value is None and name == "batch_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise UserError(f"--{name} {value!r}: expected a whole number")
+        if not least <= value <= most:
+            raise UserError(
+                f"--{name} {value}: expected " + (f"{least} to {most}" if name == "seed" else f"{least} or more")
+            )
+
+
+def _check_kinds(text_columns: object, switches: dict[str, object]) -> None:
+    """Column names are texts; "no" is no switch, and would be taken for True."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise UserError(f"--{name} {value!r}: expected True or False")
+    names = [text_columns] if isinstance(text_columns, str) else text_columns
+    if names is None:
+        return
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"--text_columns {text_columns!r}: expected names of columns, or none at all for the usual ones"
+        )
 
 
 def _choose(given: dict[str, str | Path | None]) -> list[_Chosen]:

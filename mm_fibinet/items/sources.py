@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.files import walk
 from mm_fibinet.schema import IMAGE_SUFFIXES
 
 ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
@@ -178,18 +179,11 @@ def _folder_files(folder: Path) -> Iterator[_File]:
     def refuse(error: OSError) -> None:
         raise explain_os_error(error, error.filename, "read") from error
 
-    seen = set()
-    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        place = os.stat(root)
-        if (place.st_dev, place.st_ino) in seen:  # a link to a folder that holds it, say
-            folders.clear()
-            continue
-        seen.add((place.st_dev, place.st_ino))
-        folders.sort()
+    for root, folders, names in walk(folder, refuse):
         for name in folders:
             if _item_id(name) is not None:
                 yield _unusable((Path(root, name)).relative_to(folder).as_posix(), "corrupt", "a folder, not a file")
-        for name in sorted(names):
+        for name in names:
             path = Path(root, name)
             yield _folder_file(path, path.relative_to(folder).as_posix())
 
