@@ -8,7 +8,6 @@ nothing appears but below the folder of outputs. No code in the input has run: h
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import io
 import logging
@@ -119,7 +118,6 @@ def reset_peak() -> None:
 
     The scripts that train tell malloc to keep what is freed; what making the case has freed goes back first.
     """
-    gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
