@@ -3,149 +3,17 @@
 python run_expid.py --config config/ --expid FiBiNET_demo --gpu -1
 """
 
-import argparse
-import logging
-import os
 from pathlib import Path
 
-import torch
-from fuxictr.features import FeatureMap
-from fuxictr.pytorch.torch_utils import seed_everything
+from mm_fibinet import commands
+from mm_fibinet.errors import run_cli
 
-import model_zoo
-from mm_fibinet import distributed, run_manifest, run_result, settings
-from mm_fibinet.checkpoint import RunCheckpoints
-from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import printable, run_cli
-from mm_fibinet.event_files import EventFiles
-from mm_fibinet.feature_map import build_feature_map, save_feature_map
-from mm_fibinet.fuxictr_adapter import ENTRY_METHODS, refuse_own_loop
-from mm_fibinet.item_table import ItemTable, load_item_table
-from mm_fibinet.memory import keep_freed_memory
-from mm_fibinet.run_folder import RunFolder, RunLog, append_result
-from mm_fibinet.scoring import predict
-from mm_fibinet.training import Trainer
-from model_zoo.base import MultimodalModel
+HOME = commands.Home.repository(Path(__file__).resolve().parent)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train and evaluate one experiment ID.")
-    add_experiment_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
-    parser.add_argument("--checkpoint_every", type=int, metavar="N", help="save the run's state every N steps as well")
-    return parser.parse_args()
-
-
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that every script on an experiment takes."""
-    folder = Path(__file__).resolve().parent / "config"
-    parser.add_argument("--config", default=str(folder), help="config folder (default: the one beside this script)")
-    parser.add_argument("--expid", required=True, help="experiment ID of the config")
-    parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
-    parser.add_argument("--data_root", help="replaces data_root of the dataset config, also in its files' paths")
-    parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings of the experiment"
-    )
-
-
-def checked_gpu(args: argparse.Namespace) -> int:
-    """The index of this process's GPU, -1 for the CPU."""
-    gpu = int(os.environ.get("LOCAL_RANK", args.gpu)) if args.gpu >= 0 else args.gpu
-    settings.require_device(gpu)
-    return gpu
-
-
-def main() -> None:
+def main() -> int | None:
     """Train, evaluate, and say where the files are."""
-    args = parse_arguments()
-    changes = [*args.set, *([] if args.checkpoint_every is None else [f"checkpoint_every={args.checkpoint_every}"])]
-    params = settings.load_params(
-        args.config, args.expid, model_zoo, changes, args.data_root, args.model_root, checked_gpu(args)
-    )
-    if params["gpu"] < 0:
-        keep_freed_memory()
-    world = distributed.start(params["gpu"])
-    run = RunFolder.of(params)
-    with run.held(world.is_main), RunLog(quiet=not world.is_main) as log:
-        run_experiment(args, params, world, run, log)
-    distributed.stop()
-
-
-def run_experiment(
-    args: argparse.Namespace, params: dict, world: distributed.World, run: RunFolder, log: RunLog
-) -> None:
-    """The run itself: everything is read and checked before the first file of an earlier run is touched."""
-    model_class = settings.find_model(model_zoo, params["model"])
-    announce(params, model_class, run)
-    feature_map = build_feature_map(params)
-    data = run_manifest.data_fingerprint(params)
-    seed_everything(params["seed"])
-    model = model_class(feature_map, **params)
-    refuse_own_loop(model, ENTRY_METHODS, MultimodalModel)
-
-    table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
-    loader_params = {**params, "item_info": table, "batch_format": params.get("batch_format", "indices")}
-    train_data = MMCTRDataLoader(
-        feature_map, params["train_data"], split="train", rank=world.rank, world_size=world.size, **loader_params
-    )
-    loader_params["shuffle"] = False
-    valid_data = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", **loader_params)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings.check_reachable(params, len(train_data))
-    announce_data(feature_map, table, train_data, valid_data)
-    logging.info("Total number of parameters: %d.", parameters)
-
-    checkpoints = RunCheckpoints(run.folder, run_manifest.run_fingerprint(params, data))
-    on_evaluation = [run.write_history, *([EventFiles(run.events)] if params.get("tensorboard") else [])]
-    options = {**params, "checkpoints": checkpoints, "on_evaluation": on_evaluation}
-    trainer = Trainer(model, **{**options, "checkpoint": run.weights})
-    trainer.check(valid_data)
-    resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist()) and trainer.resume()
-    distributed.barrier()  # until all ranks have read what is there
-    if world.is_main:
-        if not resumed:
-            run.clear()
-        log.open(run.log, append=resumed)
-        save_feature_map(feature_map, run.feature_map)
-        run_manifest.write_manifest(run, params, args.set, feature_map, data, parameters)
-    history = trainer.fit(train_data, valid_data, epochs=params["epochs"])
-
-    logging.info("****** Validation evaluation ******")
-    scores = predict(model, valid_data, trainer.precision)
-    if world.is_main:
-        result = run_result.write_result(run, params, data, model, history, train_data, valid_data, scores)
-        run_manifest.finish_manifest(run)
-        logging.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
-        results = Path(params["model_root"]) / f"{Path(args.config).resolve().name}.csv"
-        append_result(results, params, result)
-        for what, path in {"best weights": run.weights, "run folder": run.folder, "results": results}.items():
-            print(f"{what:<12}  {printable(path)}")
-
-
-def announce(params: dict, model_class: type, run: RunFolder) -> None:
-    """Say what will be done, before anything takes time."""
-    gpu = params["gpu"]
-    device = f"GPU {gpu}, {torch.cuda.get_device_name(gpu)}" if gpu >= 0 else f"CPU, {torch.get_num_threads()} threads"
-    changed = settings.changed_from_defaults(params, model_class)
-    logging.info("Experiment %s: %s on %s", params["model_id"], params["model"], params["dataset_id"])
-    logging.info("Device: %s", device)
-    logging.info("Settings other than the defaults: %s", ", ".join(f"{k}={changed[k]}" for k in sorted(changed)))
-    for key in settings.DATA_FILES:
-        if params.get(key) and key != "test_data":
-            logging.info("Reads %s: %s", key, params[key])
-    logging.info("Writes %s, %s and %s", run.weights, run.log, run.folder)
-
-
-def announce_data(
-    feature_map: FeatureMap, table: ItemTable, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader
-) -> None:
-    """Say how many rows there are, and what the model reads of them."""
-    rows = (train_data.num_samples, valid_data.num_samples, table.num_items - 1)
-    logging.info("Train samples: %d, validation samples: %d, items: %d", *rows)
-    kinds = {name: spec["type"] for name, spec in feature_map.features.items() if spec["type"] != "meta"}
-    logging.info("%d features: %s", len(kinds), ", ".join(f"{name} ({kind})" for name, kind in kinds.items()))
+    return commands.main("train", HOME)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from mm_fibinet.errors import EXIT_USER_ERROR, UserError, explain_os_error, prin
 from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
 from mm_fibinet.files import walk
 from mm_fibinet.item_table import item_side_features, load_item_table
+from mm_fibinet.options import add_check_arguments, require_one_subject
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
 from mm_fibinet.settings_schema import DatasetEntry, validate
 
@@ -278,13 +279,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mm_fibinet.data_check", description="Check challenge data.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check every file of a data set and print a table")
-    check.add_argument("folder", metavar="FOLDER", nargs="?", help="with train.parquet in it, or the one above it")
-    check.add_argument("--dataset_id", metavar="NAME", help="check the files and features of this entry of the config")
-    check.add_argument("--expid", help="the features of this experiment, on its data set or that of --dataset_id")
-    check.add_argument("--config", default="config", help="config folder (default: %(default)s)")
+    add_check_arguments(check)
     args = parser.parse_args()
-    if bool(args.folder) == bool(args.dataset_id or args.expid):
-        check.error("name either a FOLDER, or --dataset_id, --expid or both")
+    require_one_subject(check, args)
     return args
 
 
@@ -298,8 +295,16 @@ def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) ->
 
 
 def main() -> int:
-    """The command line; returns 2 when something is wrong."""
-    args = parse_arguments()
+    """The command line."""
+    return report(parse_arguments())
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print what is there and what is wrong with it; the exit code, 2 when something is.
+
+    Args:
+        args: of `options.add_check_arguments`.
+    """
     if args.folder:
         rows = check_folder(args.folder)
     else:

@@ -20,8 +20,8 @@ import polars as pl
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError, explain_os_error, printable, run_cli
 from mm_fibinet.files import atomic_path, require_output
+from mm_fibinet.options import TASKS
 
-TASKS = ("Task1", "Task2", "Task1&2")
 MEMBER = "prediction.csv"
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}  # the two that every reader has
 FOREIGN_METHODS = {6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 98: "ppmd", 99: "AES"}

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.fields import FieldModel
-from model_zoo.layers import LinearPart, logit_mlp, require_divisor
+from .fields import FieldModel
+from .layers import LinearPart, logit_mlp, require_divisor
 
 
 class AutoInt(FieldModel):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from model_zoo.layers import masked_softmax
+
+from .layers import masked_softmax
 
 NUM_HEADS = 4
 

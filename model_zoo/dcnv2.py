@@ -7,8 +7,9 @@ from fuxictr.pytorch.layers import CrossNetMix, CrossNetV2, MLP_Block
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from model_zoo.fields import FieldModel
-from model_zoo.layers import last_width
+
+from .fields import FieldModel
+from .layers import last_width
 
 ModelStructure = Literal["crossnet_only", "stacked", "parallel", "stacked_parallel"]
 MODEL_STRUCTURES = get_args(ModelStructure)

@@ -3,8 +3,8 @@
 from fuxictr.pytorch.layers import InnerProductInteraction
 from torch import Tensor
 
-from model_zoo.fields import FieldModel
-from model_zoo.layers import LinearPart, logit_mlp
+from .fields import FieldModel
+from .layers import LinearPart, logit_mlp
 
 
 class DeepFM(FieldModel):

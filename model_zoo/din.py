@@ -8,8 +8,8 @@ config.
 import torch
 from torch import Tensor
 
-from model_zoo.history import HistoryModel
-from model_zoo.layers import DINAttention, logit_mlp
+from .history import HistoryModel
+from .layers import DINAttention, logit_mlp
 
 
 class DIN(HistoryModel):

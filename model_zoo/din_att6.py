@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from model_zoo.cross_attention import TargetAttention
-from model_zoo.history import HistoryModel
-from model_zoo.layers import DINAttention, logit_mlp
+
+from .cross_attention import TargetAttention
+from .history import HistoryModel
+from .layers import DINAttention, logit_mlp
 
 
 class DIN_att6(HistoryModel):

@@ -12,9 +12,10 @@ from fuxictr.pytorch.layers import SqueezeExcitation
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from model_zoo.fields import FieldModel
-from model_zoo.layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor
-from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
+
+from .fields import FieldModel
+from .layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor
+from .plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
 class FiBiNET(FieldModel):

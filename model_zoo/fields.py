@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
-from model_zoo.base import Inputs, MultimodalModel, with_equal_dims
-from model_zoo.layers import DINAttention, mean_pooling
-from model_zoo.similarity import SimilarityFields
+
+from .base import Inputs, MultimodalModel, with_equal_dims
+from .layers import DINAttention, mean_pooling
+from .similarity import SimilarityFields
 
 HistoryPooling = Literal["mean", "target_attention", "none"]
 HISTORY_POOLINGS = get_args(HistoryPooling)

@@ -10,8 +10,9 @@ from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from model_zoo.fields import FieldModel
-from model_zoo.layers import last_width, require_divisor
+
+from .fields import FieldModel
+from .layers import last_width, require_divisor
 
 
 class FinalMLP(FieldModel):

@@ -7,9 +7,9 @@ import torch
 from fuxictr.pytorch.layers import InnerProductInteraction
 from torch import Tensor, nn
 
-from model_zoo.base import with_regularizer
-from model_zoo.fields import FieldModel
-from model_zoo.layers import LinearPart
+from .base import with_regularizer
+from .fields import FieldModel
+from .layers import LinearPart
 
 
 class FM(FieldModel):

@@ -6,8 +6,8 @@ The gate lets a layer pass on only the crosses that help, so that more layers do
 import torch
 from torch import Tensor, nn
 
-from model_zoo.fields import FieldModel
-from model_zoo.layers import logit_mlp
+from .fields import FieldModel
+from .layers import logit_mlp
 
 
 class GDCN(FieldModel):

@@ -10,7 +10,8 @@ from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import Tensor
 
 from mm_fibinet.errors import UserError
-from model_zoo.base import Inputs, MultimodalModel
+
+from .base import Inputs, MultimodalModel
 
 
 class HistoryModel(MultimodalModel):

@@ -7,8 +7,8 @@ the history. An embedding field has one weight per dimension. Nothing interacts.
 import torch
 from torch import Tensor, nn
 
-from model_zoo.base import MultimodalModel, with_regularizer
-from model_zoo.layers import LinearPart, mean_pooling
+from .base import MultimodalModel, with_regularizer
+from .layers import LinearPart, mean_pooling
 
 
 class LR(MultimodalModel):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.history import HistoryModel
+from .history import HistoryModel
 
 
 class QIN(HistoryModel):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.base import Inputs
+from .base import Inputs
 
 TOP = 4  # history items nearest to the target
 RECENCY = 0.85  # the weight of a history item, to the power of the positions after it

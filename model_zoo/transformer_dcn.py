@@ -17,8 +17,9 @@ from fuxictr.pytorch.layers import CrossNetV2, MLP_Block
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from model_zoo.history import HistoryModel
-from model_zoo.layers import last_width, require_divisor
+
+from .history import HistoryModel
+from .layers import last_width, require_divisor
 
 MaskPolarity = Literal["correct", "published"]
 MASK_POLARITIES = get_args(MaskPolarity)

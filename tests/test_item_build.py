@@ -19,6 +19,8 @@ from conftest import ROOT
 from item_files import ITEMS, Hashes, arguments, build, cover, fails, feature_with, make_data, rar
 
 import build_item_emb
+from mm_fibinet import commands
+from mm_fibinet.commands import embed
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store, fusion, modalities
 from mm_fibinet.items.build import build as build_embedding
@@ -37,7 +39,7 @@ def quick(monkeypatch):
 
     def hashing(modality: Modality, dim: int) -> Modality:
         loaders = {modality.default: lambda rest, device, size: Hashes(modality.name, dim, size)}
-        return dataclasses.replace(modality, encoders=loaders)
+        return dataclasses.replace(modality, encoders=lambda: loaders)
 
     text, image = modalities.MODALITIES
     monkeypatch.setattr(modalities, "MODALITIES", (hashing(text, 20), hashing(image, 30)))
@@ -113,8 +115,7 @@ def test_each_modality_alone_is_written_too(data, tmp_path, monkeypatch, capsys,
 def test_the_default_build_writes_what_the_recommended_experiment_reads(data, tmp_path, monkeypatch, quick):
     """The names alone: as many items as emb_dim's default needs would take long."""
     experiments = yaml.safe_load((ROOT / "config" / "model_config" / "fibinet.yaml").read_text())
-    monkeypatch.setattr(sys, "argv", ["build_item_emb.py", "--item_info", "in", "--output", "out"])
-    default = build_item_emb.parse_arguments().emb_dim
+    default = commands.parse("embed", build_item_emb.HOME, ["--item_info", "in", "--output", "out"]).emb_dim
     build(data, tmp_path / "out.parquet", monkeypatch)
     written = {name.replace("_d8", f"_d{default}") for name in pq.read_table(tmp_path / "out.parquet").column_names}
     assert set(experiments["FiBiNET_recommended"]["similarity_only"]) <= written
@@ -123,7 +124,7 @@ def test_the_default_build_writes_what_the_recommended_experiment_reads(data, tm
 def test_fewer_directions_than_emb_dim_are_named_with_the_way_out(data, tmp_path, monkeypatch, capsys, quick):
     text, image = modalities.MODALITIES
     narrow = {"minilm": lambda rest, device, size: Hashes("narrow", 3, size)}
-    monkeypatch.setattr(modalities, "MODALITIES", (dataclasses.replace(text, encoders=narrow), image))
+    monkeypatch.setattr(modalities, "MODALITIES", (dataclasses.replace(text, encoders=lambda: narrow), image))
     message = fails(data, tmp_path / "a.parquet", monkeypatch, capsys)
     assert (
         "text or image features have at most 6 independent directions; choose --emb_dim 6 or less, or --fused_only"
@@ -160,7 +161,7 @@ def test_a_call_from_python_gives_what_the_command_prints(data, tmp_path, quick,
     assert image.bad == [("7.jpg", "corrupt", "not an image")]
     assert (image.computed, image.reused) == (22, 0)
     assert capfd.readouterr().out == ""
-    build_item_emb.print_summary(built)
+    embed.print_summary(built)
     out = capfd.readouterr().out
     assert "read item_tags: no title, expected one of item_title, title" in out
     assert "1 file is not named ITEM_ID.jpg/.jpeg/.png/.webp, e.g. item_16.jpg" in out
@@ -230,7 +231,9 @@ class Clips:
 
 def test_a_third_modality_is_one_record(data, tmp_path, monkeypatch, capsys, quick):
     loaders = {"loudness:": lambda rest, device, size: Hashes(f"loudness {rest}", 16, size)}
-    audio = Modality("audio", "aud_emb", "clips", lambda path, how: Clips(path), loaders, "loudness:a", "sounds")
+    audio = Modality(
+        "audio", "aud_emb", "clips", lambda path, how: Clips(path), lambda: loaders, "loudness:a", "sounds"
+    )
     monkeypatch.setattr(modalities, "MODALITIES", (*modalities.MODALITIES, audio))
     (data / "clips").mkdir()
     for item in range(1, ITEMS, 2):

@@ -17,8 +17,8 @@ from conftest import EMB_DIM, NUM_ITEMS, NUM_TAGS, ROOT, make_dataset, run_scrip
 from sklearn.metrics import roc_auc_score
 
 import model_zoo
-import run_param_tuner
 from mm_fibinet import files, run_result, settings
+from mm_fibinet.commands import tune
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.tuner import Search, read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
@@ -272,7 +272,7 @@ def test_what_is_shown_of_a_search_is_text(dataset, tmp_path, capsys):
     search = make_search(write_tuner(tmp_path, dataset, "{learning_rate: [0.1, 0.2]}"), tmp_path / "a\x1b[2Jb")
     state = {"state": "failed", "valid_monitor": None, "train_seconds": None, "error": "\u202e is\nno column"}
     search.rows = [{"expid": "a\x1b[31m", "learning_rate": "\x9b", **state}]
-    run_param_tuner.show(search)
+    tune.show(search)
     shown = capsys.readouterr().out
     assert shown.replace("\n", "").isprintable()
     _, row, failed, results = shown.splitlines()

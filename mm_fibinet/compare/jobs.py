@@ -23,9 +23,9 @@ from mm_fibinet import files, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.errors import UserError, explain_os_error, printable
+from mm_fibinet.options import SUITES
 from mm_fibinet.run_folder import RunFolder
 
-SUITES = "benchmark_config.yaml"
 POLL_SECONDS = 0.2
 SECONDS_TO_STOP = 120  # after SIGTERM a run saves its state; then it is killed
 CPU = -1

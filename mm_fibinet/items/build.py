@@ -24,15 +24,15 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.files import atomic_path, require_output, write_json
 from mm_fibinet.items import modalities
 from mm_fibinet.items.decoding import quiet_pillow
-from mm_fibinet.items.encoders import NONE, Encoder, deterministic, load_encoder, resolve_device
+from mm_fibinet.items.encoders import Encoder, deterministic, load_encoder, resolve_device
 from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_store
 from mm_fibinet.items.fusion import FUSIONS, Features, Fused
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.sources import Source
+from mm_fibinet.options import NONE, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
 from mm_fibinet.schema import ITEM_ID, read_item_info
 
-STORE_NAME = ".mm_fibinet_features"
 NAMES_SHOWN = 5
 FUSED_PREFIX = "item_emb"
 MOST = 2**31 - 1
@@ -288,7 +288,7 @@ def _require_item_table_or_nothing(output: Path) -> None:
 def _load(chosen: _Chosen, device: Any, batch_size: int | None) -> Encoder:
     batch_size = batch_size or (256 if device.type == "cuda" else 16)
     modality = chosen.modality
-    return load_encoder(modality.name, chosen.encoder_name, device, batch_size, modality.encoders)
+    return load_encoder(modality.name, chosen.encoder_name, device, batch_size, modality.encoders())
 
 
 def _check_emb_dim(

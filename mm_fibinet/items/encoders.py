@@ -28,10 +28,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import sha256
 from mm_fibinet.items.decoding import DECODING, decode_image
+from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT, NONE
 
-NONE = "none"
-DEFAULT_TEXT = "minilm"
-DEFAULT_IMAGE = "efficientnet_lite0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_PIXELS = 224

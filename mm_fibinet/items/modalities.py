@@ -1,16 +1,22 @@
 """The modalities an item embedding is made of. A further one (audio, say) is one more `Modality` in MODALITIES.
 
 The record says how the modality is called, where its contents come from and which encoders there are; the build, the
-command line's options, the manifest and the summary follow from it.
+command line's options, the manifest and the summary follow from it. What reads and what encodes is loaded when it is
+needed: the options are known without it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mm_fibinet.items.encoders import DEFAULT_IMAGE, DEFAULT_TEXT, IMAGE_ENCODERS, TEXT_ENCODERS, Loaders
-from mm_fibinet.items.sources import ImageSource, Source
-from mm_fibinet.items.texts import read_texts
+from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
+
+if TYPE_CHECKING:
+    from mm_fibinet.items.encoders import Loaders
+    from mm_fibinet.items.sources import Source
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Modality:
         prefix: of the column of this modality alone, PREFIX_dN; as item_feature names the organisers' features.
         source: the option that says where the contents are.
         read: opens the source; the views of what it returns are the views of the items.
-        encoders: the loaders to choose from by name.
+        encoders: gives the loaders to choose from by name.
         default: the encoder's name when none is given.
         expected: what a source without any content lacks.
         flaws: the kinds of `BadContent` that are counted.
@@ -49,7 +55,7 @@ class Modality:
     prefix: str
     source: str
     read: Callable[[str | Path, Reading], Source]
-    encoders: Loaders
+    encoders: Callable[[], Loaders]
     default: str
     expected: str
     flaws: tuple[str, ...] = ()
@@ -62,13 +68,37 @@ class Modality:
         return f"{self.name}_encoder"
 
 
+def _read_text(path: str | Path, how: Reading) -> Source:
+    from mm_fibinet.items.texts import read_texts
+
+    return read_texts(path, how.num_items, how.text_columns, how.opening_words)
+
+
+def _read_images(path: str | Path, how: Reading) -> Source:
+    from mm_fibinet.items.sources import ImageSource
+
+    return ImageSource(path, how.num_items)
+
+
+def _text_encoders() -> Loaders:
+    from mm_fibinet.items.encoders import TEXT_ENCODERS
+
+    return TEXT_ENCODERS
+
+
+def _image_encoders() -> Loaders:
+    from mm_fibinet.items.encoders import IMAGE_ENCODERS
+
+    return IMAGE_ENCODERS
+
+
 MODALITIES = (
     Modality(
         name="text",
         prefix="txt_emb",
         source="item_feature",
-        read=lambda path, how: read_texts(path, how.num_items, how.text_columns, how.opening_words),
-        encoders=TEXT_ENCODERS,
+        read=_read_text,
+        encoders=_text_encoders,
         default=DEFAULT_TEXT,
         expected="titles or tags",
         source_help="parquet with item_id and a title, tags (words), a description or some of these",
@@ -78,8 +108,8 @@ MODALITIES = (
         name="image",
         prefix="img_emb",
         source="images",
-        read=lambda path, how: ImageSource(path, how.num_items),
-        encoders=IMAGE_ENCODERS,
+        read=_read_images,
+        encoders=_image_encoders,
         default=DEFAULT_IMAGE,
         expected="usable images named ITEM_ID.jpg with ids of item_info",
         flaws=("corrupt", "oversized"),

@@ -1,0 +1,180 @@
+"""The command lines of all commands, in one light module: nothing here loads torch, parquet or models."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm_fibinet.items import modalities
+from mm_fibinet.options import STORE_NAME, SUITES, TASKS, add_check_arguments, require_one_subject
+
+Parser = argparse.ArgumentParser
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command's line.
+
+    Attributes:
+        description: what it does, one sentence.
+        add_arguments: adds its arguments to a parser; also given the config folder of the place.
+        check: ends with the parser's error for arguments that contradict each other.
+        epilog: the last line of its help.
+    """
+
+    description: str
+    add_arguments: Callable[[Parser, Path], None]
+    check: Callable[[Parser, argparse.Namespace], None] | None = None
+    epilog: str | None = None
+
+
+def add_config(parser: Parser, config: Path, default: str = "%(default)s") -> None:
+    """--config, the folder of experiment IDs; `default` as its help tells it."""
+    parser.add_argument("--config", default=str(config), help=f"config folder (default: {default})")
+
+
+def add_set(parser: Parser, which: str) -> None:
+    """--set, changes to settings; `which` experiments' they are."""
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=f"change settings of {which}"
+    )
+
+
+def add_data_root(parser: Parser) -> None:
+    """--data_root."""
+    parser.add_argument("--data_root", help="replaces data_root of the dataset config, also in its files' paths")
+
+
+def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -> None:
+    """What every command on one experiment takes."""
+    add_config(parser, config, default)
+    parser.add_argument("--expid", required=True, help="experiment ID of the config")
+    parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
+    add_data_root(parser)
+    parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
+    add_set(parser, "the experiment")
+
+
+def train(parser: Parser, config: Path) -> None:
+    """Of `train`."""
+    add_experiment(parser, config)
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
+    parser.add_argument("--checkpoint_every", type=int, metavar="N", help="save the run's state every N steps as well")
+
+
+def predict(parser: Parser, config: Path) -> None:
+    """Of `predict`; `config` stays None unless it is named, so that a run's own settings are told from the config's."""
+    add_experiment(parser, config, f"the run's settings, else {config}")
+    parser.add_argument("--checkpoint", help="weights to load (default: the experiment's best)")
+    parser.add_argument("--test", help="test split (default: test_data of the run)")
+    parser.add_argument("--out", help="the zip (default: submission/EXPID.zip)")
+    parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
+    parser.add_argument(
+        "--allow_other_data",
+        action="store_true",
+        help="score with the settings and items given here even where the run was trained with others",
+    )
+    parser.set_defaults(config=None)
+
+
+def embed(parser: Parser, _: Path) -> None:
+    """Of `embed`; the names are the arguments of `mm_fibinet.items.build.build`."""
+    files = parser.add_argument_group("files")
+    files.add_argument("--item_info", required=True, metavar="IN", help="parquet with item_id 0..N, row 0 the padding")
+    for modality in modalities.MODALITIES:
+        files.add_argument(f"--{modality.source}", metavar="PATH", help=modality.source_help)
+    files.add_argument("--output", required=True, metavar="OUT", help="parquet to write; must not be an input")
+    files.add_argument("--store", metavar="FOLDER", help=f"raw features (default: {STORE_NAME} beside OUT)")
+    method = parser.add_argument_group("method")
+    method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
+    for modality in modalities.MODALITIES:
+        text = f"{modality.encoder_help} (default: %(default)s)"
+        method.add_argument(f"--{modality.encoder_option}", default=modality.default, metavar="ID", help=text)
+    method.add_argument(
+        "--text_columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns of the text, in this order (default: those with usual names, such as item_title and item_tags)",
+    )
+    method.add_argument(
+        "--opening_words",
+        type=int,
+        default=10,
+        metavar="N",
+        help="encode a text's first N words on their own too, so that a long description does not drown the title; "
+        "0: not (default: %(default)s)",
+    )
+    method.add_argument("--fusion", default="pca", metavar="NAME", help="of the modalities (default: %(default)s)")
+    columns = method.add_mutually_exclusive_group()
+    prefixes = " and ".join(f"{modality.prefix}_dN" for modality in modalities.MODALITIES)
+    columns.add_argument(
+        "--per_modality",
+        action="store_true",
+        default=True,
+        help=f"write {prefixes}, the fusion of each modality alone, beside item_emb_dN (the default)",
+    )
+    columns.add_argument(
+        "--fused_only", dest="per_modality", action="store_false", help="write item_emb_dN and no such columns"
+    )
+    method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    machine.add_argument("--batch_size", type=int, help="items a forward pass (default: 16 on CPU, 256 on GPU)")
+    machine.add_argument("--seed", type=int, default=0, help="for fusions with randomness (default: %(default)s)")
+
+
+def benchmark(parser: Parser, config: Path) -> None:
+    """Of `benchmark`."""
+    add_config(parser, config)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--expids", nargs="+", metavar="EXPID", help="experiment IDs of the config")
+    what.add_argument("--suite", help=f"a list of experiment IDs by its name in {SUITES}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
+    where.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU (default: 1)")
+    parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
+    parser.add_argument("--baseline", metavar="EXPID", help="what the others are compared to (default: the first)")
+    add_data_root(parser)
+    add_set(parser, "all experiments")
+
+
+def tune(parser: Parser, _: Path) -> None:
+    """Of `tune`."""
+    parser.add_argument("--config", required=True, metavar="TUNER.yaml", help="base_expid, tuner_space, ...")
+    parser.add_argument("--gpu", nargs="+", type=int, default=[-1], help="GPU indices, -1 for CPU (default)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="runs at a time on each of them (default: 1)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--tag", help="run only the experiment IDs that contain it, for example 001")
+    how.add_argument("--optuna", type=int, metavar="N", help="N trials of Optuna instead of the grid")
+    parser.add_argument("--out", help="folder of the results and the runs (default: tuner/NAME or tuner/NAME_optuna)")
+    add_data_root(parser)
+    parser.add_argument("--seed", type=int, help="of all experiments and of Optuna (default: the config's)")
+    add_set(parser, "all experiments")
+
+
+def check(parser: Parser, config: Path) -> None:
+    """Of `check`."""
+    add_check_arguments(parser, config)
+
+
+def list_(parser: Parser, config: Path) -> None:
+    """Of `list`."""
+    add_config(parser, config)
+
+
+COMMANDS = {
+    "embed": Command(
+        "Make an item embedding from titles, tags and cover images (challenge task 1).",
+        embed,
+        epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
+    ),
+    "train": Command("Train and evaluate one experiment ID.", train),
+    "predict": Command("Score the test split and write a submission zip.", predict),
+    "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
+    "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
+    "check": Command("Check challenge data.", check, require_one_subject),
+    "list": Command("List the experiment IDs, with their models and data sets.", list_),
+}

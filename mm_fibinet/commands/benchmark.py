@@ -1,0 +1,48 @@
+"""Several experiment IDs with several seeds to one leaderboard: CSV, Markdown and a single HTML page."""
+
+import argparse
+from pathlib import Path
+
+from mm_fibinet import files, settings
+from mm_fibinet.commands import Home
+from mm_fibinet.compare import jobs, leaderboard
+from mm_fibinet.errors import UserError, printable
+
+
+def require_place(out: Path, config: str, runs: list[jobs.Job]) -> None:
+    """Refuse, before anything runs, an --out where the leaderboard would be written over an input."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: this is a file, expected a folder for the leaderboard and the runs")
+    inputs = {job.params.get(key) for job in runs if job.params for key in settings.DATA_FILES}
+    for kind in leaderboard.KINDS:
+        files.require_output(out / f"leaderboard.{kind}", [config, *sorted(filter(None, inputs))], option="--out")
+
+
+def run(args: argparse.Namespace, home: Home) -> int:
+    """Run, then report; exit code 1 when a run failed."""
+    expids = args.expids or jobs.find_suite(args.config, args.suite)
+    baseline = args.baseline or expids[0]
+    if baseline not in expids:
+        raise UserError(f"--baseline {baseline}: not among the experiments that are run: {', '.join(expids)}")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: expected at least 1")
+    if any(change.partition("=")[0].strip() == "seed" for change in args.set):
+        raise UserError("--set seed: expected --seeds instead")
+    devices = list(dict.fromkeys(args.gpus)) if args.gpus else [jobs.CPU] * args.workers
+    for gpu in devices:
+        settings.require_device(gpu)
+
+    out = Path(args.out)
+    runs = jobs.plan(args.config, expids, args.seeds, home.import_models(), out, args.set, args.data_root)
+    require_place(out, args.config, runs)
+    command = [*home.train, "--config", args.config]
+    command += ["--data_root", args.data_root] if args.data_root else []
+    command += ["--set", *args.set] if args.set else []
+    with jobs.locked(out) as lock:
+        jobs.run_all(runs, command, devices, lock)
+
+    board = leaderboard.build([job.outcome() for job in runs], baseline)
+    written = leaderboard.write(board, out)
+    print(leaderboard.as_text(board))
+    print("\n".join(f"{what:<12}{printable(path)}" for what, path in written.items()))
+    return 1 if any(job.error for job in runs) else 0

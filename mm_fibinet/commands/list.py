@@ -1,0 +1,19 @@
+"""The experiment IDs of a config folder."""
+
+import argparse
+from pathlib import Path
+
+from mm_fibinet import settings
+from mm_fibinet.commands import Home
+from mm_fibinet.errors import printable
+
+
+def run(args: argparse.Namespace, _: Home) -> None:
+    """Print one line an experiment: its ID, model and data set."""
+    rows = [("experiment", "model", "data set")]
+    for expid in settings.experiment_ids(args.config):
+        experiment = settings.load_model_config(Path(args.config), expid)
+        rows.append((expid, str(experiment.get("model")), str(experiment["dataset_id"])))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for expid, model, dataset in rows:
+        print(printable(f"{expid:<{widths[0]}}  {model:<{widths[1]}}  {dataset}"))

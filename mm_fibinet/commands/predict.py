@@ -1,0 +1,118 @@
+"""Score the test split with a trained experiment and write the challenge's submission zip.
+
+The settings are those of the run's manifest, so nothing of the training's command line need be repeated; what is given
+again must agree, and the items' files must be those trained on. Weights from elsewhere have no manifest: named with
+--checkpoint, they take the config's settings.
+"""
+
+import argparse
+from pathlib import Path
+from types import ModuleType
+
+from mm_fibinet import distributed, files, run_manifest, schema, settings, submission
+from mm_fibinet.checkpoint import load_weights
+from mm_fibinet.commands import Home
+from mm_fibinet.commands.train import checked_gpu
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError, printable
+from mm_fibinet.feature_map import build_feature_map, load_feature_map
+from mm_fibinet.item_table import load_item_table
+from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.parquet_reader import part_files
+from mm_fibinet.run_folder import RunFolder
+from mm_fibinet.scoring import predict
+
+DEFAULT_MODEL_ROOT = "./checkpoints/"  # FuxiCTR's
+
+
+def run(args: argparse.Namespace, home: Home) -> None:
+    """Score, validate, write."""
+    args.config_given, args.config = args.config is not None, args.config or str(home.config)
+    gpu = checked_gpu(args)
+    models = home.import_models()
+    trained = find_run(args, models)
+    params = run_params(args, models, trained, gpu) if trained else config_params(args, models, gpu)
+    weights = Path(args.checkpoint) if args.checkpoint else (trained or RunFolder.of(params)).weights
+    test = args.test or params.get("test_data")
+    if not test:
+        raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
+    num_rows = len(schema.read_test_ids(test))
+    out = Path(args.out or Path("submission") / f"{args.expid}.zip")
+    read = [test, *part_files(test), params["item_info"], params.get("item_feature"), weights]
+    files.require_output(out, read, kind="zip", option="--out")
+
+    if gpu < 0:
+        keep_freed_memory()
+    world = distributed.start(gpu)
+    if world.is_main:
+        source = trained.manifest if trained else f"{args.config}: {weights} has no run manifest beside it"
+        print(f"settings    {printable(source)}")
+        if trained and not trained.result.exists():
+            print("note        the run has not finished: its best weights so far are used")
+    feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
+    model = settings.find_model(models, params["model"])(feature_map, **params)
+    load_weights(model, weights)
+    table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
+    loader_params = {**params, "item_info": table, "shuffle": False}
+    loader_params["batch_format"] = params.get("batch_format", "indices")
+    test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
+    scores = predict(model, test_data, params.get("precision", "fp32"))  # as its validation was scored
+    if world.is_main:
+        submission.write_submission(scores, out, num_rows, args.task)
+        print(printable(submission.check_submission(out, test)))
+    distributed.stop()
+
+
+def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:
+    """The run whose weights are scored; None for weights without a run's manifest."""
+    if args.checkpoint:
+        weights = Path(args.checkpoint)
+        run = RunFolder(weights.parent, weights.stem)
+        return run if run.weights == weights and run.manifest.is_file() else None
+    chosen = [change.partition("=")[2].strip() for change in args.set if change.partition("=")[0] == "dataset_id"]
+    root = args.model_root
+    if root is None:
+        try:
+            root = config_params(args, models, -1)["model_root"]
+        except UserError:  # the run may be of another config
+            root = DEFAULT_MODEL_ROOT
+    found = run_manifest.find_run(root, args.expid, chosen[-1] if chosen else None)
+    if found is None and args.expid not in settings.experiment_ids(args.config):
+        raise UserError(
+            f"--expid {args.expid}: there is no run of it in {root}, nor is it an experiment of {args.config}; name "
+            "the folder of its run with --model_root"
+        )
+    return found
+
+
+def config_params(args: argparse.Namespace, models: ModuleType, gpu: int, before: list[str] | None = None) -> dict:
+    """The config's settings.
+
+    Args:
+        before: "key=value" changes that --set may change again.
+    """
+    given = settings.parse_overrides(args.set)
+    kept = [change for change in before or [] if not given.keys() & settings.parse_overrides([change]).keys()]
+    return settings.load_params(
+        args.config, args.expid, models, [*kept, *args.set], args.data_root, args.model_root, gpu
+    )
+
+
+def run_params(args: argparse.Namespace, models: ModuleType, run: RunFolder, gpu: int) -> dict:
+    """The run's settings; what is given on the command line must agree with them.
+
+    Raises:
+        UserError: settings, items or weights are not those of the run.
+    """
+    manifest = run_manifest.read_manifest(run)
+    trained = settings.change_params(manifest["config"], models)
+    changes = settings.parse_overrides(args.set)
+    if args.config_given or changes.get("dataset_id", trained["dataset_id"]) != trained["dataset_id"]:
+        params = config_params(args, models, gpu, manifest.get("set"))
+    else:
+        params = settings.change_params(trained, models, args.set, args.data_root, args.model_root, gpu)
+    run_manifest.refuse_other_weights(manifest, run)
+    if not args.allow_other_data:
+        run_manifest.refuse_other_settings(trained, params, str(run.folder))
+        run_manifest.refuse_other_items(manifest, params, str(run.folder))
+    return params

@@ -1,0 +1,71 @@
+"""The scripts and `mm-fibinet COMMAND`: one command line each, help without waiting."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+from mm_fibinet import commands
+from mm_fibinet.commands.arguments import COMMANDS
+
+SCRIPTS = {
+    "train": "run_expid", "predict": "prediction", "embed": "build_item_emb", "benchmark": "run_benchmark",
+    "tune": "run_param_tuner",
+}  # fmt: skip
+HEAVY = ("torch", "pandas", "polars", "pyarrow", "numpy", "fuxictr", "pydantic", "scipy", "h5py")
+
+
+def loaded_after(code, *arguments):
+    """(exit code, output, the heavy modules that were loaded by then)."""
+    shown = f"print(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    code = f"import sys\ntry:\n    {code}\nfinally:\n    {shown}"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    *printed, heavy = done.stderr.splitlines()
+    return done.returncode, done.stdout + "\n".join(printed), heavy.split()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_and_wrong_arguments_load_nothing_heavy(name):
+    code = f"import {SCRIPTS[name]}; from mm_fibinet.errors import run_cli; run_cli({SCRIPTS[name]}.main)"
+    code_of_help, printed, heavy = loaded_after(code, "--help")
+    assert code_of_help == 0 and COMMANDS[name].description in " ".join(printed.split()) and not heavy
+    code_of_mistake, printed, heavy = loaded_after(code, "--no-such-option")
+    assert code_of_mistake == 2 and not heavy, printed
+
+
+def test_the_console_command_lists_its_commands_and_their_options():
+    code = "from mm_fibinet.__main__ import entry_point; entry_point()"
+    exit_code, printed, heavy = loaded_after(code, "--help")
+    assert exit_code == 0 and not heavy
+    for name, command in COMMANDS.items():
+        assert name in printed.split() and " ".join(command.description.split()[:4]) in " ".join(printed.split())
+        exit_code, of_command, heavy = loaded_after(code, name, "--help")
+        assert exit_code == 0 and f"mm-fibinet {name}" in of_command and not heavy
+    assert loaded_after(code, "nothing")[0] == 2
+
+
+def test_list_names_every_experiment(dataset, capsys):
+    code, out, _ = run_script("mm_fibinet.__main__", "list", "--config", dataset, capsys=capsys)
+    assert code == 0
+    heads, *rows = [line.split() for line in out.splitlines()]
+    assert heads == ["experiment", "model", "data", "set"]
+    assert [row[:2] for row in rows] == [["FiBiNET_test", "FiBiNET"], ["FiBiNET_test_no_emb", "FiBiNET"]]
+
+
+def test_both_homes_have_the_same_experiments():
+    """The repository's scripts, and pip's command: here an editable installation, which reads the same folder."""
+    repository, installed = commands.Home.repository(ROOT), commands.Home.installed()
+    assert installed.models != repository.models
+    for home in (repository, installed):
+        assert (home.config / "model_config").is_dir()
+        assert Path(home.train[0]) == Path(sys.executable)
+
+
+def test_a_command_waits_without_spinning(monkeypatch):
+    code = "import os, run_expid; from mm_fibinet import commands; commands.arguments.COMMANDS['list']; "
+    code += "commands.main('list', run_expid.HOME, []); print(os.environ['OMP_WAIT_POLICY'])"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    _, printed, _ = loaded_after(code)
+    assert printed.splitlines()[-1] == "PASSIVE"
