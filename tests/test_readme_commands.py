@@ -1,5 +1,6 @@
 """The README's commands for MicroLens, as they stand there, on small files in the places that data/README.md names."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import ROOT, run_script
+from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.demo.data import generate
 from mm_fibinet.demo.score import score
@@ -15,11 +17,16 @@ from mm_fibinet.demo.score import score
 ITEMS, TEST_ROWS = 140, 600
 
 
+def block(heading, language):
+    """The first block of code of a language below a heading of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1]
+    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL).group(1)
+
+
 def commands(heading):
     """The command lines below a heading of the README, without their comments, split as a shell splits them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1]
-    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL).group(1)
-    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+    lines = block(heading, "bash").replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def run(line, capsys):
@@ -27,6 +34,7 @@ def run(line, capsys):
     program, *arguments = line
     assert program == "python"
     script, *arguments = arguments[1:] if arguments[0] == "-m" else arguments
+    script = "mm_fibinet.__main__" if script == "mm_fibinet" else script
     return script, *run_script(script.removesuffix(".py"), *arguments, capsys=capsys)
 
 
@@ -51,3 +59,25 @@ def test_microlens_in_five_commands(tmp_path, capsys, monkeypatch):
     info = pl.read_parquet(data / "own" / "item_info.parquet")
     assert np.array(info["item_emb_d128"].to_list()).shape == (ITEMS + 1, 128)
     assert score(tmp_path / "submission" / "FiBiNET_recommended.zip", data)["all"] > 0.55
+
+
+@pytest.mark.slow
+def test_ten_lines_of_python(tmp_path, capsys, monkeypatch):
+    """As printed, on a small data set in the demo's place; the metrics are those of scikit-learn on its scores."""
+    generate(tmp_path / "data" / "demo", items=ITEMS, users=300, train_rows=4000, valid_rows=600, test_rows=TEST_ROWS)
+    info = pl.read_parquet(tmp_path / "data" / "demo" / "MMCTR_demo" / "item_info.parquet")
+    embedding = np.random.default_rng(0).normal(size=(ITEMS + 1, 128)).astype(np.float32)
+    embedding[0] = 0
+    (tmp_path / "data" / "demo" / "embedded").mkdir()
+    columns = [pl.Series(name, embedding) for name in ("item_emb_d128", "txt_emb_d128", "img_emb_d128")]
+    info.with_columns(columns).write_parquet(tmp_path / "data" / "demo" / "embedded" / "item_info.parquet")
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+
+    code = block("Ten lines of Python", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 11
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1].replace("'", '"'))
+    labels = pl.read_parquet(names["params"]["valid_data"])["label"].to_numpy()
+    assert printed["AUC"] == pytest.approx(roc_auc_score(labels, names["model"].predict(names["valid"])), abs=6e-4)
