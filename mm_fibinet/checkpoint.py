@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.files import atomic_path
 
-FORMAT = 1
+FORMAT = 2
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put a state dict among other things
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -170,6 +170,21 @@ def checksum(state: object) -> int:
             crc = zlib.crc32(str(checksum(value)).encode(), crc)
         return crc
     return zlib.crc32(repr(state).encode())
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of this process's random generators, of the CPU and of the device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put the generators where `generator_states` found them."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _read_weights(path: str | Path) -> object:

@@ -20,6 +20,7 @@ import mm_fibinet
 from mm_fibinet import files
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.parquet_reader import exists, part_files
+from mm_fibinet.precision import PRECISIONS, Precision
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.settings import DATA_FILES
 
@@ -80,6 +81,7 @@ def write_manifest(
     feature_map: FeatureMap,
     data: dict[str, dict],
     parameters: int,
+    precision: Precision,
 ) -> None:
     """manifest.json: what a reader needs to repeat the run.
 
@@ -88,6 +90,7 @@ def write_manifest(
         overrides: of `--set`.
         data: of `data_fingerprint`.
         parameters: how many the model has.
+        precision: what it computes in.
     """
     content = {
         "expid": params["model_id"],
@@ -97,6 +100,7 @@ def write_manifest(
         "set": overrides,
         "versions": _versions(),
         "machine": _machine(params["gpu"]),
+        "precision": precision.record(),
         "seed": params["seed"],
         "embedding_dim": params.get("embedding_dim"),
         "features": {name: dict(spec) for name, spec in feature_map.features.items()},
@@ -129,6 +133,9 @@ def read_manifest(run: RunFolder) -> dict:
         raise UserError(f"{run.manifest}: not a run's manifest (damaged JSON); train the run again") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("config", "data")):
         raise UserError(f"{run.manifest}: not a run's manifest: config or data is missing; train the run again")
+    precision = content.get("precision")
+    if precision is not None and not (isinstance(precision, dict) and precision.get("used") in PRECISIONS):
+        raise UserError(f"{run.manifest}: not a run's manifest: its precision is {precision!r}; train the run again")
     return content
 
 

@@ -11,11 +11,7 @@ from tqdm import tqdm
 from mm_fibinet import distributed
 from mm_fibinet.fuxictr_adapter import shows_progress
 from mm_fibinet.metrics import evaluate_metrics, require_scores
-
-
-def autocast(device: torch.device, precision: str):
-    """A context: bf16 autocast on the device when the precision is "bf16"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+from mm_fibinet.precision import Precision
 
 
 def predict(model: nn.Module, data, precision: str = "fp32") -> np.ndarray:
@@ -24,15 +20,15 @@ def predict(model: nn.Module, data, precision: str = "fp32") -> np.ndarray:
     Args:
         model: returns {"y_pred": [B, 1]}.
         data: a loader.
-        precision: "fp32", or "bf16" for autocast.
+        precision: one of PRECISIONS, see mm_fibinet.precision.
 
     Returns:
         float64 [N].
 
     Raises:
-        UserError: a score is NaN.
+        UserError: a score is NaN, or the device does not have the precision.
     """
-    scores = _score(model, data, False, precision)[0]
+    scores = _score(model, data, False, Precision.on(precision, model.device))[0]
     require_scores(scores)
     return scores
 
@@ -46,21 +42,21 @@ def evaluate(
         model: returns {"y_pred": [B, 1]}.
         data: a loader whose batches have labels.
         metrics, allow_undefined: see `evaluate_metrics`.
-        precision: "fp32", or "bf16" for autocast.
+        precision: one of PRECISIONS, see mm_fibinet.precision.
 
     Returns:
         {metric: value}, the same on every rank.
 
     Raises:
-        UserError: a score is NaN, or see `evaluate_metrics`.
+        UserError: a score is NaN, the device does not have the precision, or see `evaluate_metrics`.
     """
-    scores, labels, groups = _score(model, data, True, precision)
+    scores, labels, groups = _score(model, data, True, Precision.on(precision, model.device))
     return evaluate_metrics(labels, scores, metrics, groups, allow_undefined)
 
 
 @torch.inference_mode()
 def _score(
-    model: nn.Module, data, with_labels: bool, precision: str
+    model: nn.Module, data, with_labels: bool, precision: Precision
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Scores [N], and labels [N] and group ids [N] when asked for."""
     model.eval()
@@ -80,14 +76,15 @@ def _score(
     )
     has_groups = with_labels and model.feature_map.group_id is not None
     parts: list[tuple[int, list[Tensor]]] = []
-    for index, batch in shown:
-        with autocast(model.device, precision):
-            columns = [model.forward(batch)["y_pred"].reshape(-1).double()]
-        if with_labels:
-            columns.append(model.get_labels(batch).reshape(-1))
-        if has_groups:
-            columns.append(model.get_group_id(batch).reshape(-1))
-        parts.append((index, columns))
+    with precision.products():
+        for index, batch in shown:
+            with precision.autocast():
+                columns = [model.forward(batch)["y_pred"].reshape(-1).double()]
+            if with_labels:
+                columns.append(model.get_labels(batch).reshape(-1))
+            if has_groups:
+                columns.append(model.get_group_id(batch).reshape(-1))
+            parts.append((index, columns))
     if sharded:
         # a view would be sent with all of the memory behind it
         parts = [(i, [c.cpu().clone() for c in columns]) for i, columns in parts]

@@ -264,11 +264,11 @@ def schema_of(model_class: type) -> type[Experiment]:
     Returns:
         a subclass of Experiment; `arguments` are the constructors' defaults by name.
     """
-    from mm_fibinet import dataloader, training  # they bring torch, which a script's --help does not need
+    from mm_fibinet import dataloader, precision, training  # they bring torch, which a script's --help does not need
 
     arguments = constructor_arguments(training.Trainer, dataloader.MMCTRDataLoader, model_class)
     choices = {
-        "precision": training.PRECISIONS,
+        "precision": precision.PRECISIONS,
         "lr_schedule": training.LR_SCHEDULES,
         "batch_format": dataloader.BATCH_FORMATS,
         "storage": dataloader.STORAGES,

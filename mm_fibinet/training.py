@@ -25,21 +25,22 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mm_fibinet import distributed
-from mm_fibinet.checkpoint import RunCheckpoints, load_weights, save_weights
+from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.fuxictr_adapter import refuse_untrained, shows_progress, training_rules
 from mm_fibinet.memory import peak_memory
 from mm_fibinet.metrics import undefined_metrics
 from mm_fibinet.objective import Objective
-from mm_fibinet.scoring import autocast, evaluate
+from mm_fibinet.precision import Precision, Scaling
+from mm_fibinet.scoring import evaluate
 from mm_fibinet.weight_average import WeightAverage
 
-PRECISIONS = ("fp32", "bf16")
 LR_SCHEDULES = ("plateau", "linear")
 MIN_DELTA = 1e-6  # FuxiCTR's: a smaller gain is no improvement
 MIN_LR = 1e-6
 STEPS_BETWEEN_LOSS_CHECKS = 100  # reading the loss makes a GPU wait
+LEAST_SHARE = 1e-9  # of a step's rows; less is rounding
 STEPS_BETWEEN_SIGNAL_CHECKS = 20  # with several processes, which must agree on when to stop
 
 
@@ -57,7 +58,7 @@ class Trainer:
         optimizer, loss, learning_rate: of a model that is not compiled.
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
-        precision: "fp32", or "bf16" for autocast; weights stay fp32.
+        precision: one of PRECISIONS (see mm_fibinet.precision); weights stay fp32.
         compile: run the model through torch.compile.
         lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
             lowers it at every step, from the first to nothing at the end of the last epoch.
@@ -69,8 +70,8 @@ class Trainer:
         kwargs: further FuxiCTR parameters, which the model has read already.
 
     Raises:
-        UserError: a setting is out of its range, the model overrides a step of FuxiCTR's loop, or has parameters that
-            its optimizer does not know.
+        UserError: a setting is out of its range, the device does not have the precision, the model overrides a step of
+            FuxiCTR's loop, or has parameters that its optimizer does not know.
     """
 
     def __init__(
@@ -93,8 +94,6 @@ class Trainer:
         on_evaluation: Sequence[Callable[[list[dict]], None]] = (),
         **kwargs,
     ):
-        if precision not in PRECISIONS:
-            raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         if lr_schedule not in LR_SCHEDULES:
             raise UserError(f"lr_schedule is {lr_schedule!r}, expected one of {', '.join(LR_SCHEDULES)}")
         if not 0 <= ema_decay < 1:
@@ -107,7 +106,8 @@ class Trainer:
         self.optimizer = model.optimizer
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)
-        self.precision = precision
+        self.precision = Precision.on(precision, model.device)
+        self.scaling = Scaling(self.precision)
         self.world = distributed.current()
         self.max_gradient_norm = max_gradient_norm
         self.accumulation_steps = max(int(accumulation_steps), 1)
@@ -190,9 +190,10 @@ class Trainer:
         steps = len(train_data)
         self.planned_steps = epochs * steps
         eval_steps = self.rules.eval_steps or steps
+        logging.info("Precision: %s", self.precision)
         logging.info("Start training: %d batches/epoch", steps)
         lines_above_bars = logging_redirect_tqdm() if self.world.is_main else contextlib.nullcontext()
-        with self._signals(), lines_above_bars:
+        with self._signals(), lines_above_bars, self.precision.products():
             while self.epoch < epochs and not self.stopped:
                 self._train_epoch(train_data, valid_data, steps, eval_steps)
                 self.epoch, self.step = self.epoch + 1, 0
@@ -251,22 +252,23 @@ class Trainer:
         """Forward, backward and, when enough batches have come, the optimizer; returns the rows of all ranks."""
         labels = self.model.get_labels(batch)
         rows = len(labels) if self.world.size == 1 else data.rows_in_batch(self.step - 1)
-        loss = self.objective(self.forward, batch, labels, autocast(self.model.device, self.precision))
+        loss = self.objective(self.forward, batch, labels, self.precision.autocast())
         share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
-        (loss * (share / self.accumulation_steps)).backward()
-        self.loss_sum += loss.detach() * (len(labels) / rows)
+        self.scaling.backward(loss * (share / self.accumulation_steps))
+        self.loss_sum += self.scaling.counted(loss.detach(), len(labels) / rows)
         self.loss_steps += 1
         if self.step % self.accumulation_steps == 0 or last:
             self._update()
         return rows
 
     def _update(self) -> None:
+        self.scaling.unscale(self.optimizer)
         self.objective.add_penalty_gradients()
         if self.lr_schedule == "linear":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.first_lr * (1 - (self.total_steps - 1) / self.planned_steps)
         nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm, foreach=True)
-        self.optimizer.step()
+        self.scaling.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.total_steps)
@@ -291,7 +293,7 @@ class Trainer:
         logging.info("Train loss: %.6f - %d rows/s", loss, rows_per_second)
         if valid_data is not None:
             metrics = self._metrics()
-            entry.update(evaluate(self.model, valid_data, metrics, self.precision, True))
+            entry.update(evaluate(self.model, valid_data, metrics, self.precision.name, True))
             logging.info("[Metrics] %s", " - ".join(f"{name}: {entry[name]:.6f}" for name in metrics))
             self._judge(self.rules.monitor.get_value(entry))
         else:
@@ -346,25 +348,36 @@ class Trainer:
         """
         loss = self._mean_loss()
         self.loss_sum.zero_()
+        self.scaling.lost.zero_()
         self.loss_steps = 0
         return loss
 
     def _mean_loss(self) -> float:
-        total = distributed.sum_over_ranks(self.loss_sum.clone()).item()
+        total, lost = self._loss_sums().tolist()
+        counted = self.loss_steps - lost
+        if self.loss_steps and counted < LEAST_SHARE:
+            total = math.nan
         if not math.isfinite(total):
             kept = f". The best weights before are kept: {self.checkpoint}" if self.checkpoint.exists() else ""
+            half = "set precision to bf16 or fp32, " if self.precision.name == "fp16" else ""
             raise UserError(
-                f"the training loss is {total} at epoch {self.epoch + 1}, step {self.step}; lower learning_rate, or "
-                f"check the embeddings' scale{kept}"
+                f"the training loss is {total} at epoch {self.epoch + 1}, step {self.step}; {half}lower learning_rate, "
+                f"or check the embeddings' scale{kept}"
             )
-        return total / max(self.loss_steps, 1)
+        self.scaling.require_room()
+        return total / counted if self.loss_steps else 0.0
+
+    def _loss_sums(self) -> Tensor:
+        """float64 [2], over all ranks: the losses since the last reading, and how many of them fp16 has lost."""
+        return distributed.sum_over_ranks(torch.stack([self.loss_sum, self.scaling.lost]))
 
     def _save_state(self) -> None:
         """Save the run's state; the loss is read first, so that a broken state is never saved."""
         if self.checkpoints is None:
             return
         self._mean_loss()
-        generators = distributed.gather_objects(_generator_states(self.model.device))
+        losses = self._loss_sums()
+        generators = distributed.gather_objects(generator_states(self.model.device))
         if not self.world.is_main:
             return
         self.checkpoints.save(
@@ -372,7 +385,9 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generators": generators,
-                "loss_sum": self.loss_sum,
+                "precision": self.precision.name,
+                "scaling": self.scaling.state(),
+                "losses": losses,
                 "average": self.average.averaged if self.average else [],
                 **{name: getattr(self, name) for name in STATE},
             }
@@ -383,11 +398,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in STATE:
             setattr(self, name, state[name])
-        self.loss_sum = state["loss_sum"].to(self.model.device)
+        self.precision = self.precision.resumed(state["precision"])
+        self.scaling = Scaling(self.precision)
+        self.scaling.load(state["scaling"])
+        losses = state["losses"] if self.world.is_main else torch.zeros(2)
+        self.loss_sum.copy_(losses[0])
+        self.scaling.lost.copy_(losses[1])
         if self.average:
             self.average.load(state["average"])
         if self.world.rank < len(state["generators"]):
-            _set_generator_states(state["generators"][self.world.rank], self.model.device)
+            set_generator_states(state["generators"][self.world.rank], self.model.device)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -431,16 +451,3 @@ def _peak_memory(device: torch.device) -> dict[str, int]:
     """The process's peaks so far, in MiB."""
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"peak_memory_mb": round(peak_memory() / 2**20), "peak_gpu_memory_mb": round(gpu / 2**20)}
-
-
-def _generator_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

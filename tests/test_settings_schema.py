@@ -223,7 +223,7 @@ def test_what_is_missing_is_named(dataset, tmp_path):
         ("feature_specs=[{name: item_id, share_embedding: item_tags}]", "feature that stands before it"),
         ("feature_specs=[{name: item_tags, share_embedding: nothing}]", "feature that stands before it"),
         ("feature_specs=[{name: item_id, share_embedding: likes_level}]", "smaller vocab_size"),
-        ("precision=fp16", "precision is 'fp16', expected one of fp32, bf16"),
+        ("precision=half", "precision is 'half', expected one of fp32, tf32, bf16, fp16, auto"),
         ("storage=disk", "storage is 'disk', expected one of auto, device, memory, memmap"),
         ("model=[FiBiNET]", "--set: model ['FiBiNET'] is unknown"),
         ("verbose=-1", "verbose is -1, expected a whole number from 0 to 9"),

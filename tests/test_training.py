@@ -28,9 +28,9 @@ from mm_fibinet.training import Trainer
 class Run:
     """A small experiment, made anew: model, loaders, parameters."""
 
-    def __init__(self, config, folder, **settings):
+    def __init__(self, config, folder, gpu=-1, **settings):
         overrides = [f"{key}={value}" for key, value in settings.items()]
-        self.params = load_params(config, "FiBiNET_test", model_zoo, overrides, model_root=str(folder))
+        self.params = load_params(config, "FiBiNET_test", model_zoo, overrides, model_root=str(folder), gpu=gpu)
         seed_everything(self.params["seed"])
         feature_map = build_feature_map(self.params)
         arguments = {**self.params, "batch_format": "indices"}

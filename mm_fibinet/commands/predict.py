@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from mm_fibinet import distributed, files, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
 from mm_fibinet.commands import Home
@@ -19,6 +21,7 @@ from mm_fibinet.feature_map import build_feature_map, load_feature_map
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.parquet_reader import part_files
+from mm_fibinet.precision import Precision
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scoring import predict
 
@@ -56,11 +59,22 @@ def run(args: argparse.Namespace, home: Home) -> None:
     loader_params = {**params, "item_info": table, "shuffle": False}
     loader_params["batch_format"] = params.get("batch_format", "indices")
     test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
-    scores = predict(model, test_data, params.get("precision", "fp32"))  # as its validation was scored
+    precision = scoring_precision(trained, params, model.device)
+    if world.is_main:
+        print(f"precision   {precision}")
+    scores = predict(model, test_data, precision.name)
     if world.is_main:
         submission.write_submission(scores, out, num_rows, args.task)
         print(printable(submission.check_submission(out, test)))
     distributed.stop()
+
+
+def scoring_precision(trained: RunFolder | None, params: dict, device: torch.device) -> Precision:
+    """That of the run's validation; that of the settings for weights without a run, or where they ask for another."""
+    setting = params.get("precision", "fp32")
+    manifest = run_manifest.read_manifest(trained) if trained else {"config": {}}
+    as_trained = manifest["config"].get("precision", "fp32") == setting
+    return Precision.for_scores(manifest.get("precision") if as_trained else None, setting, device)
 
 
 def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:

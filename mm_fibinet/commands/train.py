@@ -84,11 +84,11 @@ def run_experiment(
             run.clear()
         log.open(run.log, append=resumed)
         save_feature_map(feature_map, run.feature_map)
-        run_manifest.write_manifest(run, params, args.set, feature_map, data, parameters)
+        run_manifest.write_manifest(run, params, args.set, feature_map, data, parameters, trainer.precision)
     history = trainer.fit(train_data, valid_data, epochs=params["epochs"])
 
     logging.info("****** Validation evaluation ******")
-    scores = predict(model, valid_data, trainer.precision)
+    scores = predict(model, valid_data, trainer.precision.name)
     if world.is_main:
         result = run_result.write_result(run, params, data, model, history, train_data, valid_data, scores)
         run_manifest.finish_manifest(run)

@@ -245,7 +245,7 @@ SETTINGS = {  # key: values that are right, that are nearly right, or that the e
     "net_dropout": ("0", "0.99", "1", "-0.1", "[0.1, 0.2]"),
     "batch_norm": ("True", "1", "yes"),
     "group_id": ("user_id", "item_id", "label", "likes_level", "nothing", "null"),
-    "precision": ("fp32", "bf16", "fp16", "auto"),
+    "precision": ("fp32", "bf16", "fp16", "auto", "tf32", "fp64"),
     "lr_schedule": ("linear", "plateau", "none"),
     "ema_decay": ("0", "0.5", "1", "0.999999"),
     "accumulation_steps": ("1", "3", "1000", "0"),
