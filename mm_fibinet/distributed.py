@@ -4,11 +4,17 @@ Models and loaders see a rank and a world size; without torchrun these are 0 and
 """
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from mm_fibinet.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,89 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if current().size == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
+
+
+def once_a_machine(compute: Callable[[], T]) -> T:
+    """What the first rank of each machine computes, on all ranks of that machine.
+
+    Args:
+        compute: reads what the machine has; returns something that pickle takes.
+
+    Raises:
+        UserError: what it raised on this machine, or on another one.
+    """
+    world, value, error = current(), None, None
+    if world.local_rank == 0 or world.size == 1:
+        try:
+            value = compute()
+        except UserError as raised:
+            error = raised
+    found = gather_objects((value, error))
+    mine = world.rank - world.local_rank  # torchrun numbers a machine's ranks one after the other
+    errors = [error for _, error in [found[mine if world.size > 1 else 0], *found] if error]
+    if errors:
+        raise errors[0]
+    return found[mine if world.size > 1 else 0][0]
+
+
+def gather_rows(values: list[Tensor]) -> list[Tensor]:
+    """The rows of all ranks, one rank's after the other's; how many each has is asked of the device.
+
+    Args:
+        values: tensors [N, ...]; each rank's N may be another.
+
+    Returns:
+        for each of them, [sum of N, ...], the same on every rank.
+    """
+    world = current()
+    if world.size == 1 or not values:
+        return values
+    own = torch.tensor([len(rows) for rows in values], device=values[0].device)
+    counts = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(counts, own)
+    gathered = []
+    for rows, numbers in zip(values, torch.stack(counts, dim=1).tolist(), strict=True):
+        padded = rows.new_zeros(max(numbers), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in numbers]
+        if len(padded):
+            dist.all_gather(parts, padded)
+        gathered.append(torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)]))
+    return gathered
+
+
+def parallel(model: nn.Module, own: Iterable[Tensor] = ()) -> nn.Module:
+    """The model, its gradients averaged over the ranks by backward; itself in a run of one process.
+
+    Args:
+        model: on its device.
+        own: parameters whose gradients the caller exchanges.
+    """
+    world = current()
+    if world.size == 1:
+        return model
+    left_out = {id(parameter) for parameter in own}
+    names = {name: value for name, value in model.named_parameters(remove_duplicate=False) if id(value) in left_out}
+    for parameter in names.values():
+        dist.broadcast(parameter.detach(), 0)  # as DistributedDataParallel does with the others
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(names))
+    device_ids = [world.local_rank] if next(model.parameters()).device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def require_gradients(model: nn.Module) -> None:
+    """After the first backward of several processes: a `UserError` that names parameters without a gradient.
+
+    DistributedDataParallel waits for every gradient, and would only say so a step later, by numbers.
+    """
+    unused = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    if unused and current().size > 1:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        raise UserError(
+            f"{type(model).__name__}: the loss does not depend on {', '.join(unused[:3])}{more}, so several processes "
+            "would wait for gradients that never come; remove what forward does not use, set its requires_grad to "
+            "False, or train in one process, without torchrun"
+        )
 
 
 def gather_objects(value: object) -> list:

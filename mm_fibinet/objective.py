@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mm_fibinet import distributed, fuxictr_adapter
 from mm_fibinet.errors import UserError
+from mm_fibinet.table_optimizer import TouchedRows
 
 
 class Objective:
@@ -89,12 +90,23 @@ class Objective:
 
 @torch.no_grad()
 def _add_penalty_gradient(parameters: list[Tensor], power: int, weight: float) -> None:
-    """Add the gradient of (weight / power) * sum |p|^power: weight * p for L2, weight * sign(p) for L1."""
+    """Add the gradient of (weight / power) * sum |p|^power: weight * p for L2, weight * sign(p) for L1.
+
+    A sparse gradient gets it in the rows that it touches.
+    """
+    whole = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    values = parameters if power == 2 else [p.sign() for p in parameters]
-    torch._foreach_add_([p.grad for p in parameters], values, alpha=weight)
+        if not parameter.grad.is_sparse:
+            whole.append(parameter)
+            continue
+        found = TouchedRows.of(parameter)
+        values = parameter[found.rows] if power == 2 else parameter[found.rows].sign()
+        found.gradients.add_(torch.where(found.touched(), values, 0.0), alpha=weight)
+    values = whole if power == 2 else [p.sign() for p in whole]
+    if whole:
+        torch._foreach_add_([p.grad for p in whole], values, alpha=weight)
 
 
 def _without_nan(outputs: dict) -> tuple[dict, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from fuxictr.features import FeatureMap
 
 import mm_fibinet
-from mm_fibinet import files
+from mm_fibinet import distributed, files
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.parquet_reader import exists, part_files
 from mm_fibinet.precision import PRECISIONS, Precision
@@ -190,7 +190,7 @@ def refuse_other_settings(trained: dict, given: dict, where: str) -> None:
 def refuse_other_items(manifest: dict, params: dict, where: str) -> None:
     """A `UserError` when item_info or item_feature are not byte for byte those that the run was trained on."""
     keys = ("item_info", "item_feature")
-    found = data_fingerprint({key: params.get(key) for key in keys})
+    found = distributed.once_a_machine(lambda: data_fingerprint({key: params.get(key) for key in keys}))
     for key in keys:
         before, now = manifest["data"].get(key), found.get(key)
         if before and now and before["sha256"] != now["sha256"]:
@@ -204,7 +204,7 @@ def refuse_other_items(manifest: dict, params: dict, where: str) -> None:
 def refuse_other_weights(manifest: dict, run: RunFolder) -> None:
     """A `UserError` when the weights of a finished run are no longer those that it wrote."""
     expected = (manifest.get("weights") or {}).get("sha256")
-    if expected and run.weights.exists() and files.sha256(run.weights) != expected:
+    if expected and run.weights.exists() and distributed.once_a_machine(lambda: files.sha256(run.weights)) != expected:
         raise UserError(
             f"{run.weights}: not the weights of the run in {run.folder}: the file was replaced; train the run again, "
             "or copy these weights elsewhere and name them with --checkpoint"

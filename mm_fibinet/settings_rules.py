@@ -58,6 +58,7 @@ def check_together(params: dict, origin) -> dict:
     _check_group(params, columns, origin)
     _check_features(params, columns, origin)
     _check_activations(params, origin)
+    _check_table_optimizer(params, origin)
     return {**params, "monitor_mode": mode}
 
 
@@ -192,6 +193,16 @@ def _check_activations(params: dict, origin) -> None:
         units = re.sub(r"(hidden_)?activations$", "hidden_units", name)
         if not isinstance(params.get(units), list) or len(params[units]) != len(value):
             raise UserError(f"{origin(name)}: {name} is {shown(value)}, expected one name, or one a layer of {units}")
+
+
+def _check_table_optimizer(params: dict, origin) -> None:
+    """Lazy tables are Adam's (see mm_fibinet.table_optimizer, which brings torch)."""
+    optimizer = params.get("optimizer", "adam")
+    if params.get("table_optimizer") == "lazy" and optimizer.lower() != "adam":
+        raise UserError(
+            f"{origin('table_optimizer')}: table_optimizer is lazy, which is Adam on the touched rows, and optimizer "
+            f"is {optimizer}; set optimizer: adam, or table_optimizer: dense"
+        )
 
 
 def _in_place(where: str, check, value):

@@ -270,6 +270,7 @@ def schema_of(model_class: type) -> type[Experiment]:
     choices = {
         "precision": precision.PRECISIONS,
         "lr_schedule": training.LR_SCHEDULES,
+        "table_optimizer": training.TABLE_OPTIMIZERS,
         "batch_format": dataloader.BATCH_FORMATS,
         "storage": dataloader.STORAGES,
     }

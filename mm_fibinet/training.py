@@ -34,6 +34,7 @@ from mm_fibinet.metrics import undefined_metrics
 from mm_fibinet.objective import Objective
 from mm_fibinet.precision import Precision, Scaling
 from mm_fibinet.scoring import evaluate
+from mm_fibinet.table_optimizer import TABLE_OPTIMIZERS, LazyAdam, LazyTables
 from mm_fibinet.weight_average import WeightAverage
 
 LR_SCHEDULES = ("plateau", "linear")
@@ -58,6 +59,8 @@ class Trainer:
         optimizer, loss, learning_rate: of a model that is not compiled.
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
+        table_optimizer: "dense" trains all rows of the embedding tables at every step, as FuxiCTR does; "lazy" those of
+            large tables that the step touches (see mm_fibinet.table_optimizer), by Adam alone.
         precision: one of PRECISIONS (see mm_fibinet.precision); weights stay fp32.
         compile: run the model through torch.compile.
         lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
@@ -84,6 +87,7 @@ class Trainer:
         learning_rate: float = 1e-3,
         max_gradient_norm: float = 10.0,
         accumulation_steps: int = 1,
+        table_optimizer: str = "dense",
         precision: str = "fp32",
         compile: bool = False,
         lr_schedule: str = "plateau",
@@ -96,6 +100,9 @@ class Trainer:
     ):
         if lr_schedule not in LR_SCHEDULES:
             raise UserError(f"lr_schedule is {lr_schedule!r}, expected one of {', '.join(LR_SCHEDULES)}")
+        if table_optimizer not in TABLE_OPTIMIZERS:
+            expected = ", ".join(TABLE_OPTIMIZERS)
+            raise UserError(f"table_optimizer is {table_optimizer!r}, expected one of {expected}")
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}, expected a number from 0 to below 1")
         self.model = model
@@ -103,6 +110,9 @@ class Trainer:
         if getattr(model, "optimizer", None) is None:
             model.compile(optimizer, loss, learning_rate)
         refuse_untrained(model)
+        self.tables = LazyTables(model, table_optimizer == "lazy")
+        if table_optimizer == "lazy" and type(model.optimizer) is not LazyAdam:
+            model.optimizer = LazyAdam(model.optimizer)
         self.optimizer = model.optimizer
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)
@@ -119,8 +129,9 @@ class Trainer:
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
         self.on_evaluation = on_evaluation
-        self.forward = _parallel(torch.compile(model) if compile else model, self.world)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        lazy = self.tables.parameters
+        self.forward = distributed.parallel(torch.compile(model) if compile else model, lazy.values())
+        self.parameters = [p for name, p in model.named_parameters() if p.requires_grad and name not in lazy]
         self.epoch = 0
         self.step = 0
         self.total_steps = 0
@@ -131,6 +142,7 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
         self.loss_steps = 0
         self._signal: int | None = None
+        self._gradients_seen = False
         self._checked = False
 
     def check(self, valid_data) -> None:
@@ -250,24 +262,32 @@ class Trainer:
 
     def _train_step(self, batch, data, last: bool) -> int:
         """Forward, backward and, when enough batches have come, the optimizer; returns the rows of all ranks."""
+        updates = self.step % self.accumulation_steps == 0 or last
         labels = self.model.get_labels(batch)
         rows = len(labels) if self.world.size == 1 else data.rows_in_batch(self.step - 1)
-        loss = self.objective(self.forward, batch, labels, self.precision.autocast())
         share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
-        self.scaling.backward(loss * (share / self.accumulation_steps))
+        exchanged = self.world.size == 1 or updates  # once a step: with the gradients of its last batch
+        with contextlib.nullcontext() if exchanged else self.forward.no_sync():
+            loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+            self.scaling.backward(loss * (share / self.accumulation_steps))
+        if not self._gradients_seen:
+            distributed.require_gradients(self.model)
+            self._gradients_seen = True
         self.loss_sum += self.scaling.counted(loss.detach(), len(labels) / rows)
         self.loss_steps += 1
-        if self.step % self.accumulation_steps == 0 or last:
+        if updates:
             self._update()
         return rows
 
     def _update(self) -> None:
+        self.tables.collect()
         self.scaling.unscale(self.optimizer)
         self.objective.add_penalty_gradients()
         if self.lr_schedule == "linear":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.first_lr * (1 - (self.total_steps - 1) / self.planned_steps)
-        nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm, foreach=True)
+        clipped = [*self.parameters, *self.tables.clippable()]
+        nn.utils.clip_grad_norm_(clipped, self.max_gradient_norm, foreach=True)
         self.scaling.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
@@ -438,13 +458,6 @@ class Trainer:
 
 
 STATE = ("epoch", "step", "total_steps", "best", "bad_evaluations", "stopped", "history", "loss_steps")
-
-
-def _parallel(model: nn.Module, world: distributed.World) -> nn.Module:
-    if world.size == 1:
-        return model
-    device_ids = [world.local_rank] if next(model.parameters()).device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 
 
 def _peak_memory(device: torch.device) -> dict[str, int]:

@@ -15,6 +15,7 @@ signatures.
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,7 @@ from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import LEVELS
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
+from mm_fibinet.table_optimizer import LazyTable
 from mm_fibinet.training import Trainer
 
 KWARG_DEFAULTS = {"verbose": 0, "model_root": "./checkpoints/", "metrics": ["AUC", "logloss"]}
@@ -226,7 +228,8 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             encoder = inner.feature_encoders[name] if name in inner.feature_encoders else None  # noqa: SIM401
             table = inner.embedding_layers[name]
             if type(encoder) in POOLINGS and getattr(table, "padding_idx", None) == 0:
-                embedded[name] = pool_sequence(values, table.weight, POOLINGS[type(encoder)])
+                sum_rows = table.sum_rows if isinstance(table, LazyTable) else None
+                embedded[name] = pool_sequence(values, table.weight, POOLINGS[type(encoder)], sum_rows)
             else:
                 embedded.update(inner({name: values}))
         return embedded
@@ -363,7 +366,7 @@ def with_regularizer(regularizer, settings: dict) -> dict:
 POOLINGS = {MaskedAveragePooling: "mean", MaskedSumPooling: "sum"}
 
 
-def pool_sequence(ids: Tensor, weight: Tensor, mode: str) -> Tensor:
+def pool_sequence(ids: Tensor, weight: Tensor, mode: str, sum_rows: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Embed and pool id lists as FuxiCTR's masked pooling does, without the [N, W, D] in between.
 
     FuxiCTR tells padding by its vector: only a row of `weight` that sums to zero is left out of the mean. Weights it
@@ -373,13 +376,15 @@ def pool_sequence(ids: Tensor, weight: Tensor, mode: str) -> Tensor:
         ids: integer [N, W], 0 = padding.
         weight: float [V, D]; row 0 gets no gradient.
         mode: "mean" or "sum".
+        sum_rows: sums the rows of `ids`, padding left out; None for an embedding_bag.
 
     Returns:
         float [N, D].
     """
     padding_row = weight[0].detach()
     padded = (ids == 0).sum(dim=1, keepdim=True).to(weight.dtype)
-    summed = F.embedding_bag(ids, weight, mode="sum", padding_idx=0) + padded * padding_row
+    summed = sum_rows(ids) if sum_rows else F.embedding_bag(ids, weight, mode="sum", padding_idx=0)
+    summed = summed + padded * padding_row
     if mode == "sum":
         return summed
     counted = ids.shape[1] - padded + padded * (padding_row.sum() != 0)

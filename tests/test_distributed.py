@@ -11,7 +11,11 @@ import zipfile
 import numpy as np
 import polars as pl
 import pytest
+import torch
+import two_ranks
 from conftest import ROOT, make_dataset
+
+from mm_fibinet import table_optimizer
 
 SETTINGS = ["net_dropout=0", "eval_steps=1", "epochs=2", "batch_size=24", "early_stop_patience=1000", "metrics=[AUC]"]
 
@@ -26,14 +30,18 @@ def run(script, ranks, config, runs, *arguments):
     """Run a script alone or under torchrun; fails with its output."""
     prefix = [sys.executable]
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        prefix += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+        prefix += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
     command = [*prefix, ROOT / script, "--config", config, "--expid", "FiBiNET_test", "--model_root", runs, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def free_port():
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def history(runs):
@@ -105,3 +113,59 @@ def test_ranks_score_with_the_same_batch_norm(pair, tmp_path):
     (trained,) = history(tmp_path)
     result = json.loads((tmp_path / "TEST_DATA" / "FiBiNET_test" / "result.json").read_text())  # of the saved weights
     assert float(trained["AUC"]) == pytest.approx(result["metrics"]["AUC"], abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two ranks, and one process alone, made of the cases of two_ranks.py: (config, folder, [by rank])."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    config = make_dataset(folder, rows=610)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WORLD_SIZE": "2"}
+    environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    command = [sys.executable, ROOT / "tests" / "two_ranks.py", config, folder]
+    ranks = [
+        subprocess.Popen(list(map(str, command)), env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=-1)
+        for rank in ("0", "1")
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], b"\n".join(errors).decode()
+    return config, folder, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", two_ranks.CASES)
+def test_two_ranks_take_the_steps_of_one(results, tmp_path, monkeypatch, case):
+    config, _, ranks = results
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", table_optimizer.MIN_ROWS)  # two_ranks lowers it
+    expected, losses, _, _ = two_ranks.train(config, tmp_path, **two_ranks.CASES[case])
+    (first, first_losses, reductions, largest), (second, _, _, _) = ranks[0][case], ranks[1][case]
+    assert first_losses == pytest.approx(losses, rel=1e-6)
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: name + text)
+        assert torch.equal(second[name], first[name]), name
+    steps = 21 if "accumulated" not in case else 7  # 610 rows, 30 a batch
+    assert reductions == steps * max(reductions // steps, 1)  # a whole number of buckets a step of the optimizer
+    assert reductions // steps <= 2
+    assert (largest < two_ranks.TABLE_ROWS) == ("lazy" in case)
+
+
+def test_a_signal_to_one_rank_stops_and_saves_both(results):
+    _, _, ranks = results
+    for rank in ranks:
+        assert isinstance(rank["stopped"], dict), rank["stopped"]
+        for name, value in ranks[0]["lazy"][0].items():
+            assert torch.equal(rank["stopped"][name], value), name
+
+
+def test_a_parameter_that_nothing_uses_is_named_on_every_rank(results):
+    for rank in results[2]:
+        assert "Unused: the loss does not depend on spare.weight, spare.bias, so several processes" in rank["unused"]
+
+
+def test_a_model_with_an_unused_parameter_trains_alone(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", table_optimizer.MIN_ROWS)
+    trainer, loader = two_ranks.make_trainer(dataset, tmp_path, model_class=two_ranks.Unused)
+    assert len(trainer.fit(loader, None, 1)) == 1
+
+
+def test_a_machine_is_asked_once_and_all_its_ranks_hear(results):
+    assert [rank["asked"] for rank in results[2]] == [(0, "no file, says rank 0")] * 2

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     args.config_given, args.config = args.config is not None, args.config or str(home.config)
     gpu = checked_gpu(args)
     models = home.import_models()
+    world = distributed.start(gpu)
     trained = find_run(args, models)
     params = run_params(args, models, trained, gpu) if trained else config_params(args, models, gpu)
     weights = Path(args.checkpoint) if args.checkpoint else (trained or RunFolder.of(params)).weights
@@ -46,7 +47,6 @@ def run(args: argparse.Namespace, home: Home) -> None:
 
     if gpu < 0:
         keep_freed_memory()
-    world = distributed.start(gpu)
     if world.is_main:
         source = trained.manifest if trained else f"{args.config}: {weights} has no run manifest beside it"
         print(f"settings    {printable(source)}")

@@ -55,7 +55,7 @@ def run_experiment(
     model_class = settings.find_model(models, params["model"])
     announce(params, model_class, run)
     feature_map = build_feature_map(params)
-    data = run_manifest.data_fingerprint(params)
+    data = distributed.once_a_machine(lambda: run_manifest.data_fingerprint(params))
     seed_everything(params["seed"])
     model = model_class(feature_map, **params)
     refuse_own_loop(model, ENTRY_METHODS, models.MultimodalModel)

@@ -1,0 +1,143 @@
+"""What a process of a run does in tests/test_distributed.py: `python two_ranks.py CONFIG FOLDER`, RANK and so on set.
+
+Each case trains a few steps with the library's own trainer and leaves its weights, or its error, in FOLDER.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fuxictr.pytorch.torch_utils import seed_everything
+
+import model_zoo
+from mm_fibinet import distributed, table_optimizer
+from mm_fibinet.checkpoint import RunCheckpoints
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.errors import UserError
+from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.settings import load_params
+from mm_fibinet.training import Interrupted, Trainer
+
+TABLE_ROWS = 20_000  # of users, far more than a batch touches
+CASES = {
+    "dense": {},
+    "lazy": {"table_optimizer": "lazy"},
+    "accumulated": {"accumulation_steps": 3},
+    "lazy_accumulated": {"table_optimizer": "lazy", "accumulation_steps": 3},
+}
+
+
+class Unused(model_zoo.FiBiNET):
+    """Has a layer that its forward does not use."""
+
+    def __init__(self, feature_map, **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.spare = torch.nn.Linear(3, 1)
+
+
+def make_trainer(config, folder, model_class=model_zoo.FiBiNET, **settings):
+    """(trainer, loader) of a small experiment whose tables are all large enough to be lazy."""
+    table_optimizer.MIN_ROWS = 5
+    overrides = ["net_dropout=0", "batch_size=30", "epochs=1", "user_id_field=True", "embedding_regularizer=1e-3"]
+    params = load_params(config, "FiBiNET_test", model_zoo, overrides, model_root=str(folder))
+    params = {**params, "batch_format": "indices", **settings}
+    seed_everything(params["seed"])
+    feature_map = build_feature_map(params)
+    feature_map.features["user_id"]["vocab_size"] = TABLE_ROWS
+    world = distributed.current()
+    loader = MMCTRDataLoader(
+        feature_map, params["train_data"], **{**params, "rank": world.rank, "world_size": world.size}
+    )
+    model = model_class(feature_map, **params)
+    return Trainer(model, **{**params, "checkpoint": Path(folder) / "best.model", "max_gradient_norm": 0.5}), loader
+
+
+def train(config, folder, **settings):
+    """(weights after one epoch, training losses, all-reduces of gradients, numbers in the largest message)."""
+    trainer, loader = make_trainer(config, folder, **settings)
+    reductions, largest = [0], [0]
+    if distributed.current().size > 1:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+        def counted(state, bucket):
+            reductions[0] += 1
+            largest[0] = max(largest[0], bucket.buffer().numel())
+            return allreduce_hook(None, bucket)
+
+        trainer.forward.register_comm_hook(None, counted)
+    gather = dist.all_gather
+
+    def noted(parts, value):
+        largest[0] = max(largest[0], value.numel())
+        return gather(parts, value)
+
+    dist.all_gather = noted
+    history = trainer.fit(loader, None, 1)
+    dist.all_gather = gather
+    losses = [entry["loss"] for entry in history]
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}, losses, reductions[0], largest[0]
+
+
+def stop_and_resume(config, folder):
+    """The second rank alone is told to stop; the weights after going on."""
+    trainer, loader = make_trainer(config, folder, table_optimizer="lazy")
+    trainer.checkpoints = RunCheckpoints(folder, "test")
+    step = trainer._train_step
+
+    def stopping(*arguments, **named):
+        if trainer.total_steps == 3 and distributed.current().rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments, **named)
+
+    trainer._train_step = stopping
+    try:
+        trainer.fit(loader, None, 1)
+        return "was not stopped"
+    except Interrupted:
+        stopped_at = trainer.total_steps
+    distributed.barrier()
+    trainer, loader = make_trainer(config, folder, table_optimizer="lazy")
+    trainer.checkpoints = RunCheckpoints(folder, "test")
+    if not trainer.resume() or trainer.total_steps != stopped_at:
+        return "was not saved"
+    trainer.fit(loader, None, 1)
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def error_of(compute):
+    """What a UserError of it says."""
+    try:
+        compute()
+    except UserError as error:
+        return str(error)
+    return "none"
+
+
+def missing_file():
+    """Called on the first rank alone, or the error would name the second."""
+    raise UserError(f"no file, says rank {distributed.current().rank}")
+
+
+def main(config, folder):
+    """All cases, as one rank of two."""
+    world = distributed.start(-1)
+    results = {name: train(config, folder / name, **settings) for name, settings in CASES.items()}
+    results["stopped"] = stop_and_resume(config, folder / "stopped")
+    results["asked"] = distributed.once_a_machine(lambda: world.rank), error_of(
+        lambda: distributed.once_a_machine(missing_file)
+    )
+
+    def unused():
+        trainer, loader = make_trainer(config, folder / "unused", model_class=Unused)
+        trainer.fit(loader, None, 1)
+
+    results["unused"] = error_of(unused)  # the last: its gradients are still on their way
+    torch.save(results, folder / f"rank{world.rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*map(Path, sys.argv[1:]))
