@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mm_fibinet import distributed
+from mm_fibinet import distributed, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, load_weights, save_weights
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -59,6 +59,7 @@ class Trainer:
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
         precision: "fp32", or "bf16" for autocast; weights stay fp32.
         compile: run the model through torch.compile.
+        cuda_graphs: replay forward and backward of full batches as one CUDA graph; "auto" where that can be done.
         lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
             lowers it at every step, from the first to nothing at the end of the last epoch.
         lr_decay_factor: on a plateau the learning rate is multiplied by it.
@@ -85,6 +86,7 @@ class Trainer:
         accumulation_steps: int = 1,
         precision: str = "fp32",
         compile: bool = False,
+        cuda_graphs: step_graph.CudaGraphs = "auto",
         lr_schedule: str = "plateau",
         lr_decay_factor: float = 0.1,
         ema_decay: float = 0.0,
@@ -120,6 +122,9 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.on_evaluation = on_evaluation
         self.forward = _parallel(torch.compile(model) if compile else model, self.world)
+        self.graph = step_graph.plan(
+            cuda_graphs, self._gradients, model, self.world.size, self.accumulation_steps, compile
+        )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.epoch = 0
         self.step = 0
@@ -251,14 +256,22 @@ class Trainer:
         """Forward, backward and, when enough batches have come, the optimizer; returns the rows of all ranks."""
         labels = self.model.get_labels(batch)
         rows = len(labels) if self.world.size == 1 else data.rows_in_batch(self.step - 1)
-        loss = self.objective(self.forward, batch, labels, autocast(self.model.device, self.precision))
-        share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
-        (loss * (share / self.accumulation_steps)).backward()
-        self.loss_sum += loss.detach() * (len(labels) / rows)
+        if self.graph is not None:
+            loss = self.graph(batch, labels)
+        else:
+            share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
+            loss = self._gradients(batch, labels, share / self.accumulation_steps)
+        self.loss_sum += loss * (len(labels) / rows)
         self.loss_steps += 1
         if self.step % self.accumulation_steps == 0 or last:
             self._update()
         return rows
+
+    def _gradients(self, batch, labels: Tensor, factor: float = 1.0) -> Tensor:
+        """Add `factor` times the gradients of a batch's loss to the parameters'; returns the loss, a scalar."""
+        loss = self.objective(self.forward, batch, labels, autocast(self.model.device, self.precision))
+        (loss * factor).backward()
+        return loss.detach()
 
     def _update(self) -> None:
         self.objective.add_penalty_gradients()
