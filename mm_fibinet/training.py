@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mm_fibinet import distributed
+from mm_fibinet import distributed, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -63,6 +63,7 @@ class Trainer:
             large tables that the step touches (see mm_fibinet.table_optimizer), by Adam alone.
         precision: one of PRECISIONS (see mm_fibinet.precision); weights stay fp32.
         compile: run the model through torch.compile.
+        cuda_graphs: replay forward and backward of full batches as one CUDA graph; "auto" where that can be done.
         lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"
             lowers it at every step, from the first to nothing at the end of the last epoch.
         lr_decay_factor: on a plateau the learning rate is multiplied by it.
@@ -90,6 +91,7 @@ class Trainer:
         table_optimizer: str = "dense",
         precision: str = "fp32",
         compile: bool = False,
+        cuda_graphs: step_graph.CudaGraphs = "auto",
         lr_schedule: str = "plateau",
         lr_decay_factor: float = 0.1,
         ema_decay: float = 0.0,
@@ -131,6 +133,9 @@ class Trainer:
         self.on_evaluation = on_evaluation
         lazy = self.tables.parameters
         self.forward = distributed.parallel(torch.compile(model) if compile else model, lazy.values())
+        self.graph = step_graph.plan(
+            cuda_graphs, self._gradients, model, self.world.size, self.accumulation_steps, compile
+        )
         self.parameters = [p for name, p in model.named_parameters() if p.requires_grad and name not in lazy]
         self.epoch = 0
         self.step = 0
@@ -265,19 +270,27 @@ class Trainer:
         updates = self.step % self.accumulation_steps == 0 or last
         labels = self.model.get_labels(batch)
         rows = len(labels) if self.world.size == 1 else data.rows_in_batch(self.step - 1)
-        share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
-        exchanged = self.world.size == 1 or updates  # once a step: with the gradients of its last batch
-        with contextlib.nullcontext() if exchanged else self.forward.no_sync():
-            loss = self.objective(self.forward, batch, labels, self.precision.autocast())
-            self.scaling.backward(loss * (share / self.accumulation_steps))
+        if self.graph is not None:
+            loss = self.graph(batch, labels)
+        else:
+            share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
+            exchanged = self.world.size == 1 or updates  # once a step: with the gradients of its last batch
+            with contextlib.nullcontext() if exchanged else self.forward.no_sync():
+                loss = self._gradients(batch, labels, share / self.accumulation_steps)
         if not self._gradients_seen:
             distributed.require_gradients(self.model)
             self._gradients_seen = True
-        self.loss_sum += self.scaling.counted(loss.detach(), len(labels) / rows)
+        self.loss_sum += self.scaling.counted(loss, len(labels) / rows)
         self.loss_steps += 1
         if updates:
             self._update()
         return rows
+
+    def _gradients(self, batch, labels: Tensor, factor: float = 1.0) -> Tensor:
+        """Add `factor` times the gradients of a batch's loss to the parameters'; returns the loss, a scalar."""
+        loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+        self.scaling.backward(loss * factor)
+        return loss.detach()
 
     def _update(self) -> None:
         self.tables.collect()

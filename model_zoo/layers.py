@@ -75,54 +75,62 @@ class _PairProducts(torch.autograd.Function):
 
     A field is multiplied by the weights of all its pairs side by side: F - 1 large products. Autograd would keep each
     of them, together as large as the output; the backward here makes them once more, which is a small part of a step.
+
+    Under autocast the output is of the type of its products, which is what the next matrix product reads: float32 in
+    between would double the traffic of the largest tensor of a step. Sums stay float32: inside a product by the
+    hardware, over the pairs of a field by the gradient's own type.
     """
 
     @staticmethod
     def forward(ctx, fields: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        """float [B, P, D]; the products are taken in `dtype`."""
+        """[B, P, D] in `dtype`."""
         ctx.save_for_backward(fields, weights)
         ctx.dtype = dtype
-        batch, _, dim = fields.shape
-        output = fields.new_empty(batch, len(weights), dim, dtype=torch.promote_types(fields.dtype, dtype))
-        for i, pairs in _pairs_by_field(fields):
-            left = fields[:, i].to(dtype) @ _side_by_side(weights[pairs].to(dtype))
-            output[:, pairs] = left.view(batch, -1, dim) * fields[:, i + 1 :]
+        values, blocks = fields.to(dtype), _side_by_side(weights.to(dtype))
+        batch, num_fields, dim = fields.shape
+        output = values.new_empty(batch, len(weights), dim)
+        for i, pairs in _pairs_by_field(num_fields):
+            left = values[:, i] @ blocks[:, pairs].flatten(1)
+            torch.mul(left.view(batch, -1, dim), values[:, i + 1 :], out=output[:, pairs])
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The gradients of fields [B, F, D] and weights [P, D, D], from that of the output."""
+        """The gradients of fields [B, F, D] and weights [P, D, D], from that of the output, in the inputs' type."""
         fields, weights = ctx.saved_tensors
-        batch, _, dim = fields.shape
-        grad_fields, grad_weights = torch.zeros_like(fields), torch.empty_like(weights)
-        for i, pairs in _pairs_by_field(fields):
-            field, block = fields[:, i].to(ctx.dtype), _side_by_side(weights[pairs].to(ctx.dtype))
+        values, blocks = fields.to(ctx.dtype), _side_by_side(weights.to(ctx.dtype))
+        batch, num_fields, dim = fields.shape
+        grad_fields, grad_blocks = torch.zeros_like(fields), torch.empty_like(blocks)
+        for i, pairs in _pairs_by_field(num_fields):
+            field, block = values[:, i], blocks[:, pairs].flatten(1)
             grad_fields[:, i + 1 :].addcmul_(grad[:, pairs], (field @ block).view(batch, -1, dim))
-            grad_left = (grad[:, pairs] * fields[:, i + 1 :]).flatten(1).to(ctx.dtype)
-            grad_fields[:, i] += grad_left @ block.t()
-            grad_weights[pairs] = (field.t() @ grad_left).view(dim, -1, dim).transpose(0, 1)
-        return grad_fields, grad_weights, None
+            grad_left = (grad[:, pairs] * values[:, i + 1 :]).flatten(1)
+            grad_fields[:, i].add_(grad_left @ block.t())
+            torch.mm(field.t(), grad_left, out=grad_blocks[:, pairs].flatten(1))
+        return grad_fields, grad_blocks.transpose(0, 1).to(weights.dtype), None
 
 
-def _pairs_by_field(fields: Tensor) -> Iterator[tuple[int, slice]]:
+def _pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
     """Every field i that has pairs (i, i + 1), ..., (i, F - 1), and where they stand among all pairs."""
     first = 0
-    for i in range(fields.shape[1] - 1):
-        count = fields.shape[1] - 1 - i
+    for i in range(num_fields - 1):
+        count = num_fields - 1 - i
         yield i, slice(first, first + count)
         first += count
 
 
 def _side_by_side(weights: Tensor) -> Tensor:
-    """[n, D, D] as [D, n D]."""
-    return weights.transpose(0, 1).flatten(1)
+    """[P, D, D] as [D, P, D] in memory, so that the blocks of neighbouring pairs are one matrix [D, n D] of it."""
+    return weights.transpose(0, 1).contiguous()
 
 
 def _autocast_dtype(values: Tensor) -> torch.dtype:
     """The type that autocast would give a matrix product of these."""
     kind = values.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return values.dtype
 
 
 class LinearPart(nn.Module):

@@ -78,7 +78,12 @@ def train(config, folder, **settings):
     history = trainer.fit(loader, None, 1)
     dist.all_gather = gather
     losses = [entry["loss"] for entry in history]
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}, losses, reductions[0], largest[0]
+    return (
+        {name: value.clone() for name, value in trainer.model.state_dict().items()},
+        losses,
+        reductions[0],
+        largest[0],
+    )
 
 
 def stop_and_resume(config, folder):
@@ -126,8 +131,9 @@ def main(config, folder):
     world = distributed.start(-1)
     results = {name: train(config, folder / name, **settings) for name, settings in CASES.items()}
     results["stopped"] = stop_and_resume(config, folder / "stopped")
-    results["asked"] = distributed.once_a_machine(lambda: world.rank), error_of(
-        lambda: distributed.once_a_machine(missing_file)
+    results["asked"] = (
+        distributed.once_a_machine(lambda: world.rank),
+        error_of(lambda: distributed.once_a_machine(missing_file)),
     )
 
     def unused():
