@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
+from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
 from mm_fibinet.parquet_reader import open_parquet
@@ -49,7 +50,7 @@ class IndexBatch(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """float32 [B, L], 1 = a real history item."""
-        return (self.item_index[:, :-1] > 0).float()
+        return real_positions(self.item_index[:, :-1])
 
     def triple(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """The challenge's `(batch_dict, item_dict, mask)`, item rows gathered."""

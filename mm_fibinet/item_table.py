@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
+from mm_fibinet.gather import flat_index, take_rows
 from mm_fibinet.parquet_reader import exists, open_parquet, whole_column
 from mm_fibinet.schema import LEVELS
 
@@ -46,8 +47,8 @@ class ItemTable:
         Returns:
             {column: [M, ...]}, one row per index, in order.
         """
-        flat = index.reshape(-1)
-        return {name: values.index_select(0, flat) for name, values in self.columns.items()}
+        flat = flat_index(index)
+        return {name: take_rows(values, flat) for name, values in self.columns.items()}
 
 
 def item_side_features(features: dict[str, dict], history_levels: bool = False) -> dict[str, dict]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mm_fibinet import schema
+from mm_fibinet.gather import take_rows
 from mm_fibinet.parquet_reader import open_parquet
 
 Layout = dict[str, tuple[int, int, bool]]  # {column: (first, width, is_list)}
@@ -187,9 +188,9 @@ def _fill(target: Tensor, blocks: dict[str, np.ndarray], layout: Layout, first: 
 def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     """Rows of a matrix on a device; to another one through page-locked memory, so that the copy is not waited for."""
     if values.device == device:
-        return values.index_select(0, rows)
+        return take_rows(values, rows)
     here = torch.empty(len(rows), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
-    return torch.index_select(values, 0, rows, out=here).to(device, non_blocking=True)
+    return take_rows(values, rows, out=here).to(device, non_blocking=True)
 
 
 def _columns(values: Tensor, layout: Layout) -> dict[str, Tensor]:
