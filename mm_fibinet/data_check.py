@@ -20,7 +20,6 @@ from mm_fibinet import schema, settings
 from mm_fibinet.errors import EXIT_USER_ERROR, UserError, explain_os_error, printable, run_cli
 from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
 from mm_fibinet.files import walk
-from mm_fibinet.item_table import item_side_features, load_item_table
 from mm_fibinet.options import add_check_arguments, require_one_subject
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
 from mm_fibinet.settings_schema import DatasetEntry, validate
@@ -152,6 +151,8 @@ def check_dataset(params: dict) -> list[Row]:
 
 def _check_items(params: dict, features: dict[str, dict], rows: dict[str, Row], problems: Problems) -> str:
     """The item table as training loads it; returns what item_info has."""
+    from mm_fibinet.item_table import item_side_features, load_item_table  # which loads torch
+
     path = params["item_info"]
     level_file = None if rows["item_feature"].absent else params.get("item_feature")
     with problems.noted():

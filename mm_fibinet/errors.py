@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from mm_fibinet import extras
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
@@ -91,6 +93,13 @@ def _explained(error: Exception) -> Exception | None:
     """The error to print for one that `main` ended with; None for a bug."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, ModuleNotFoundError):
+        missing = extras.advice(error.name)
+        return UserError(missing) if missing else None
+    if isinstance(error, ModuleNotFoundError):
+        from mm_fibinet.extras import explain_missing  # its errors are of this module
+
+        return explain_missing(error.name)
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or "the system gave no more"
         return UserError(f"out of memory ({reason}): use a smaller batch_size or smaller data, or a larger machine")

@@ -17,7 +17,6 @@ from fuxictr.features import FeatureMap
 
 from mm_fibinet import files, normalizer, schema
 from mm_fibinet.errors import UserError, explain_os_error
-from mm_fibinet.item_table import source_file
 from mm_fibinet.parquet_reader import exists, is_list, list_width, matrix, open_parquet, read_slices, scalars
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 
@@ -301,6 +300,13 @@ def _file_of(name: str, source: str, params: dict) -> str | Path:
     if source != "item":
         return params["train_data"]
     return source_file(name, params["item_info"], params.get("item_feature"))
+
+
+def source_file(name: str, item_info: str | Path, item_feature: str | Path | None) -> str | Path:
+    """The file that an item-side feature is read from: item_info, or item_feature where only that has the column."""
+    if name in open_parquet(item_info).schema_arrow.names or not item_feature or not exists(item_feature):
+        return item_info
+    return item_feature if name in open_parquet(item_feature).schema_arrow.names else item_info
 
 
 def _training_numbers(name: str, spec: dict, params: dict) -> Iterator[np.ndarray]:

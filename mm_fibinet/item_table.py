@@ -119,13 +119,6 @@ def load_item_table(
     return ItemTable(columns)
 
 
-def source_file(name: str, item_info: str | Path, item_feature: str | Path | None) -> str | Path:
-    """The file that an item-side feature is read from: item_info, or item_feature where only that has the column."""
-    if name in open_parquet(item_info).schema_arrow.names or not item_feature or not exists(item_feature):
-        return item_info
-    return item_feature if name in open_parquet(item_feature).schema_arrow.names else item_info
-
-
 def _column(array: pa.Array, path: str | Path, name: str, spec: dict) -> Tensor:
     """One column of item_info as a tensor, checked against its feature spec; numbers are zero for the padding item."""
     values = schema.read_feature(array, path, name, spec)

@@ -165,12 +165,11 @@ def changed_from_defaults(params: dict, model_class: type) -> dict[str, object]:
 
 
 def require_device(gpu: int) -> None:
-    """A `UserError` when a GPU is asked for that is not there (FuxiCTR would train on the CPU and not say so)."""
-    import torch  # a script's --help does not wait for it
+    """A `UserError` for a GPU that is not there or not for this torch; -1, the CPU, is. FuxiCTR would take the CPU."""
+    from mm_fibinet import devices  # which loads torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not -1 <= gpu < count:
-        raise UserError(f"--gpu {gpu}: found {count} CUDA devices; use --gpu -1 for the CPU")
+    if gpu != -1:
+        devices.require_gpu(gpu, f"--gpu {gpu}", "--gpu -1 for the CPU")
 
 
 def experiment_ids(config_dir: str | Path) -> list[str]:

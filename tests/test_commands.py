@@ -35,6 +35,14 @@ def test_help_and_wrong_arguments_load_nothing_heavy(name):
     assert code_of_mistake == 2 and not heavy, printed
 
 
+@pytest.mark.parametrize("module", ["data_check", "submission", "demo.data", "demo.score"])
+def test_help_of_a_module_waits_for_neither_torch_nor_polars(module):
+    code = f"import runpy; runpy.run_module('mm_fibinet.{module}', run_name='__main__')"
+    code_of_help, printed, heavy = loaded_after(code, "--help")
+    assert code_of_help == 0 and f"python -m mm_fibinet.{module}" in printed
+    assert not {"torch", "polars", "pandas"} & set(heavy)
+
+
 def test_the_console_command_lists_its_commands_and_their_options():
     code = "from mm_fibinet.__main__ import entry_point; entry_point()"
     exit_code, printed, heavy = loaded_after(code, "--help")

@@ -31,10 +31,12 @@ def run_trials(search: Search, number: int) -> None:
     A combination that was tried is not run again; its trial gets the earlier one's value.
 
     Raises:
-        UserError: Optuna is not installed, or the folder's study is of other settings or data.
+        ModuleNotFoundError: Optuna is not installed.
+        UserError: the folder's study is of other settings or data.
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the trials saved their state and stopped.
     """
-    optuna = _import_optuna()
+    import optuna  # the extra [tuner]
+
     with jobs.locked(search.out) as lock, jobs.noted_signals() as signals:
         trials = _Trials(search, optuna)
         waiting = trials.missing(number)
@@ -233,13 +235,3 @@ class _Trials:
 def _text(value: object) -> str:
     """A listed value as Optuna stores it: it takes no lists, and holds 1 and True for the same."""
     return json.dumps(value, default=str)
-
-
-def _import_optuna():
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(
-            '--optuna: Optuna is not installed: pip install optuna, or pip install "mm-fibinet[tuner]"'
-        ) from error
-    return optuna

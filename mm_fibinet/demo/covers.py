@@ -2,16 +2,21 @@
 
 A style is a motif in a palette of its own, both of which a network trained on photographs tells apart. Angle, scale,
 place and colour vary from item to item, so that no two covers are equal. Every cover has its own random stream: it
-does not depend on which other covers are drawn.
+does not depend on which other covers are drawn. Pillow is imported when one is drawn: the styles are known without it.
 """
+
+from __future__ import annotations
 
 import colorsys
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 SIZE = 128
 JPEG_QUALITY = 85
@@ -47,8 +52,18 @@ def _jitter(rng: np.random.Generator, hsv: tuple[float, float, float]) -> Color:
 
 def _blend(amount: np.ndarray, back: Color, front: Color) -> Image.Image:
     """Mix two colours. `amount`: float [SIZE, SIZE], 0 = back, 1 = front."""
+    from PIL import Image
+
     pixels = np.float32(back) + amount[..., None] * (np.float32(front) - np.float32(back))
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _canvas(color: Color) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A cover of one colour, and what draws on it."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (SIZE, SIZE), color)
+    return image, ImageDraw.Draw(image)
 
 
 def _turned(rng: np.random.Generator, most: float = math.pi) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +74,7 @@ def _turned(rng: np.random.Generator, most: float = math.pi) -> tuple[np.ndarray
 
 
 def _circles(rng: np.random.Generator, back: Color, front: Color, other: Color) -> Image.Image:
-    image = Image.new("RGB", (SIZE, SIZE), back)
-    draw = ImageDraw.Draw(image)
+    image, draw = _canvas(back)
     for _ in range(rng.integers(9, 15)):
         (x, y), radius = rng.uniform(0, SIZE, 2), rng.uniform(8, 24)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=front if rng.random() < 0.6 else other)
@@ -79,8 +93,7 @@ def _checkerboard(rng: np.random.Generator, back: Color, front: Color) -> Image.
 
 
 def _stars(rng: np.random.Generator, back: Color, front: Color) -> Image.Image:
-    image = Image.new("RGB", (SIZE, SIZE), back)
-    draw = ImageDraw.Draw(image)
+    image, draw = _canvas(back)
     for _ in range(rng.integers(10, 18)):
         center, radius, turn = rng.uniform(0, SIZE, 2), rng.uniform(7, 18), rng.uniform(0, math.pi)
         angles = turn + np.arange(10) * math.pi / 5

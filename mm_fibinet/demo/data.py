@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from mm_fibinet import extras
 from mm_fibinet.demo import world as click_model
 from mm_fibinet.demo.covers import STYLES, save_cover
 from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
@@ -133,6 +134,8 @@ def generate(
     existing = _existing(output, parameters, force)
     if existing is not None and not force:
         return existing
+    if images:
+        extras.require("PIL")
     with locked(output, waiting=f"{output}: another process is at work there; waiting for it"):
         existing = _existing(output, parameters, force)  # the one that was waited for may have made it
         return existing if existing is not None and not force else _generate(output, parameters, existing)

@@ -13,6 +13,7 @@ TEXT_ENCODERS and IMAGE_ENCODERS at the end of this file say what there is: anot
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mm_fibinet.devices import require_gpu
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import sha256
 from mm_fibinet.items.decoding import DECODING, decode_image
@@ -34,7 +36,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_PIXELS = 224
 OTHERS = ""  # the key, in a registry, of the loader that takes every name without an entry of its own
-PADDING = {"text": {"pad_to_multiple_of": 16}}  # tokens
+PADDING = {"pad_to_multiple_of": 16}  # tokens
 
 
 class Encoder(Protocol):
@@ -70,25 +72,37 @@ class TextEncoder:
         self.id = id
         self.model = model.eval()
         self.batch_size = batch_size
-        self.dim = int(model.get_embedding_dimension())
+        dimension = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+        self.dim = int(dimension())
+        self._tokenize = getattr(model, "preprocess", None) or model.tokenize  # the names since 5.4, and before
+        model.encode(["warm up"], show_progress_bar=False)  # a prompt of the model's is measured, without padding
+        pad_in_steps(model)
         self.prepare(b"warm up")  # the first call sets the tokenizer up, which must not happen in two threads at once
 
     def prepare(self, content: bytes) -> tuple[str, int]:
         """The text and its padded number of tokens (0 for models that do not pad, such as word averages)."""
         text = content.decode("utf-8")
-        tokens = self.model.preprocess([text], processing_kwargs=PADDING).get("input_ids")
+        tokens = self._tokenize([text]).get("input_ids")
         return text, tokens.shape[1] if torch.is_tensor(tokens) and tokens.dim() == 2 else 0
 
     def encode(self, samples: list[str]) -> np.ndarray:
         """Texts of equal padded length -> float32 [n, D]."""
         full = samples + samples[-1:] * (self.batch_size - len(samples))
         vectors = _run(
-            lambda: self.model.encode(
-                full, batch_size=self.batch_size, show_progress_bar=False, processing_kwargs=PADDING
-            ),
+            lambda: self.model.encode(full, batch_size=self.batch_size, show_progress_bar=False),
             self.batch_size,
         )
         return vectors[: len(samples)].astype(np.float32, copy=False)
+
+
+def pad_in_steps(model: nn.Module) -> None:
+    """Have a sentence-transformers model pad its texts to `PADDING`, whichever release it is of (5.0 and later)."""
+    for module in model.modules():
+        if hasattr(module, "processing_kwargs"):  # since 5.4
+            of_text = {**module.processing_kwargs.get("text", {}), **PADDING}
+            module.processing_kwargs = {**module.processing_kwargs, "text": of_text}
+        elif callable(vars(module).get("tokenizer")):  # that of transformers; others do not pad
+            module.tokenizer = functools.partial(module.tokenizer, **PADDING)
 
 
 class ImageEncoder:
@@ -217,8 +231,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: unknown device, expected auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: unknown device, expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices; use --device cpu or auto")
+    if device.type == "cuda":
+        require_gpu(device.index or 0, f"--device {name}", "--device cpu")
     return device
 
 
