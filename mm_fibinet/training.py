@@ -21,8 +21,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mm_fibinet import distributed
 from mm_fibinet.checkpoint import RunCheckpoints, load_weights, save_weights
@@ -32,6 +30,7 @@ from mm_fibinet.fuxictr_adapter import refuse_untrained, shows_progress, trainin
 from mm_fibinet.memory import peak_memory
 from mm_fibinet.metrics import undefined_metrics
 from mm_fibinet.objective import Objective
+from mm_fibinet.progress import log_lines_above_bars, track
 from mm_fibinet.scoring import autocast, evaluate
 from mm_fibinet.weight_average import WeightAverage
 
@@ -191,8 +190,7 @@ class Trainer:
         self.planned_steps = epochs * steps
         eval_steps = self.rules.eval_steps or steps
         logging.info("Start training: %d batches/epoch", steps)
-        lines_above_bars = logging_redirect_tqdm() if self.world.is_main else contextlib.nullcontext()
-        with self._signals(), lines_above_bars:
+        with self._signals(), log_lines_above_bars(sys.stdout, shown=self.world.is_main):
             while self.epoch < epochs and not self.stopped:
                 self._train_epoch(train_data, valid_data, steps, eval_steps)
                 self.epoch, self.step = self.epoch + 1, 0
@@ -211,16 +209,15 @@ class Trainer:
         self.model.train()
         if hasattr(train_data, "set_position"):
             train_data.set_position(self.epoch, self.step)
-        progress = tqdm(
+        progress = track(
             train_data,
-            desc=f"epoch {self.epoch + 1}",
+            f"epoch {self.epoch + 1}",
             total=steps,
             initial=self.step,
             unit="batch",
             file=sys.stdout,
             leave=False,
-            mininterval=1.0,
-            disable=not shows_progress(self.model) or not self.world.is_main,
+            shown=shows_progress(self.model) and self.world.is_main,
         )
         started, rows = time.perf_counter(), 0
         interrupted = save_due = False
