@@ -1,9 +1,9 @@
 """How far the work is: a bar on a terminal, a widget in a notebook, and now and then a plain line in a log.
 
-A bar that redraws itself makes a log of one endless line, so off a terminal (a pipe, a file, `!python ...` in a
-notebook, TERM=dumb) there are lines instead: no carriage return, no escape, and none at all for work that is done soon.
-A line comes when LINE_SECONDS have passed and LINE_SHARE more is done, and after QUIET_SECONDS whatever is done: an
-hour's work leaves twenty lines. Nothing here has a colour, so NO_COLOR asks for nothing; COLUMNS sets a bar's width.
+A bar that redraws itself makes a log of one endless line, so off a terminal (a pipe, a file, TERM=dumb, `!python` in a
+notebook) there are lines instead: no carriage return, no escape, and none at all for work that is done soon. A line
+comes when LINE_SECONDS have passed and LINE_SHARE more is done, and after QUIET_SECONDS whatever is done: an hour's
+work leaves twenty lines. Nothing here has a colour, so NO_COLOR asks for nothing; COLUMNS sets a bar's width.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ LINE_SECONDS = 30
 LINE_SHARE = 0.05
 QUIET_SECONDS = 600
 REDRAW_SECONDS = 0.5
+NOTEBOOK = "JPY_PARENT_PID"  # set for a notebook's kernel and its `!` commands, which believe to be on a terminal
 
 
 def track(
@@ -72,7 +73,7 @@ def log_lines_above_bars(file: TextIO, shown: bool = True) -> Iterator[None]:
 
 def is_terminal(file: TextIO) -> bool:
     """Whether a bar can be redrawn there."""
-    return file.isatty() and os.environ.get("TERM") != "dumb"
+    return file.isatty() and os.environ.get("TERM") != "dumb" and NOTEBOOK not in os.environ
 
 
 class Lines:

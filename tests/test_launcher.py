@@ -187,6 +187,19 @@ def test_ranks_that_wait_for_the_one_that_failed(body, code, expected):
     assert ended_with == code and out == "" and re.fullmatch(expected, err) and err.count("Traceback") == (code == 1)
 
 
+def test_under_torchrun_the_error_is_said_once_and_in_its_summary(tmp_path):
+    """Its own traceback in between is not ours to leave out."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(body="raise UserError('batch_size is -1')"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and done.stdout == "" and lines.count("error: batch_size is -1") == 1
+    (cause,) = [line for line in lines if "traceback : error: " in line]
+    assert cause.endswith("error: batch_size is -1") and lines.index(cause) == len(lines) - 2
+
+
 def test_the_first_to_fail_is_one(tmp_path):
     assert ranks.fails_first(None) and ranks.fails_first(None)
     assert ranks.fails_first(tmp_path) and ranks.fails_first(tmp_path)
