@@ -1,6 +1,6 @@
-"""torchrun in, ranks and reductions out; the one place that knows of more than one process.
+"""torchrun or our launcher in, ranks and reductions out; models and loops know of one process.
 
-Models and loaders see a rank and a world size; without torchrun these are 0 and 1 and nothing here communicates.
+Models and loaders see a rank and a world size; without other processes these are 0 and 1 and nothing here communicates.
 """
 
 import os
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mm_fibinet import ranks
 from mm_fibinet.errors import UserError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class World:
 
 
 def start(gpu: int) -> World:
-    """Join the process group that torchrun describes in the environment; alone without torchrun.
+    """Join the process group that torchrun or `launcher` describes in the environment; alone without either.
 
     Args:
         gpu: the user's --gpu; below 0 means CPU, and gloo instead of nccl.
@@ -49,8 +50,15 @@ def start(gpu: int) -> World:
     if gpu >= 0:
         torch.cuda.set_device(world.local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if gpu >= 0 else "gloo", rank=world.rank, world_size=world.size)
+        backend = "nccl" if gpu >= 0 else "gloo"
+        dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size)
     return world
+
+
+def _store(world: World) -> dist.Store | None:
+    """Where ranks of `launcher` find each other: a file, which needs no free port; None for torchrun's way."""
+    folder = os.environ.get(ranks.SHARED)
+    return dist.FileStore(os.path.join(folder, "store"), world.size) if folder else None
 
 
 def stop() -> None:

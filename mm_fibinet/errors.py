@@ -4,21 +4,28 @@ Every message says what was found, where, what was expected and what to do. Scri
 `run_cli`, which prints the message in one line, without a traceback, and exits with code 2. So end the machine's
 refusals, too: no memory, no space, no permission. Anything else is a bug of ours and keeps its traceback.
 
+Of several processes of a run, the first that fails speaks (`ranks`); the others end silently.
+
 Messages name files, columns and values, which strangers wrote: `printable` keeps what they put into them from reaching
 the terminal as anything but text.
 """
 
 import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 
-from mm_fibinet import extras
+from mm_fibinet import extras, ranks
 
+EXIT_BUG = 1  # Python's
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 MESSAGE_LIMIT = 4_000  # characters; a message may quote a value, not print a file
+SECONDS_FOR_THE_CAUSE = 1.0  # a rank that only lost another waits so long for that one's own words
+INTERRUPTED = "interrupted: run the same command again to go on, with --resume where it has that"
 
 
 class UserError(Exception):
@@ -51,16 +58,38 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's own last flush fails aloud
         code = EXIT_BROKEN_PIPE
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on, with --resume where it has that", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except Exception as error:
-        explained = _explained(error)
-        if explained is None:
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = ending(error)
+        if code == EXIT_BUG and not ranks.is_rank():
             raise
-        print(f"error: {_shortened(printable(explained))}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        if speaks(error):
+            print(text, file=sys.stderr)
+            ranks.tell_torchrun(text.splitlines()[-1])
+        if ranks.is_rank():
+            _leave(code)
     sys.exit(code)
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """How a process ends with an error: its exit code, and what it says: one line, or the traceback of a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, INTERRUPTED
+    explained = _explained(error)
+    if explained is None:
+        return EXIT_BUG, "".join(traceback.format_exception(error)).rstrip("\n")
+    return EXIT_USER_ERROR, f"error: {_shortened(printable(explained))}"
+
+
+def speaks(error: BaseException) -> bool:
+    """Whether this process is the one to say what ended the run; it is when it is alone."""
+    return ranks.fails_first(ranks.shared_folder(), SECONDS_FOR_THE_CAUSE if _is_lost_rank(error) else 0)
+
+
+def _leave(code: int) -> None:
+    """End a rank at once: an orderly end would wait for ranks that are gone, or be warned of its process group."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def explain_os_error(error: OSError, path: object, doing: str = "write") -> UserError:
@@ -89,7 +118,7 @@ def explain_os_error(error: OSError, path: object, doing: str = "write") -> User
     return UserError(f"cannot {doing} {path}: {advice}")
 
 
-def _explained(error: Exception) -> Exception | None:
+def _explained(error: BaseException) -> BaseException | None:
     """The error to print for one that `main` ended with; None for a bug."""
     if isinstance(error, UserError):
         return error
@@ -103,12 +132,23 @@ def _explained(error: Exception) -> Exception | None:
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or "the system gave no more"
         return UserError(f"out of memory ({reason}): use a smaller batch_size or smaller data, or a larger machine")
+    if _is_lost_rank(error):
+        return UserError(
+            "another process of this run has ended and said nothing, perhaps for want of memory; run the same command "
+            "again to go on, with --resume where it has that"
+        )
     if isinstance(error, OSError) and error.errno:
         return explain_os_error(error, error.filename2 or error.filename or "a file", "use")
     return None
 
 
-def _is_torch_out_of_memory(error: Exception) -> bool:
+def _is_lost_rank(error: BaseException) -> bool:
+    """Whether torch.distributed found that another process of the run is gone."""
+    lost = re.search(r"Connection (closed|reset) by peer|Broken pipe|remote process exited|failed to recv", str(error))
+    return ranks.is_rank() and isinstance(error, RuntimeError) and bool(lost)
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
     """Whether torch found no memory, which it says by a RuntimeError; told by name, so that torch is not loaded."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

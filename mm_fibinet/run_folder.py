@@ -1,9 +1,9 @@
 """An experiment's run: its files, its log, and who may write there.
 
 Nothing is written beside the data. All that a run writes is under model_root/DATASET: EXPID.model and EXPID.log as
-FuxiCTR names them, the rest in the folder EXPID. A start that fails leaves all of that as it was: what an earlier run
-of the name left is removed (`RunFolder.clear`), and the log opened (`RunLog.open`), only when nothing is left to be
-refused.
+FuxiCTR names them, the rest in the folder EXPID. A start that fails leaves all of that as it was, but for a line in the
+log that says why: what an earlier run of the name left is removed (`RunFolder.clear`), and a log begun (`RunLog.open`),
+only when nothing is left to be refused.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mm_fibinet import files
-from mm_fibinet.errors import UserError, explain_os_error, printable
+from mm_fibinet.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError, ending, explain_os_error, printable, speaks
 
 FORMAT = "%(asctime)s P%(process)d %(levelname)s %(message)s"  # FuxiCTR's
 KEPT_EARLY = 100_000  # log lines before the log file is opened
@@ -101,14 +101,16 @@ class RunFolder:
 class RunLog:
     """Log lines go to the terminal at once, and to the run's log file from `open` on, those before it included.
 
-    What ends the run, a user's mistake or a bug, is in the file too. Leaving the context closes what it opened.
+    What ends the run, a user's mistake or a bug, is in the file too, at the end of an earlier run's if it ends before
+    `open`. Leaving the context closes what it opened.
 
     Args:
-        quiet: write nothing at all (a rank other than 0).
+        path: the log file.
+        quiet: write nothing (a rank other than 0) but what ends the run, if this rank is the first that it ends.
     """
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
+    def __init__(self, path: Path, quiet: bool = False):
+        self.path, self.quiet = path, quiet
         self._early = logging.handlers.MemoryHandler(KEPT_EARLY, logging.CRITICAL + 1)
         self._file: logging.FileHandler | None = None
 
@@ -119,7 +121,7 @@ class RunLog:
         logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
         return self
 
-    def open(self, path: Path, append: bool) -> None:
+    def open(self, append: bool) -> None:
         """Begin the log file.
 
         Args:
@@ -131,10 +133,9 @@ class RunLog:
         if self.quiet:
             return
         try:
-            self._file = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
+            self._file = _log_file(self.path, "a" if append else "w")
         except OSError as error:
-            raise explain_os_error(error, path) from error
-        self._file.setFormatter(_Lines(FORMAT))
+            raise explain_os_error(error, self.path) from error
         self._early.setTarget(self._file)
         self._early.flush()
         logging.getLogger().removeHandler(self._early)
@@ -143,19 +144,31 @@ class RunLog:
     def __exit__(self, kind, error, traceback) -> None:
         if self._file:
             logging.getLogger().removeHandler(self._file)
-            if error is not None:
-                _note_end(self._file, error)
             with contextlib.suppress(OSError):  # every line was flushed, or its failure raised
                 self._file.close()
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # closes the others
+        if error is not None:
+            note_end(self.path, error)
 
 
-def _note_end(handler: logging.Handler, error: BaseException) -> None:
-    """Write down what ended the run; of a bug the traceback, too."""
-    bug = None if isinstance(error, UserError | KeyboardInterrupt) else (type(error), error, error.__traceback__)
-    text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
-    with contextlib.suppress(UserError):  # a full disk may be what ended the run
-        handler.handle(logging.LogRecord("root", logging.ERROR, __file__, 0, text, None, bug))
+def note_end(path: Path, error: BaseException) -> None:
+    """Add to a run's log what ended it, or its start; of a bug the traceback, too. Only the first rank that ends does.
+
+    Where that cannot be written, it is not: a full disk may be what ended the run.
+    """
+    if not speaks(error):
+        return
+    code, text = ending(error)
+    bug = (type(error), error, error.__traceback__) if code == EXIT_BUG else None
+    text = {EXIT_BUG: f"error: {error}", EXIT_INTERRUPTED: "interrupted"}.get(code, text)
+    with contextlib.suppress(OSError, UserError), contextlib.closing(_log_file(path, "a")) as opened:
+        opened.handle(logging.LogRecord("root", logging.ERROR, __file__, 0, text, None, bug))
+
+
+def _log_file(path: Path, mode: str) -> "_LogFile":
+    opened = _LogFile(path, mode, encoding="utf-8")
+    opened.setFormatter(_Lines(FORMAT))
+    return opened
 
 
 class _Lines(logging.Formatter):

@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mm_fibinet import distributed
 from mm_fibinet.fuxictr_adapter import shows_progress
 from mm_fibinet.metrics import evaluate_metrics, require_scores
 from mm_fibinet.precision import Precision
+from mm_fibinet.progress import track
 
 
 def predict(model: nn.Module, data, precision: str = "fp32") -> np.ndarray:
@@ -64,15 +64,14 @@ def _score(
     sharded = world.size > 1 and hasattr(data, "shard_batches")
     batches = data.shard_batches(world.rank, world.size) if sharded else enumerate(data)
     total = len(data)
-    shown = tqdm(
+    shown = track(
         batches,
-        desc="scoring",
+        "scoring",
         total=math.ceil(total / world.size) if sharded else total,
         unit="batch",
         file=sys.stdout,
         leave=False,
-        mininterval=1.0,
-        disable=not shows_progress(model) or not world.is_main,
+        shown=shows_progress(model) and world.is_main,
     )
     has_groups = with_labels and model.feature_map.group_id is not None
     parts: list[tuple[int, list[Tensor]]] = []

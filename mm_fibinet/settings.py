@@ -16,9 +16,9 @@ from mm_fibinet.settings_schema import ALIASES, DatasetEntry, RunSettings, field
 from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 
 __all__ = [
-    "DATA_FILES", "DEFAULTS", "change_params", "changed_from_defaults", "check_reachable", "experiment_ids",
-    "find_model", "known_settings", "load_dataset_config", "load_model_config", "load_params", "parse_overrides",
-    "read_yaml", "require_device", "require_name", "resolve",
+    "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
+    "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config", "load_params",
+    "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
 
 DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_feature")
@@ -26,6 +26,7 @@ DEFAULTS = {
     name: RunSettings.model_fields[name].default
     for name in ("seed", "batch_size", "epochs", "max_len", "shuffle", "group_id")
 }
+DEFAULT_MODEL_ROOT = RunSettings.model_fields["model_root"].default
 NOT_CHANGES = {"model", "dataset_id", "model_root", "monitor_mode", *DatasetEntry.model_fields}
 BY_OPTION = {"gpu": "--gpu", "data_root": "--data_root, which moves the files' paths too", "model_id": "--expid"}
 
@@ -88,7 +89,7 @@ def change_params(
 def _placed(params: dict, changes: dict, data_root: str | None, model_root: str | None, gpu: int, expid: str) -> dict:
     """Checked parameters with what the command line says of folders and the device."""
     _move_data_root({key: value for key, value in params.items() if key not in changes}, data_root, params)
-    params["model_root"] = model_root or params.get("model_root") or RunSettings.model_fields["model_root"].default
+    params["model_root"] = model_root or params.get("model_root") or DEFAULT_MODEL_ROOT
     params["gpu"] = gpu
     params["model_id"] = expid
     require_group_column(params)

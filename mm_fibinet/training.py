@@ -21,8 +21,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mm_fibinet import distributed, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
@@ -33,6 +31,7 @@ from mm_fibinet.memory import peak_memory
 from mm_fibinet.metrics import undefined_metrics
 from mm_fibinet.objective import Objective
 from mm_fibinet.precision import Precision, Scaling
+from mm_fibinet.progress import log_lines_above_bars, track
 from mm_fibinet.scoring import evaluate
 from mm_fibinet.table_optimizer import TABLE_OPTIMIZERS, LazyAdam, LazyTables
 from mm_fibinet.weight_average import WeightAverage
@@ -209,7 +208,7 @@ class Trainer:
         eval_steps = self.rules.eval_steps or steps
         logging.info("Precision: %s", self.precision)
         logging.info("Start training: %d batches/epoch", steps)
-        lines_above_bars = logging_redirect_tqdm() if self.world.is_main else contextlib.nullcontext()
+        lines_above_bars = log_lines_above_bars(sys.stdout, shown=self.world.is_main)
         with self._signals(), lines_above_bars, self.precision.products():
             while self.epoch < epochs and not self.stopped:
                 self._train_epoch(train_data, valid_data, steps, eval_steps)
@@ -229,16 +228,15 @@ class Trainer:
         self.model.train()
         if hasattr(train_data, "set_position"):
             train_data.set_position(self.epoch, self.step)
-        progress = tqdm(
+        progress = track(
             train_data,
-            desc=f"epoch {self.epoch + 1}",
+            f"epoch {self.epoch + 1}",
             total=steps,
             initial=self.step,
             unit="batch",
             file=sys.stdout,
             leave=False,
-            mininterval=1.0,
-            disable=not shows_progress(self.model) or not self.world.is_main,
+            shown=shows_progress(self.model) and self.world.is_main,
         )
         started, rows = time.perf_counter(), 0
         interrupted = save_due = False

@@ -63,6 +63,10 @@ class Commands:
         """Every file of the run with its bytes."""
         return {path: path.read_bytes() for path in self.run.folder.parent.rglob("*") if path.is_file()}
 
+    def kept(self):
+        """Likewise without the log, where a start that fails says why."""
+        return {path: content for path, content in self.content().items() if path != self.run.log}
+
     def rewrite(self, name, **columns):
         """Replace columns of a data file."""
         path = self.data / f"{name}.parquet"
@@ -275,18 +279,45 @@ def test_a_failed_start_leaves_the_old_run_alone(trained, spoil, resume):
     changes, message = spoil(trained)
     code, _, err = trained.train(*changes, resume=resume)
     assert code == 2 and message in err
+    after = trained.content()
+    log, log_before = after.pop(trained.run.log), before.pop(trained.run.log)
+    assert after == before
+    assert log.startswith(log_before)  # and says why the start failed, in one line
+    (line,) = log[len(log_before) :].decode().splitlines()
+    assert line.partition(" ERROR ")[2] == err.rstrip("\n")
+
+
+def test_a_start_that_fails_for_its_data_is_told_of_where_there_was_no_run(commands):
+    _, message = spoil_items(commands)
+    code, _, err = commands.train()
+    assert code == 2 and message in err
+    (line,) = commands.run.log.read_text().splitlines()
+    assert line.partition(" ERROR ")[2] == err.rstrip("\n")
+    assert {path.name for path in commands.content()} == {f"{EXPID}.log", ".lock"}
+
+
+def test_a_start_that_fails_for_its_settings_makes_nothing(commands):
+    changes, _ = spoil_settings(commands)
+    assert commands.train(*changes)[0] == 2
+    assert commands.content() == {} and not commands.root.exists()
+
+
+@pytest.mark.parametrize("change", ["dataset_id=3", "learning_rate", "seed=1 seed=2"])
+def test_settings_that_do_not_tell_the_run(trained, change):
+    before = trained.content()
+    assert trained.train(*change.split())[0] == 2
     assert trained.content() == before
 
 
 def test_resume_refuses_other_settings_and_data(trained):
-    before = trained.content()
+    before = trained.kept()
     code, _, err = trained.train("learning_rate=0.1", "hidden_units=[32]", resume=True)
     assert code == 2
     assert "hidden_units is [32], was [16]; learning_rate is 0.1, was 0.005. " in err and "without --resume" in err
     trained.rewrite("train", user_id=pl.col("user_id") + 1)
     code, _, err = trained.train(resume=True)
     assert code == 2 and "train_data is another file" in err
-    assert trained.content() == before
+    assert trained.kept() == before
     assert trained.train("learning_rate=0.1")[0] == 0
 
 
@@ -313,10 +344,10 @@ def test_resume_needs_one_sound_state(trained):
     assert code == 0 and "Resumed at epoch 2" in out, err  # from previous.ckpt
     for path in (checkpoints.last, checkpoints.previous):
         path.write_bytes(path.read_bytes()[:1000])
-    before = trained.content()
+    before = trained.kept()
     code, _, err = trained.train("epochs=2", resume=True)
     assert code == 2 and "there is no other to go on from" in err
-    assert trained.content() == before
+    assert trained.kept() == before
 
 
 def test_resume_needs_the_best_weights(trained):
@@ -388,12 +419,12 @@ def one_row_a_user(commands):
 
 def test_a_monitored_metric_without_a_value_is_found_before_training(trained, monkeypatch):
     one_row_a_user(trained)
-    before = trained.content()
+    before = trained.kept()
     monkeypatch.setattr(Trainer, "_train_step", stop)
     code, out, err = trained.train("monitor=gAUC")
     assert code == 2 and "monitor gAUC: gAUC is not defined: none of the 100 groups of group_id has both labels" in err
     assert "[Metrics]" not in out
-    assert trained.content() == before
+    assert trained.kept() == before
 
 
 def test_a_listed_metric_without_a_value_is_null_and_explained(commands):
@@ -479,8 +510,8 @@ def check_saving(path):
 def test_a_log_that_cannot_be_written_is_one_error(tmp_path, capsys):
     full = tmp_path / "X.log"
     full.symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"cannot write .*: the disk is full"), RunLog() as log:
-        log.open(full, append=True)
+    with pytest.raises(UserError, match=r"cannot write .*: the disk is full"), RunLog(full) as log:
+        log.open(append=True)
         logging.info("a line")
     assert "Traceback" not in capsys.readouterr().err
 
@@ -509,8 +540,8 @@ def test_a_model_with_a_command_of_its_own_is_refused(commands, monkeypatch, nam
 
 
 def test_names_in_the_log_are_text(tmp_path, capsys):
-    with RunLog() as log:
-        log.open(tmp_path / "X.log", append=False)
+    with RunLog(tmp_path / "X.log") as log:
+        log.open(append=False)
         logging.info("Reads %s", "a\x1b[2Jb\nc\udcff")
     expected = "INFO Reads a\\x1b[2Jb\\nc\\udcff"
     assert capsys.readouterr().out.rstrip("\n").endswith(expected)

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from mm_fibinet import ranks
 from mm_fibinet.commands import arguments
+from mm_fibinet.errors import UserError
+from mm_fibinet.launcher import launch
 
 # Threads that wait must not spin: on cores shared with other work, spinning makes a step several times slower.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # read once, when torch is first imported
@@ -27,17 +30,19 @@ class Home:
     Attributes:
         models: the module with the models.
         config: the config folder that is taken when none is named.
-        train: the command that trains one experiment in a process of its own, to which arguments are added.
+        train, predict: the command that does so in a process of its own, to which arguments are added.
     """
 
     models: str
     config: Path
     train: tuple[str, ...]
+    predict: tuple[str, ...]
 
     @classmethod
     def repository(cls, folder: Path) -> "Home":
         """That of the scripts in a clone."""
-        return cls("model_zoo", folder / "config", (sys.executable, str(folder / "run_expid.py")))
+        scripts = ((sys.executable, str(folder / name)) for name in ("run_expid.py", "prediction.py"))
+        return cls("model_zoo", folder / "config", *scripts)
 
     @classmethod
     def installed(cls) -> "Home":
@@ -45,7 +50,8 @@ class Home:
         package = Path(__file__).resolve().parent.parent
         inside = package / "config"
         config = inside if inside.is_dir() else package.parent / "config"  # a clone installed with pip install -e
-        return cls("mm_fibinet.model_zoo", config, (sys.executable, "-m", "mm_fibinet", "train"))
+        processes = ((sys.executable, "-m", "mm_fibinet", name) for name in ("train", "predict"))
+        return cls("mm_fibinet.model_zoo", config, *processes)
 
     def import_models(self) -> ModuleType:
         """The models' module."""
@@ -55,12 +61,21 @@ class Home:
 def parse(name: str, home: Home, given: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The command line of one command; see `main`."""
     command = arguments.COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=prog, description=command.description, epilog=command.epilog)
+    parser = _Parser(prog=prog, description=command.description, epilog=command.epilog)
     command.add_arguments(parser, home.config)
     parsed = parser.parse_args(given)
     if command.check:
         command.check(parser, parsed)
     return parsed
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that says what is wrong once, however many processes torchrun gave the same command line."""
+
+    def error(self, message: str):
+        if not ranks.fails_first(ranks.shared_folder()):
+            self.exit(2)
+        super().error(message)
 
 
 def main(name: str, home: Home, given: list[str] | None = None, prog: str | None = None) -> int | None:
@@ -78,4 +93,10 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
     parsed = parse(name, home, given, prog)
     for variable, value in WAITING.items():
         os.environ.setdefault(variable, value)
+    if "gpus" in parsed:
+        parsed.gpu = parsed.gpus[0]
+        if len(parsed.gpus) > 1 and ranks.SHARED not in os.environ:
+            if ranks.is_rank():
+                raise UserError("--gpu has several GPUs under torchrun, which starts the processes itself: give it one")
+            return launch([*getattr(home, name), *(sys.argv[1:] if given is None else given)], parsed.gpus)
     return importlib.import_module(f"mm_fibinet.commands.{name}").run(parsed, home)

@@ -49,10 +49,19 @@ def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -
     """What every command on one experiment takes."""
     add_config(parser, config, default)
     parser.add_argument("--expid", required=True, help="experiment ID of the config")
-    parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
+    gpus = "GPU index, -1 for CPU (default); several: a process on each"
+    parser.add_argument("--gpu", dest="gpus", nargs="+", type=int, default=[-1], metavar="GPU", help=gpus)
     add_data_root(parser)
     parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
     add_set(parser, "the experiment")
+
+
+def check_gpus(parser: Parser, args: argparse.Namespace) -> None:
+    """Of what has `add_experiment`: a GPU takes one process, the CPU any number."""
+    if len(set(args.gpus)) < len(args.gpus) and set(args.gpus) != {-1}:
+        parser.error(f"--gpu {' '.join(map(str, args.gpus))}: expected each GPU once, or nothing but -1")
+    if -1 in args.gpus and set(args.gpus) != {-1}:
+        parser.error(f"--gpu {' '.join(map(str, args.gpus))}: expected GPUs or -1, not both")
 
 
 def train(parser: Parser, config: Path) -> None:
@@ -171,8 +180,8 @@ COMMANDS = {
         embed,
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
-    "train": Command("Train and evaluate one experiment ID.", train),
-    "predict": Command("Score the test split and write a submission zip.", predict),
+    "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
+    "predict": Command("Score the test split and write a submission zip.", predict, check_gpus),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),

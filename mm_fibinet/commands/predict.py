@@ -25,8 +25,6 @@ from mm_fibinet.precision import Precision
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scoring import predict
 
-DEFAULT_MODEL_ROOT = "./checkpoints/"  # FuxiCTR's
-
 
 def run(args: argparse.Namespace, home: Home) -> None:
     """Score, validate, write."""
@@ -89,7 +87,7 @@ def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:
         try:
             root = config_params(args, models, -1)["model_root"]
         except UserError:  # the run may be of another config
-            root = DEFAULT_MODEL_ROOT
+            root = settings.DEFAULT_MODEL_ROOT
     found = run_manifest.find_run(root, args.expid, chosen[-1] if chosen else None)
     if found is None and args.expid not in settings.experiment_ids(args.config):
         raise UserError(

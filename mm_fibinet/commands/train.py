@@ -14,13 +14,13 @@ from mm_fibinet import distributed, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.commands import Home
 from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import printable
+from mm_fibinet.errors import UserError, printable
 from mm_fibinet.event_files import EventFiles
 from mm_fibinet.feature_map import build_feature_map, save_feature_map
 from mm_fibinet.fuxictr_adapter import ENTRY_METHODS, refuse_own_loop
 from mm_fibinet.item_table import ItemTable, load_item_table
 from mm_fibinet.memory import keep_freed_memory
-from mm_fibinet.run_folder import RunFolder, RunLog, append_result
+from mm_fibinet.run_folder import RunFolder, RunLog, append_result, note_end
 from mm_fibinet.scoring import predict
 from mm_fibinet.training import Trainer
 
@@ -36,16 +36,33 @@ def run(args: argparse.Namespace, home: Home) -> None:
     """Train, evaluate, and say where the files are."""
     models = home.import_models()
     changes = [*args.set, *([] if args.checkpoint_every is None else [f"checkpoint_every={args.checkpoint_every}"])]
-    params = settings.load_params(
-        args.config, args.expid, models, changes, args.data_root, args.model_root, checked_gpu(args)
-    )
+    try:
+        gpu = checked_gpu(args)
+        params = settings.load_params(args.config, args.expid, models, changes, args.data_root, args.model_root, gpu)
+    except UserError as error:
+        earlier = log_of(args)
+        if earlier and earlier.is_file():
+            note_end(earlier, error)
+        raise
     if params["gpu"] < 0:
         keep_freed_memory()
     world = distributed.start(params["gpu"])
     folder = RunFolder.of(params)
-    with folder.held(world.is_main), RunLog(quiet=not world.is_main) as log:
+    with folder.held(world.is_main), RunLog(folder.log, quiet=not world.is_main) as log:
         run_experiment(args, models, params, world, folder, log)
     distributed.stop()
+
+
+def log_of(args: argparse.Namespace) -> Path | None:
+    """The log of an experiment whose settings are refused, as far as its place can be told without them."""
+    try:
+        changes = settings.parse_overrides(args.set)
+        experiment = {**settings.load_model_config(Path(args.config), args.expid), **changes}
+        dataset_id = settings.require_name(experiment["dataset_id"], "dataset_id")
+    except UserError:
+        return None
+    root = args.model_root or experiment.get("model_root") or settings.DEFAULT_MODEL_ROOT
+    return RunFolder(Path(str(root)) / dataset_id, args.expid).log
 
 
 def run_experiment(
@@ -82,7 +99,7 @@ def run_experiment(
     if world.is_main:
         if not resumed:
             run.clear()
-        log.open(run.log, append=resumed)
+        log.open(append=resumed)
         save_feature_map(feature_map, run.feature_map)
         run_manifest.write_manifest(run, params, args.set, feature_map, data, parameters, trainer.precision)
     history = trainer.fit(train_data, valid_data, epochs=params["epochs"])

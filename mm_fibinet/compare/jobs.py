@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from mm_fibinet import files, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.options import SUITES
+from mm_fibinet.progress import track
 from mm_fibinet.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
@@ -161,7 +161,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
         waiting = [job for job in jobs if job.params and not job.result()]
         finished = sum(1 for job in jobs if job.params) - len(waiting)
         free, running = list(devices), {}
-        with tqdm(total=len(waiting) + finished, initial=finished, desc="runs", unit="run") as progress:
+        with track(desc="runs", total=len(waiting) + finished, initial=finished, unit="run") as progress:
             for job in jobs:
                 if job.error:
                     progress.write(printable(f"failed  {job.name}: {job.error}"))

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
 
-from tqdm import tqdm
-
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.tuner import Search, is_range, monitored
 from mm_fibinet.errors import UserError, printable
+from mm_fibinet.progress import track
 
 STUDY = "study.journal"
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "stopped"}
@@ -42,7 +41,7 @@ def run_trials(search: Search, number: int) -> None:
         waiting = trials.missing(number)
         free, running = list(search.devices), []
         try:
-            with tqdm(total=number, initial=number - len(waiting), desc="trials", unit="trial") as progress:
+            with track(desc="trials", total=number, initial=number - len(waiting), unit="trial") as progress:
                 while (waiting or running) and not signals:
                     while waiting and free and not signals:
                         started = trials.start(waiting.pop(0), free[0], lock)

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from mm_fibinet import extras
 from mm_fibinet.demo import world as click_model
@@ -29,6 +28,7 @@ from mm_fibinet.demo.titles import TOPICS, draw_tags, draw_titles
 from mm_fibinet.demo.world import Rows, World, draw_histories, draw_rows, draw_world, expected_auc, stream
 from mm_fibinet.errors import UserError, explain_os_error, printable, run_cli
 from mm_fibinet.files import LOCK, locked, make_folder, write_json
+from mm_fibinet.progress import track
 
 VERSION = 1
 TAGS_PER_ITEM = 5
@@ -356,7 +356,7 @@ def _write_truth(folder: Path, world: World) -> None:
 
 def _draw_covers(folder: Path, world: World, seed: int) -> None:
     folder.mkdir()
-    for item_id in tqdm(range(1, len(world.style)), desc="covers", unit="cover", disable=None):
+    for item_id in track(range(1, len(world.style)), "covers", unit="cover"):
         save_cover(folder / f"{item_id}.jpg", int(world.style[item_id]), seed, item_id)
 
 
@@ -364,7 +364,7 @@ def _write_split(path: Path, split: str, world: World, histories: np.ndarray, ro
     """Write one split, _ROW_CHUNK rows at a time; test has ID = row number in front and no label."""
     writer: pq.ParquetWriter | None = None
     size = len(rows.user)
-    with open(path, "wb") as opened, tqdm(total=size, desc=split, unit="row", disable=None) as progress:
+    with open(path, "wb") as opened, track(desc=split, total=size, unit="row") as progress:
         for start in range(0, size, _ROW_CHUNK):
             chunk = slice(start, min(start + _ROW_CHUNK, size))
             user, item = rows.user[chunk], rows.item[chunk]

@@ -14,10 +14,10 @@ import dataclasses
 import zlib
 
 import numpy as np
-from tqdm import tqdm
 
 from mm_fibinet.demo.covers import STYLES
 from mm_fibinet.demo.titles import TOPICS
+from mm_fibinet.progress import track
 
 CTR = 0.25
 W_TOPIC = 3.8
@@ -183,7 +183,7 @@ def draw_histories(world: World, max_len: int, rng: np.random.Generator) -> np.n
     users = len(world.likes_topic) - 1
     histories = np.zeros((users + 1, max_len), np.int32)
     length = np.minimum(rng.integers(max(1, max_len // 4), 2 * max_len + 1, users + 1), max_len)
-    with tqdm(total=users, desc="histories", unit="user", disable=None) as progress:
+    with track(desc="histories", total=users, unit="user") as progress:
         for first in range(1, users + 1, _USER_CHUNK):
             chunk = np.arange(first, min(first + _USER_CHUNK, users + 1))
             _fill_histories(world, histories, length, chunk, rng)

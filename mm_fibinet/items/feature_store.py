@@ -24,12 +24,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.files import atomic_path, locked, make_folder
 from mm_fibinet.items.encoders import Encoder
 from mm_fibinet.items.sources import BadContent, Entry
+from mm_fibinet.progress import track
 
 SHARD_ROWS = 1024
 SHARD_SECONDS = 20.0  # what a killed run loses at most
@@ -260,7 +260,7 @@ def _in_background(
     held = 0
     with (
         ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="prepare") as pool,
-        tqdm(total=length_hint(entries) or None, desc=title, unit="item", mininterval=0.5, dynamic_ncols=True) as bar,
+        track(desc=title, total=length_hint(entries) or None, unit="item") as bar,
     ):
         try:
             for entry in entries:

@@ -1,0 +1,127 @@
+"""Starts the ranks of a command, one process a GPU, for `--gpu 0 1`.
+
+torchrun does the same and is needed for several machines; but whatever a rank says of its failure, torchrun adds a
+traceback of its own and twenty lines more. Here an error is what the first rank that fails prints, and nothing else.
+What ends one rank ends all of them: none waits for ever for one that is gone.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mm_fibinet import ranks
+from mm_fibinet.errors import EXIT_INTERRUPTED, UserError
+
+POLL_SECONDS = 0.1
+SECONDS_TO_END = 10  # from SIGTERM on, for ranks that another one's failure stops
+SECONDS_TO_SAVE = 120  # for those that were asked to stop
+
+
+def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
+    """Run a command once for each GPU and end as it ends; a signal to this process goes to all of them.
+
+    Args:
+        command: the program and its arguments.
+        gpus: the GPU of each rank, -1 for the CPU.
+
+    Returns:
+        0, or the exit code of the first rank that failed.
+
+    Raises:
+        UserError: a rank was ended from outside.
+        KeyboardInterrupt: all were, by a signal to this process, before they could say so themselves.
+    """
+    running: list[subprocess.Popen] = []
+    with tempfile.TemporaryDirectory(prefix="mm_fibinet_") as shared:
+        try:
+            for rank, gpu in enumerate(gpus):
+                running.append(_start(command, rank, len(gpus), gpu, shared))
+            first, asked = _wait(running, Path(shared))
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        code = 0 if first is None else running[first].returncode
+        if first is None or code >= 0 or not ranks.fails_first(Path(shared)):
+            return code if code >= 0 else 128 - code
+    if asked:
+        raise KeyboardInterrupt
+    name = signal.Signals(-code).name
+    guess = " (out of memory?)" if name == "SIGKILL" else ""
+    raise UserError(f"process {first} of {len(gpus)} (--gpu {gpus[first]}) was ended by {name}{guess}")
+
+
+def _start(command: Sequence[str], rank: int, size: int, gpu: int, shared: str) -> subprocess.Popen:
+    """One rank, in a session of its own, so that Ctrl-C on the terminal reaches it once: through this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {
+        "OMP_NUM_THREADS": str(max(cores // size, 1)),
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(gpu if gpu >= 0 else rank),  # which is taken for the GPU's index
+        ranks.SHARED: shared,
+    }
+    last_will = _end_with_parent if sys.platform == "linux" else None
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=last_will)
+
+
+def _end_with_parent() -> None:
+    """In the rank, before its program: ask Linux for SIGTERM when the launcher is gone, killed for example."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _wait(running: list[subprocess.Popen], shared: Path) -> tuple[int | None, list[int]]:
+    """Wait for all, and end the others when one has failed: (the first that failed, the signals that came)."""
+    first, deadline = None, float("inf")
+    with _forwarded_signals(running) as asked:
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+            if first is None:
+                first = _failed(running)
+                if first is not None and running[first].returncode < 0:
+                    ranks.fails_first(shared)  # it said nothing: we will, and no rank that only lost it
+                if first is not None and running[first].returncode != EXIT_INTERRUPTED:
+                    _send(running, signal.SIGTERM)
+                    deadline = time.monotonic() + SECONDS_TO_END
+                elif (first is not None or asked) and deadline == float("inf"):
+                    deadline = time.monotonic() + SECONDS_TO_SAVE
+            time.sleep(POLL_SECONDS)
+    return _failed(running) if first is None else first, asked
+
+
+def _failed(running: list[subprocess.Popen]) -> int | None:
+    return next((rank for rank, process in enumerate(running) if process.poll()), None)
+
+
+def _send(running: list[subprocess.Popen], number: int) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _forwarded_signals(running: list[subprocess.Popen]) -> Iterator[list[int]]:
+    """Signals to this process go to the ranks; yields those that came."""
+    came: list[int] = []
+
+    def forward(number, frame):
+        came.append(number)
+        _send(running, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup does
+            signal.signal(number, forward)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
