@@ -700,10 +700,10 @@ def test_prediction_is_in_the_runs_precision_where_the_device_has_it(commands, h
 
 def test_a_precision_that_is_not_here_leaves_the_old_run(commands):
     assert commands.train()[0] == 0
-    before = commands.content()
+    before = commands.kept()
     code, _, err = commands.train("precision=tf32")
     assert code == 2 and err.startswith("error: precision is tf32, which GPUs have from compute capability 8.0 on")
-    assert commands.content() == before
+    assert commands.kept() == before
 
 
 # With a GPU
