@@ -16,9 +16,6 @@ from types import ModuleType
 
 from mm_fibinet.commands import arguments
 
-# Threads that wait must not spin: on cores shared with other work, spinning makes a step several times slower.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # read once, when torch is first imported
-
 
 @dataclass(frozen=True)
 class Home:
@@ -52,6 +49,16 @@ class Home:
         return importlib.import_module(self.models)
 
 
+def wait_without_spinning() -> None:
+    """Let this process's threads sleep while they wait for one another, unless the user has said otherwise.
+
+    On cores shared with other work a thread that spins keeps the one it waits for from running: a small model's step
+    beside one busy process then takes several times as long; on a quiet machine spinning is no faster. OpenMP reads the
+    variable when torch is first imported; processes that are started later inherit it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def parse(name: str, home: Home, given: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The command line of one command; see `main`."""
     command = arguments.COMMANDS[name]
@@ -76,6 +83,5 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
         the exit code, None for success.
     """
     parsed = parse(name, home, given, prog)
-    for variable, value in WAITING.items():
-        os.environ.setdefault(variable, value)
+    wait_without_spinning()
     return importlib.import_module(f"mm_fibinet.commands.{name}").run(parsed, home)
