@@ -22,12 +22,12 @@ SPIN = "import os; parent = os.getppid(); print(flush=True)\nwhile os.getppid() 
 
 
 @contextlib.contextmanager
-def neighbour() -> Iterator[None]:
+def neighbour() -> Iterator[subprocess.Popen]:
     """One process that never waits, from its first moment on until the end; gone too when this process is killed."""
     process = subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
-        yield
+        yield process
     finally:
         process.kill()
         process.communicate()
@@ -64,6 +64,5 @@ def busy(bench) -> None:
         bench.add(f"{what}, beside a busy process / quiet", "rows/s", quiet, beside_one, target=SHARE)
     bench.add("loader, triple / row-wise, quiet", "rows/s", reference, rates[1], target=TRIPLE_TARGET)
     threads = torch.get_num_threads()
-    bench.note(
-        f"work of {threads} threads on as many cores has {threads / (threads + 1):.0%} of them beside one process"
-    )
+    share = f"{threads / (threads + 1):.0%}"
+    bench.note(f"beside one busy process, work that keeps {threads} cores busy can have {share} of them")

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 
@@ -205,10 +206,10 @@ def test_a_neighbour_is_busy_and_gone_when_the_work_is_done():
     before = os.times().children_user
     assert busy.beside(lambda: time.sleep(1) or 5.0) == 5.0
     assert os.times().children_user - before > 0.03  # counted once it has ended
-    with pytest.raises(ZeroDivisionError):
-        busy.beside(lambda: 1 / 0)
-    with pytest.raises(ChildProcessError):  # there is no process left to wait for
-        os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(ZeroDivisionError), busy.neighbour() as process:
+        assert process.poll() is None
+        raise ZeroDivisionError
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_contender_answers_from_its_own_process():
