@@ -3,6 +3,7 @@
 python benchmarks/speed.py                          2 CPU cores: about 10 minutes
 python benchmarks/speed.py --gpu 0 --full           the challenge's size on a GPU
 python benchmarks/speed.py --only loader gauc       parts of it
+python benchmarks/speed.py --busy                   quiet, and beside one busy process: about 5 minutes
 
 The data is generated (benchmarks/synthetic.py), the other side is written plainly (benchmarks/reference.py) and
 computes the same values (tests/test_benchmarks.py). Whatever is compared is measured in turns, each side in a process
@@ -25,11 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # before site-packages, where FuxiCTR's wheel has a model_zoo of its own
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's: nothing but its table
 
+from mm_fibinet.commands import wait_without_spinning
+
+wait_without_spinning()  # as every command does; both sides inherit it
+
 import numpy as np
 import torch
 from fuxictr.metrics import evaluate_metrics
 
 from benchmarks import figure, measure
+from benchmarks.busy import busy
 from benchmarks.contenders import FuxiCTRLoader, Ours, Reference, Task
 from benchmarks.figure import Result
 from benchmarks.measure import in_turns, median
@@ -64,7 +70,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
     parser.add_argument("--full", action="store_true", help="3.6 million rows, batch 8192, whole epochs of ours")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs; the ratios mean nothing")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="parts to measure")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="parts to measure")
+    parts.add_argument("--busy", action="store_true", help="only ours, quiet and beside one busy process")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "out"), help="folder of the results")
     return parser.parse_args()
 
@@ -228,16 +236,22 @@ class Bench:
                 values = [[peak[kind] / 1e6] for peak in peaks]
                 self.add(f"peak {kind.upper()} memory, training FiBiNET", "MB", *values)
 
+    def steps(self, steps: int) -> int:
+        """Steps of ours on the clock."""
+        if self.quick:
+            return 2
+        return 100 if self.task.gpu >= 0 else steps
+
     def _train(self, name: str) -> None:
         task = self.task
-        steps = None if self.full else self._steps(8 if name == "FiBiNET" else 4)
+        steps = None if self.full else self.steps(8 if name == "FiBiNET" else 4)
         slow, warm_up = (16, PREFETCHED) if task.workers else (1, 0)
         with Remote(Ours, name, task) as ours, Remote(Reference, name, task) as reference:
             ours.train(2)
             reference.train(1, 0)
             stock, own = in_turns(self.repeats, lambda: reference.train(slow, warm_up), lambda: ours.train(steps))
             flops = ours.flops_per_row()
-            ours.profile(self.out / f"profile_{name}.txt", self._steps(2))
+            ours.profile(self.out / f"profile_{name}.txt", self.steps(2))
         seconds = [task.sizes.rows / median(values) for values in (stock, own)]
         note = f"{seconds[0]:,.1f} s -> {seconds[1]:,.1f} s an epoch of {task.sizes.rows:,} rows"
         target = TRAINING_TARGETS[name]
@@ -253,12 +267,6 @@ class Bench:
                 reference.train(1, 0)
                 rate = reference.train(slow, warm_up)
             self.note(f"{name}: the reference with a malloc that keeps freed memory trains at {rate:,.0f} rows/s")
-
-    def _steps(self, steps: int) -> int:
-        """Steps of ours on the clock."""
-        if self.quick:
-            return 2
-        return 100 if self.task.gpu >= 0 else steps
 
     def _share_of_peak(self, name: str, precision: str, flops_per_row: float, rows_per_second: float) -> None:
         reached = flops_per_row * rows_per_second
@@ -285,8 +293,10 @@ def main() -> None:
         bench = Bench(args, Path(folder))
         write_data(bench.task.folder, bench.task.sizes)
         for section in SECTIONS:
-            if section in args.only:
+            if section in args.only and not args.busy:
                 getattr(bench, section)()
+        if args.busy:
+            busy(bench)
     written = figure.write(bench.out, measure.machine(bench.task.device), bench)
     print(written.read_text())
 

@@ -1,14 +1,18 @@
 """The speed benchmark runs, and compares like with like: its references compute what ours computes."""
 
+import contextlib
 import itertools
 import json
+import os
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import contenders, measure, speed
+from benchmarks import busy, contenders, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
 from benchmarks.figure import Result
 from benchmarks.remote import Remote, RemoteError
@@ -155,6 +159,57 @@ def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "profile_DIN.txt").exists()
     own, stock = [float(word.rstrip(",")) for word in _note(content, "gAUC: ").split() if word[0] == "0"]
     assert own == pytest.approx(stock, abs=1e-12)
+
+
+class Rates:
+    """Stands in for Remote: what is measured takes twice as long, or three times, beside a neighbour."""
+
+    has_neighbour = False
+
+    def __init__(self, kind, *arguments, seconds=None):
+        self.is_ours = kind is Ours
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def pass_over(self, what, batches=None):
+        if not self.is_ours:
+            return 3.0
+        return {"indices": 800.0, "triple": 60.0}[what] / (2 if self.has_neighbour else 1)
+
+    def train(self, steps):
+        return 90.0 / (3 if self.has_neighbour else 1)
+
+
+def test_busy_compares_with_the_quiet_machine(tmp_path, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def neighbour():
+        monkeypatch.setattr(Rates, "has_neighbour", True)
+        yield
+        monkeypatch.setattr(Rates, "has_neighbour", False)
+
+    monkeypatch.setattr(busy, "neighbour", neighbour)
+    monkeypatch.setattr(busy, "Remote", Rates)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--busy", "--quick", "--out", str(tmp_path)])
+    speed.main()
+    results = json.loads((tmp_path / "speed.json").read_text())["results"]
+    assert [(r["reference"], r["ours"], r["target"]) for r in results] == [
+        (800, 400, 0.7), (60, 30, 0.7), (90, 30, 0.7), (3, 60, 15)
+    ]  # fmt: skip
+    assert [r["ratio"] for r in results] == pytest.approx([1 / 2, 1 / 2, 1 / 3, 20])
+
+
+def test_a_neighbour_is_busy_and_gone_when_the_work_is_done():
+    before = os.times().children_user
+    assert busy.beside(lambda: time.sleep(1) or 5.0) == 5.0
+    assert os.times().children_user - before > 0.03  # counted once it has ended
+    with pytest.raises(ZeroDivisionError), busy.neighbour() as process:
+        assert process.poll() is None
+        raise ZeroDivisionError
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_contender_answers_from_its_own_process():

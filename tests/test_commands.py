@@ -71,9 +71,40 @@ def test_both_homes_have_the_same_experiments():
         assert Path(home.train[0]) == Path(sys.executable)
 
 
-def test_a_command_waits_without_spinning(monkeypatch):
-    code = "import os, run_expid; from mm_fibinet import commands; commands.arguments.COMMANDS['list']; "
-    code += "commands.main('list', run_expid.HOME, []); print(os.environ['OMP_WAIT_POLICY'])"
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=1", "--master_port=0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what OpenMP has read is told by GNU's alone")
+@pytest.mark.parametrize(
+    ("command", "given", "expected"),
+    [
+        (["run_expid.py"], None, "PASSIVE"),
+        (["run_expid.py"], "active", "ACTIVE"),
+        (["-m", "mm_fibinet", "train"], None, "PASSIVE"),
+        ([*TORCHRUN, "run_expid.py"], None, "PASSIVE"),
+        (["benchmarks/speed.py"], None, "PASSIVE"),
+    ],
+)
+def test_threads_wait_without_spinning(command, given, expected, monkeypatch, tmp_path):
+    """As OpenMP says itself when torch loads it; the last process that does is the command's."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    _, printed, _ = loaded_after(code)
-    assert printed.splitlines()[-1] == "PASSIVE"
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "TRUE")
+    arguments = (
+        ["--gpu", "0", "--expid", "Nope", "--config", tmp_path] if "speed" not in command[0] else ["--gpu", "99"]
+    )
+    line = [sys.executable, *command, *map(str, arguments)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    read = [line for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line]
+    assert done.returncode and f"'{expected}'" in read[-1], done.stderr
+
+
+def test_the_runs_of_a_benchmark_inherit_it(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is as before when the test is over
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    probe = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
+    arguments = ["--expids", "FiBiNET_test", "--out", str(tmp_path / "out")]
+    assert commands.main("benchmark", commands.Home("model_zoo", dataset, probe), arguments) == 1  # there is no result
+    (printed,) = tmp_path.rglob("output.log")
+    assert printed.read_text().split() == ["PASSIVE"], capsys.readouterr()

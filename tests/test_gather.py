@@ -76,13 +76,13 @@ def test_positions_become_a_flat_index_and_a_mask():
 def test_a_batch_of_indices_starts_no_openmp_threads():
     """In a process of its own, where none have been started; a gather of torch's shows that the count can tell."""
     code = """
-    import os, numpy, torch
+    import os, threading, numpy, torch
     from mm_fibinet.dataloader import IndexBatch
     from mm_fibinet.item_table import ItemTable
     from mm_fibinet.split import Split
     from model_zoo.base import distinct_items
-    def threads():
-        return len(os.listdir("/proc/self/task"))
+    def threads():  # but Python's own
+        return len(os.listdir("/proc/self/task")) - threading.active_count()
     torch.set_num_threads(2)
     items = torch.from_numpy(numpy.arange(6000 * 65, dtype=numpy.int32))  # torch's would start the threads
     matrix = items.reshape(6000, 65)
@@ -118,6 +118,8 @@ def test_a_forked_process_gathers_with_helpers_of_its_own(monkeypatch):
     child.start()
     try:
         assert answer.get(timeout=60)
+        child.join(60)
+        assert child.exitcode == 0
     finally:
         child.kill()
         child.join()

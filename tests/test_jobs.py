@@ -121,14 +121,43 @@ def test_only_a_run_of_other_settings_is_cleared(dataset, tmp_path, capsys):
     assert code == 0 and "Resumed" not in out, err
 
 
-def test_places_share_the_work_and_the_cores(fake, monkeypatch):
+@pytest.fixture
+def eight_cores(monkeypatch):
+    """A machine with eight cores, whose user has not said how many threads a process takes."""
+    for name in jobs.THREADS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 8)
+
+
+def threads_of(job):
+    """OMP_NUM_THREADS as the run's process saw it."""
+    return starts(job)[0].split()[1]
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_places_share_the_work_and_the_cores(fake):
     done = fake([11, 12, 13, 14], devices=(CPU, CPU))
     began = [float(starts(job)[0].split()[0]) for job in done]
     ended = [float((job.folder / "ends").read_text()) for job in done]
     at_once = [sum(began[i] <= began[j] < ended[i] for i in range(4)) for j in range(4)]
     assert max(at_once) == 2
-    assert all(starts(job)[0].split()[1] == "4" for job in done)
+    assert all(threads_of(job) == "4" for job in done)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("devices", "expected"), [((CPU,), "None"), ((0, 1), "4"), ((CPU,) * 3, "2"), ((CPU,) * 9, "1")]
+)
+def test_threads_of_a_run(fake, devices, expected):
+    """Runs on GPUs share the cores too; a run alone takes them all."""
+    assert threads_of(*fake([11], devices)) == expected
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize("name", jobs.THREADS)
+def test_threads_that_the_user_has_set_are_left_alone(fake, monkeypatch, name):
+    monkeypatch.setenv(name, "3")
+    assert threads_of(*fake([11], (CPU, CPU))) == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "None"}[name]
 
 
 def test_sigterm_stops_the_runs(fake, tmp_path):

@@ -19,9 +19,6 @@ from mm_fibinet.commands import arguments
 from mm_fibinet.errors import UserError
 from mm_fibinet.launcher import launch
 
-# Threads that wait must not spin: on cores shared with other work, spinning makes a step several times slower.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # read once, when torch is first imported
-
 
 @dataclass(frozen=True)
 class Home:
@@ -58,6 +55,16 @@ class Home:
         return importlib.import_module(self.models)
 
 
+def wait_without_spinning() -> None:
+    """Let this process's threads sleep while they wait for one another, unless the user has said otherwise.
+
+    On cores shared with other work a thread that spins keeps the one it waits for from running: a small model's step
+    beside one busy process then takes several times as long; on a quiet machine spinning is no faster. OpenMP reads the
+    variable when torch is first imported; processes that are started later inherit it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def parse(name: str, home: Home, given: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """The command line of one command; see `main`."""
     command = arguments.COMMANDS[name]
@@ -91,8 +98,7 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
         the exit code, None for success.
     """
     parsed = parse(name, home, given, prog)
-    for variable, value in WAITING.items():
-        os.environ.setdefault(variable, value)
+    wait_without_spinning()
     if "gpus" in parsed:
         parsed.gpu = parsed.gpus[0]
         if len(parsed.gpus) > 1 and ranks.SHARED not in os.environ:

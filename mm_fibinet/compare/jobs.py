@@ -29,6 +29,7 @@ from mm_fibinet.run_folder import RunFolder
 POLL_SECONDS = 0.2
 SECONDS_TO_STOP = 120  # after SIGTERM a run saves its state; then it is killed
 CPU = -1
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # a process's, when it loads torch
 
 
 @dataclass
@@ -186,7 +187,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
 
 
 def start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
-    """The run's process; on the CPU the places share the cores.
+    """The run's process; the places share the cores, unless the user has said how many threads a process takes.
 
     It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
     """
@@ -194,9 +195,8 @@ def start(job: Job, command: list[str], device: int, places: int, lock: int) -> 
     quiet = [] if any(str(part).startswith("verbose=") for part in command) else ["verbose=0"]
     arguments += ["--set", *quiet, f"seed={job.seed}"]
     environment = dict(os.environ)
-    if device == CPU and places > 1:
-        threads = max(torch.get_num_threads() // places, 1)
-        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    if places > 1 and not any(environment.get(name) for name in THREADS):
+        environment.update(dict.fromkeys(THREADS, str(max(torch.get_num_threads() // places, 1))))
     files.make_folder(job.model_root)
     _clear_other_run(job)
     try:
