@@ -60,6 +60,19 @@ def test_several_gpus_under_torchrun_are_refused(capsys, monkeypatch):
     assert code == 2 and err == "error: --gpu has 2 GPUs under torchrun, which starts the processes: give it one\n"
 
 
+@pytest.mark.parametrize(("rank", "times"), [(None, 1), ("0", 1), ("1", 0)])
+def test_of_several_processes_one_is_warned(rank, times, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    code = (
+        "import warnings, run_expid; from mm_fibinet import commands; from mm_fibinet.commands import list as c; "
+    )
+    code += "c.run = lambda *_: warnings.warn('old name'); commands.main('list', run_expid.HOME, [])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("UserWarning: old name") == times
+
+
 def test_list_names_every_experiment(dataset, capsys):
     code, out, _ = run_script("mm_fibinet.__main__", "list", "--config", dataset, capsys=capsys)
     assert code == 0

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -102,4 +103,6 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
 
             given = sys.argv[1:] if given is None else given
             return launch([*getattr(home, name), *given], parsed.rank_gpus)
+    if os.environ.get("RANK", "0") != "0":
+        warnings.simplefilter("ignore")  # rank 0 is warned of the same
     return importlib.import_module(f"mm_fibinet.commands.{name}").run(parsed, home)
