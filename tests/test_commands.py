@@ -54,6 +54,33 @@ def test_the_console_command_lists_its_commands_and_their_options():
     assert loaded_after(code, "nothing")[0] == 2
 
 
+@pytest.mark.parametrize("gpus", [[0, 0], [-1, 0], [1, -1, -1]])
+def test_gpus_that_cannot_be_meant(gpus):
+    code = "import run_expid; from mm_fibinet.errors import run_cli; run_cli(run_expid.main)"
+    exit_code, printed, heavy = loaded_after(code, "--expid", "X", "--gpu", *map(str, gpus))
+    assert exit_code == 2 and not heavy and f"error: --gpu {' '.join(map(str, gpus))}: expected" in printed
+
+
+def test_several_gpus_under_torchrun_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr("mm_fibinet.ranks.is_rank", lambda: True)
+    monkeypatch.setattr("mm_fibinet.errors._leave", sys.exit)
+    code, _, err = run_script("run_expid", "--expid", "FiBiNET_demo", "--gpu", 0, 1, capsys=capsys)
+    assert code == 2 and err == "error: --gpu has 2 GPUs under torchrun, which starts the processes: give it one\n"
+
+
+@pytest.mark.parametrize(("rank", "times"), [(None, 1), ("0", 1), ("1", 0)])
+def test_of_several_processes_one_is_warned(rank, times, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    code = (
+        "import warnings, run_expid; from mm_fibinet import commands; from mm_fibinet.commands import list as c; "
+    )
+    code += "c.run = lambda *_: warnings.warn('old name'); commands.main('list', run_expid.HOME, [])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("UserWarning: old name") == times
+
+
 def test_list_names_every_experiment(dataset, capsys):
     code, out, _ = run_script("mm_fibinet.__main__", "list", "--config", dataset, capsys=capsys)
     assert code == 0

@@ -69,6 +69,31 @@ def test_losses_and_auc_of_every_step_are_equal(pair):
     np.testing.assert_allclose(aucs[1], aucs[0], atol=1e-4)
 
 
+def launch(config, runs, *arguments):
+    """run_expid.py with two processes that it starts itself: (exit code, stdout, stderr)."""
+    command = [sys.executable, ROOT / "run_expid.py", "--config", config, "--expid", "FiBiNET_test", "--gpu", -1, -1]
+    command += ["--model_root", runs, "--set", *SETTINGS, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_starts_ranks_as_torchrun_does(pair, tmp_path):
+    config, _, two = pair
+    code, out, err = launch(config, tmp_path)
+    assert (code, err) == (0, "") and "one of 2 processes" in out
+    for column in ("loss", "AUC"):
+        assert [row[column] for row in history(tmp_path)] == [row[column] for row in history(two)]
+
+
+def test_what_ends_two_ranks_is_one_line_and_in_the_log(pair, tmp_path):
+    code, out, err = launch(pair[0], tmp_path, "learning_rate=1e30")
+    assert code == 2 and err.startswith("error: 203 of 203 scores are NaN") and err.count("\n") == 1
+    assert "\r" not in out and "\x1b" not in out
+    log = (tmp_path / "TEST_DATA" / "FiBiNET_test.log").read_text().splitlines()
+    assert log[-1].endswith(f" ERROR {err.rstrip()}") and sum(" ERROR " in line for line in log) == 1
+
+
 def test_only_rank_0_writes(pair):
     _, one, two = pair
 

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,6 @@ from types import ModuleType
 from mm_fibinet import ranks
 from mm_fibinet.commands import arguments
 from mm_fibinet.errors import UserError
-from mm_fibinet.launcher import launch
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,16 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
     """
     parsed = parse(name, home, given, prog)
     wait_without_spinning()
-    if "gpus" in parsed:
-        parsed.gpu = parsed.gpus[0]
-        if len(parsed.gpus) > 1 and ranks.SHARED not in os.environ:
+    if "rank_gpus" in parsed:
+        parsed.gpu = parsed.rank_gpus[0]
+        if len(parsed.rank_gpus) > 1 and ranks.SHARED not in os.environ:
             if ranks.is_rank():
-                raise UserError("--gpu has several GPUs under torchrun, which starts the processes itself: give it one")
-            return launch([*getattr(home, name), *(sys.argv[1:] if given is None else given)], parsed.gpus)
+                found = f"--gpu has {len(parsed.rank_gpus)} GPUs under torchrun"
+                raise UserError(f"{found}, which starts the processes: give it one")
+            from mm_fibinet.launcher import launch  # which few commands need, and help does not
+
+            given = sys.argv[1:] if given is None else given
+            return launch([*getattr(home, name), *given], parsed.rank_gpus)
+    if os.environ.get("RANK", "0") != "0":
+        warnings.simplefilter("ignore")  # rank 0 is warned of the same
     return importlib.import_module(f"mm_fibinet.commands.{name}").run(parsed, home)

@@ -50,7 +50,7 @@ def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -
     add_config(parser, config, default)
     parser.add_argument("--expid", required=True, help="experiment ID of the config")
     gpus = "GPU index, -1 for CPU (default); several: a process on each"
-    parser.add_argument("--gpu", dest="gpus", nargs="+", type=int, default=[-1], metavar="GPU", help=gpus)
+    parser.add_argument("--gpu", dest="rank_gpus", nargs="+", type=int, default=[-1], metavar="GPU", help=gpus)
     add_data_root(parser)
     parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
     add_set(parser, "the experiment")
@@ -58,10 +58,10 @@ def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -
 
 def check_gpus(parser: Parser, args: argparse.Namespace) -> None:
     """Of what has `add_experiment`: a GPU takes one process, the CPU any number."""
-    if len(set(args.gpus)) < len(args.gpus) and set(args.gpus) != {-1}:
-        parser.error(f"--gpu {' '.join(map(str, args.gpus))}: expected each GPU once, or nothing but -1")
-    if -1 in args.gpus and set(args.gpus) != {-1}:
-        parser.error(f"--gpu {' '.join(map(str, args.gpus))}: expected GPUs or -1, not both")
+    if len(set(args.rank_gpus)) < len(args.rank_gpus) and set(args.rank_gpus) != {-1}:
+        parser.error(f"--gpu {' '.join(map(str, args.rank_gpus))}: expected each GPU once, or nothing but -1")
+    if -1 in args.rank_gpus and set(args.rank_gpus) != {-1}:
+        parser.error(f"--gpu {' '.join(map(str, args.rank_gpus))}: expected GPUs or -1, not both")
 
 
 def train(parser: Parser, config: Path) -> None:

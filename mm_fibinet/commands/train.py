@@ -70,7 +70,7 @@ def run_experiment(
 ) -> None:
     """The run itself: everything is read and checked before the first file of an earlier run is touched."""
     model_class = settings.find_model(models, params["model"])
-    announce(params, model_class, run)
+    announce(params, model_class, run, world)
     feature_map = build_feature_map(params)
     data = distributed.once_a_machine(lambda: run_manifest.data_fingerprint(params))
     seed_everything(params["seed"])
@@ -116,10 +116,11 @@ def run_experiment(
             print(f"{what:<12}  {printable(path)}")
 
 
-def announce(params: dict, model_class: type, run: RunFolder) -> None:
+def announce(params: dict, model_class: type, run: RunFolder, world: distributed.World) -> None:
     """Say what will be done, before anything takes time."""
     gpu = params["gpu"]
     device = f"GPU {gpu}, {torch.cuda.get_device_name(gpu)}" if gpu >= 0 else f"CPU, {torch.get_num_threads()} threads"
+    device += f"; one of {world.size} processes" if world.size > 1 else ""
     changed = settings.changed_from_defaults(params, model_class)
     logging.info("Experiment %s: %s on %s", params["model_id"], params["model"], params["dataset_id"])
     logging.info("Device: %s", device)
