@@ -71,8 +71,8 @@ class Inputs:
 
     def target_columns(self) -> dict[str, Tensor]:
         """{feature: [B] or [B, W]}: the row's own features and those of its target item."""
-        target = {name: take_rows(values, self.target) for name, values in self.items.items()}
-        return {**target, **self.user}
+        of_item = {name: values for name, values in self.items.items() if name not in self.user}
+        return {name: take_rows(values, self.target) for name, values in of_item.items()} | self.user
 
 
 class ModelType(type):
