@@ -96,10 +96,6 @@ def _explained(error: Exception) -> Exception | None:
     if isinstance(error, ModuleNotFoundError):
         missing = extras.advice(error.name)
         return UserError(missing) if missing else None
-    if isinstance(error, ModuleNotFoundError):
-        from mm_fibinet.extras import explain_missing  # its errors are of this module
-
-        return explain_missing(error.name)
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or "the system gave no more"
         return UserError(f"out of memory ({reason}): use a smaller batch_size or smaller data, or a larger machine")
