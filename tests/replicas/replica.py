@@ -30,19 +30,16 @@ def demo_commands(python: Path) -> list[list[str]]:
     console, module = [str(python.with_name("mm-fibinet"))], [str(python), "-m"]
     return [
         [*console, "list"],
-        [*module, "mm_fibinet.demo.data", "--size", "tiny", "--output", TINY],
+        [*module, "mm_fibinet.demo.data", "--size", "tiny", "--items", "150", "--output", TINY],
         [*console, "check", TINY],
         [*console, "embed", "--item_info", f"{TINY}/MMCTR_demo/item_info.parquet", "--item_feature",
-         f"{TINY}/item_feature.parquet", "--images", f"{TINY}/item_images", "--emb_dim", "32",
+         f"{TINY}/item_feature.parquet", "--images", f"{TINY}/item_images",
          "--output", f"{TINY}/embedded/item_info.parquet"],
-        [*console, "train", "--expid", "FiBiNET_demo", "--set", "epochs=1", *SMALL],
+        [*console, "train", "--expid", "FiBiNET_demo", "--set", "epochs=1", "batch_size=256"],
         [*console, "predict", "--expid", "FiBiNET_demo"],
         [*module, "mm_fibinet.demo.score", "--data", TINY, "--expid", "FiBiNET_demo"],
-        [*console, "benchmark", "--expids", "LR_demo", "--set", "epochs=1", *SMALL],
+        [*console, "benchmark", "--expids", "LR_demo", "--set", "epochs=1", "batch_size=256"],
     ]  # fmt: skip
-
-
-SMALL = ["batch_size=256", "use_features=[user_id, item_seq, item_id, item_tags, likes_level, views_level]"]
 
 
 def freeze(python: Path) -> dict[str, str]:
