@@ -9,7 +9,8 @@ from test_training import OwnComputeLoss, Run, assert_equal_weights, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_zoo
-from mm_fibinet import table_optimizer
+from benchmarks import tables
+from mm_fibinet import memory, table_optimizer
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
@@ -345,6 +346,17 @@ def test_a_model_goes_on_as_it_was_trained(dataset, tmp_path, small_tables):
     assert run.model.optimizer is optimizer and len(optimizer.state) == len(list(run.model.parameters()))
     with pytest.raises(UserError, match="FiBiNET was trained with table_optimizer: lazy before"):
         run.fit(checkpoints=None)
+
+
+def test_the_benchmarks_sides_train(monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "0")
+    monkeypatch.setattr(tables, "SMALL", 30)
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", 100)
+    for name in tables.SIDES:
+        side = tables.Side(name, 200, 4, 16, -1)
+        assert side.step(2) > 0 and side.memory() >= 0
+        sizes = {len(value) for value in side.trainer.tables.parameters.values()}
+        assert sizes == ({200, tables.ITEMS} if name == "lazy" else set())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
