@@ -105,6 +105,7 @@ def test_a_step_is_adam_on_the_touched_rows(
 def test_sparse_gradients_are_the_dense_ones(dataset, tmp_path, small_tables, name):
     params = load_params(dataset, "FiBiNET_test", model_zoo, [], model_root=str(tmp_path))
     feature_map = build_feature_map({**params, "user_id_field": True})
+    feature_map.features["views_level"]["share_embedding"] = "likes_level"  # a table that is looked up twice
     loader = MMCTRDataLoader(feature_map, params["train_data"], **{**params, "batch_format": "triple"})
     dense = getattr(model_zoo, name)(feature_map, **{**params, "embedding_regularizer": None}).eval()
     lazy = copy.deepcopy(dense)
