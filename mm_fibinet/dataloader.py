@@ -12,8 +12,8 @@ million rows of 64 history items take 1 GB. On a CPU, batches come faster after
 """
 
 import math
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
 from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.split import Split, read_split
+from mm_fibinet.split import Split, in_a_file, in_memory, read_once_a_machine, read_split
 
 BATCH_FORMATS = ("triple", "indices")
 STORAGES = ("auto", "device", "memory", "memmap")
@@ -79,6 +79,7 @@ class MMCTRDataLoader:
         history_levels: the items' rows carry likes_level and views_level too, so the history's items do.
         item_feature: item_feature.parquet, read for item-side features that item_info lacks (levels).
         rank, world_size: this process reads every world_size-th share of each batch (see mm_fibinet.distributed).
+            With more than one, all ranks make the loader at the same time, and a machine's share its memory.
 
     Raises:
         UserError: a setting is out of its range, or the data breaks the contract.
@@ -212,8 +213,9 @@ class MMCTRDataLoader:
         features = self.feature_map.features
         if storage == "auto":
             storage = _choose_storage(opened.num_rows * _row_bytes(features, max_len), self.device)
-        folder = Path(tempfile.gettempdir()) if storage == "memmap" else None
-        split = read_split(self.path, features, labels, self.item_table.num_items, max_len, group, folder)
+        place = in_a_file if storage == "memmap" else in_memory
+        read = partial(read_split, self.path, features, labels, self.item_table.num_items, max_len, group)
+        split = read_once_a_machine(read, place) if self.world_size > 1 else read(place)
         if self.device.type != "cuda" or storage == "memmap":
             return split
         return split.to(self.device) if storage == "device" else split.pin()

@@ -105,17 +105,17 @@ def once_a_machine(compute: Callable[[], T]) -> T:
         UserError: what it raised on this machine, or on another one.
     """
     world, value, error = current(), None, None
-    if world.local_rank == 0 or world.size == 1:
+    if world.local_rank == 0:
         try:
             value = compute()
-        except UserError as raised:
-            error = raised
+        except UserError as refused:
+            error = refused
     found = gather_objects((value, error))
-    mine = world.rank - world.local_rank  # torchrun numbers a machine's ranks one after the other
-    errors = [error for _, error in [found[mine if world.size > 1 else 0], *found] if error]
-    if errors:
-        raise errors[0]
-    return found[mine if world.size > 1 else 0][0]
+    mine = found[world.rank - world.local_rank]  # torchrun numbers a machine's ranks one after the other
+    for _, raised in (mine, *found):
+        if raised:
+            raise raised
+    return mine[0]
 
 
 def gather_rows(values: list[Tensor]) -> list[Tensor]:

@@ -102,7 +102,8 @@ def _add_penalty_gradient(parameters: list[Tensor], power: int, weight: float) -
             whole.append(parameter)
             continue
         found = TouchedRows.of(parameter)
-        values = parameter[found.rows] if power == 2 else parameter[found.rows].sign()
+        values = parameter.index_select(0, found.rows)
+        values = values if power == 2 else values.sign()
         found.gradients.add_(torch.where(found.touched(), values, 0.0), alpha=weight)
     values = whole if power == 2 else [p.sign() for p in whole]
     if whole:

@@ -4,8 +4,9 @@ Rows become tensors once; a batch is then a gather of rows of that matrix, and o
 features of the row. Where the matrices live, and in which order rows come, is the loader's.
 """
 
+import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_fibinet import schema
+from mm_fibinet import distributed, schema
 from mm_fibinet.gather import take_rows
 from mm_fibinet.parquet_reader import open_parquet
 
 Layout = dict[str, tuple[int, int, bool]]  # {column: (first, width, is_list)}
+Allocate = Callable[[tuple[int, int], type], np.ndarray]  # (shape, type of number) to a matrix that is not yet filled
 
 
 class Split:
@@ -85,6 +87,70 @@ class Split:
         return Split(self.integers.pin_memory(), floats, self.layout, self.float_layout, self.history_len)
 
 
+def in_memory(shape: tuple[int, int], dtype: type) -> np.ndarray:
+    """A matrix in main memory."""
+    return np.empty(shape, dtype=dtype)
+
+
+def in_a_file(shape: tuple[int, int], dtype: type) -> np.ndarray:
+    """A matrix in an unnamed file of the temporary folder, freed with the process."""
+    with tempfile.TemporaryFile(prefix="mm-fibinet-") as opened:
+        return np.memmap(opened, dtype=dtype, mode="w+", shape=shape)
+
+
+def read_once_a_machine(read: Callable[[Allocate], Split], allocate: Allocate) -> Split:
+    """A split that the first process of a machine reads and checks, and its others see in the same memory.
+
+    A rank needs all rows of a split: its share of a shuffled batch is of any of them. So what can be saved is not rows
+    but copies, and the time in which each process would make its own.
+
+    Args:
+        read: makes the split of matrices from an `Allocate`; called once a machine, on Linux.
+        allocate: for the other case: one process, or a system without memory that another process can open.
+
+    Raises:
+        UserError: of `read`, on all ranks.
+    """
+    if distributed.current().size == 1 or not hasattr(os, "memfd_create"):
+        return read(allocate)
+    files: list[int] = []
+    own: list[Split] = []
+
+    def shareable(shape: tuple[int, int], dtype: type) -> np.ndarray:
+        files.append(os.memfd_create("mm-fibinet-split"))
+        return np.memmap(_shared_path(files[-1]), dtype=dtype, mode="w+", shape=shape)
+
+    def describe() -> tuple:
+        split = read(shareable)
+        own.append(split)
+        shapes = [values.shape for values in (split.integers, split.floats) if values is not None]
+        places = [(_shared_path(file), tuple(shape)) for file, shape in zip(files, shapes, strict=True)]
+        return places, (split.layout, split.float_layout, split.history_len)
+
+    places, layouts = distributed.once_a_machine(describe)
+    if not own:
+        try:
+            own.append(_mapped(places, layouts))
+        except OSError:  # a container may keep its processes apart
+            own.append(read(allocate))
+    distributed.barrier()  # until all have opened it
+    for file in files:
+        os.close(file)
+    return own[0]
+
+
+def _mapped(places: list[tuple[str, tuple[int, int]]], layouts: tuple) -> Split:
+    """The split whose matrices, integers and then floats, another process has at these paths."""
+    types = zip(places, (np.int32, np.float32), strict=False)
+    matrices = [torch.from_numpy(np.memmap(path, dtype, "r+", shape=shape)) for (path, shape), dtype in types]
+    return Split(*(matrices if len(matrices) == 2 else [*matrices, None]), *layouts)
+
+
+def _shared_path(file: int) -> str:
+    """Where other processes of the machine find an open file that has no name."""
+    return f"/proc/{os.getpid()}/fd/{file}"
+
+
 def read_split(
     path: str | Path,
     features: dict[str, dict],
@@ -92,7 +158,7 @@ def read_split(
     num_items: int,
     max_len: int,
     group: str | None = None,
-    memmap_folder: Path | None = None,
+    allocate: Allocate = in_memory,
 ) -> Split:
     """Read and check one split.
 
@@ -103,7 +169,7 @@ def read_split(
         num_items: rows of the item table; history and target ids must be below it.
         max_len: the last max_len positions of the history are kept.
         group: the group id of gAUC. Ids beyond int32 become 0, 1, 2, ... in their order: they tell rows apart, no more.
-        memmap_folder: keep the matrix in an unnamed file there instead of in memory.
+        allocate: where the matrices are kept.
 
     Raises:
         UserError: names the file, the column and the row of the first value that breaks the contract.
@@ -116,7 +182,7 @@ def read_split(
     groups = {name: np.empty(num_rows, dtype=np.int64) for name in wide}
     slices = _with_short_history(schema.checked_slices(path, columns), max_len)
     head = next(slices)  # a file without rows has been refused
-    split, layout = _empty_split(num_rows, head[1], integers, numbers, group, memmap_folder)
+    split, layout = _empty_split(num_rows, head[1], integers, numbers, group, allocate)
     for first, blocks in chain([head], slices):
         for name, values in groups.items():
             values[first : first + len(blocks[name])] = blocks[name]
@@ -150,13 +216,13 @@ def _empty_split(
     integers: list[str],
     numbers: list[str],
     group: str | None,
-    memmap_folder: Path | None,
+    allocate: Allocate,
 ) -> tuple[Split, Layout]:
     """A split whose matrices fit these columns, not yet filled, and the layout of all its integers."""
     whole, width = _layout({name: blocks[name] for name in integers})
     float_layout, float_width = _layout({name: blocks[name] for name in numbers})
-    matrix = _allocate(rows, width, np.int32, memmap_folder)
-    floats = _allocate(rows, float_width, np.float32, memmap_folder) if float_width else None
+    matrix = torch.from_numpy(allocate((rows, width), np.int32))
+    floats = torch.from_numpy(allocate((rows, float_width), np.float32)) if float_width else None
     items = {schema.ITEM_SEQ, schema.ITEM_ID} - {group}
     layout = {name: place for name, place in whole.items() if name not in items}
     return Split(matrix, floats, layout, float_layout, blocks[schema.ITEM_SEQ].shape[1]), whole
@@ -170,13 +236,6 @@ def _layout(blocks: dict[str, np.ndarray]) -> tuple[Layout, int]:
         layout[name] = (first, width, block.ndim == 2)
         first += width
     return layout, first
-
-
-def _allocate(rows: int, width: int, dtype, memmap_folder: Path | None) -> Tensor:
-    if memmap_folder is None:
-        return torch.from_numpy(np.empty((rows, width), dtype=dtype))
-    with tempfile.NamedTemporaryFile(dir=memmap_folder, prefix="mm-fibinet-") as opened:  # freed with the process
-        return torch.from_numpy(np.memmap(opened, dtype=dtype, mode="w+", shape=(rows, width)))
 
 
 def _fill(target: Tensor, blocks: dict[str, np.ndarray], layout: Layout, first: int) -> None:

@@ -64,7 +64,7 @@ class TouchedRows(NamedTuple):
         repeats = torch.zeros(count, dtype=torch.bool, device=rows.device)
         repeats[1:] = rows[1:] == rows[:-1]
         first = torch.where(repeats, 0, positions).cummax(0).values
-        sums = torch.ops.aten.embedding_dense_backward(self.gradients[order], first, count, -1, False)
+        sums = torch.ops.aten.embedding_dense_backward(self.gradients.index_select(0, order), first, count, -1, False)
         return TouchedRows(rows, sums)
 
     def touched(self) -> Tensor:
@@ -239,7 +239,7 @@ class LazyAdam(torch.optim.Adam):
             values.index_add_(0, rows, torch.where(touched, by, 0.0))
 
         steps = state["step"].double()  # 1 - 0.999 has four digits in float32
-        first, second = state["exp_avg"][rows], state["exp_avg_sq"][rows]
+        first, second = (state[name].index_select(0, rows) for name in ("exp_avg", "exp_avg_sq"))
         by_first, by_second = (gradients - first) * (1 - beta1), (gradients.square() - second) * (1 - beta2)
         move(state["exp_avg"], by_first)
         move(state["exp_avg_sq"], by_second)

@@ -194,3 +194,12 @@ def test_a_model_with_an_unused_parameter_trains_alone(dataset, tmp_path, monkey
 
 def test_a_machine_is_asked_once_and_all_its_ranks_hear(results):
     assert [rank["asked"] for rank in results[2]] == [(0, "no file, says rank 0")] * 2
+
+
+def test_a_machine_reads_a_split_once_and_its_ranks_share_the_memory(results, tmp_path, monkeypatch):
+    config, _, ranks = results
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", table_optimizer.MIN_ROWS)
+    expected = two_ranks.make_trainer(config, tmp_path)[1].data.integers
+    assert [(reads, note) for reads, note, _ in (rank["shared"] for rank in ranks)] == [(1, 78), (0, 77)]
+    for rank in ranks:
+        assert torch.equal(rank["shared"][2], expected)

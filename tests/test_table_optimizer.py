@@ -9,7 +9,8 @@ from test_training import OwnComputeLoss, Run, assert_equal_weights, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_zoo
-from mm_fibinet import table_optimizer
+from benchmarks import tables
+from mm_fibinet import memory, table_optimizer
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
@@ -104,6 +105,7 @@ def test_a_step_is_adam_on_the_touched_rows(
 def test_sparse_gradients_are_the_dense_ones(dataset, tmp_path, small_tables, name):
     params = load_params(dataset, "FiBiNET_test", model_zoo, [], model_root=str(tmp_path))
     feature_map = build_feature_map({**params, "user_id_field": True})
+    feature_map.features["views_level"]["share_embedding"] = "likes_level"  # a table that is looked up twice
     loader = MMCTRDataLoader(feature_map, params["train_data"], **{**params, "batch_format": "triple"})
     dense = getattr(model_zoo, name)(feature_map, **{**params, "embedding_regularizer": None}).eval()
     lazy = copy.deepcopy(dense)
@@ -345,6 +347,17 @@ def test_a_model_goes_on_as_it_was_trained(dataset, tmp_path, small_tables):
     assert run.model.optimizer is optimizer and len(optimizer.state) == len(list(run.model.parameters()))
     with pytest.raises(UserError, match="FiBiNET was trained with table_optimizer: lazy before"):
         run.fit(checkpoints=None)
+
+
+def test_the_benchmarks_sides_train(monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "0")
+    monkeypatch.setattr(tables, "SMALL", 30)
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", 100)
+    for name in tables.SIDES:
+        side = tables.Side(name, 200, 4, 16, -1)
+        assert side.step(2) > 0 and side.memory() >= 0
+        sizes = {len(value) for value in side.trainer.tables.parameters.values()}
+        assert sizes == ({200, tables.ITEMS} if name == "lazy" else set())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
-from mm_fibinet import distributed, table_optimizer
+from mm_fibinet import dataloader, distributed, split, table_optimizer
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -112,6 +112,24 @@ def stop_and_resume(config, folder):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+def shared_memory(config, folder):
+    """(reads of the split here, the other rank's note in this rank's matrix, what the split holds)."""
+    reads, plain = [0], split.read_split
+
+    def counted(*arguments):
+        reads[0] += 1
+        return plain(*arguments)
+
+    dataloader.read_split = counted
+    loader = make_trainer(config, folder / "shared")[1]
+    dataloader.read_split = plain
+    rows = loader.data.integers.clone()
+    distributed.barrier()
+    loader.data.integers[distributed.current().rank, 0] = 77 + distributed.current().rank
+    distributed.barrier()
+    return reads[0], loader.data.integers[1 - distributed.current().rank, 0].item(), rows
+
+
 def error_of(compute):
     """What a UserError of it says."""
     try:
@@ -135,6 +153,8 @@ def main(config, folder):
         distributed.once_a_machine(lambda: world.rank),
         error_of(lambda: distributed.once_a_machine(missing_file)),
     )
+
+    results["shared"] = shared_memory(config, folder)
 
     def unused():
         trainer, loader = make_trainer(config, folder / "unused", model_class=Unused)

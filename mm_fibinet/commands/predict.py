@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     model = settings.find_model(models, params["model"])(feature_map, **params)
     load_weights(model, weights)
     table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
-    loader_params = {**params, "item_info": table, "shuffle": False}
+    loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
     loader_params["batch_format"] = params.get("batch_format", "indices")
     test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
     precision = scoring_precision(trained, params, model.device)

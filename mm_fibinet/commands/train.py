@@ -79,9 +79,8 @@ def run_experiment(
 
     table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
     loader_params = {**params, "item_info": table, "batch_format": params.get("batch_format", "indices")}
-    train_data = MMCTRDataLoader(
-        feature_map, params["train_data"], split="train", rank=world.rank, world_size=world.size, **loader_params
-    )
+    loader_params.update(rank=world.rank, world_size=world.size)
+    train_data = MMCTRDataLoader(feature_map, params["train_data"], split="train", **loader_params)
     loader_params["shuffle"] = False
     valid_data = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", **loader_params)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
