@@ -146,9 +146,8 @@ def main() -> None:
     print("batch 8192, fp32           dispatched  kernels  kept for backward      peak")
     for title, (name, settings) in cases.items():
         cost = step_cost(name, **settings)
-        print(
-            f"{title:<26} {cost.dispatched:>10} {cost.kernels:>8} {cost.kept / 1e9:>15.2f} GB {cost.peak / 1e9:>6.2f} GB"
-        )
+        memory = f"{cost.kept / 1e9:>15.2f} GB {cost.peak / 1e9:>6.2f} GB"
+        print(f"{title:<26} {cost.dispatched:>10} {cost.kernels:>8} {memory}")
 
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def sparing(layers: nn.Sequential, x: Tensor) -> Tensor:
     while rest:
         layer = rest.pop(0)
         follower = rest[0] if rest else None
-        if type(layer) is nn.ReLU and type(follower) is nn.Dropout and follower.training and follower.p < 1:
+        if type(layer) is nn.ReLU and isinstance(follower, nn.Dropout) and follower.training and follower.p < 1:
             x = _ReLUDropout.apply(x, rest.pop(0).p)
         elif type(layer) is Dice:
             x = _DiceGate.apply(x, layer.bn(x), layer.alpha)
