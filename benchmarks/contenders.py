@@ -122,11 +122,13 @@ class Ours(Contender):
     """A model of the zoo on MMCTRDataLoader, trained by our loop.
 
     Args:
-        precision: "fp32" or "bf16".
+        precision: of training and scoring.
+        cuda_graphs: of training, as the setting.
     """
 
-    def __init__(self, name: str, task: Task, precision: str = "fp32"):
+    def __init__(self, name: str, task: Task, precision: str = "fp32", cuda_graphs: bool | str = "auto"):
         super().__init__(name, task)
+        self.cuda_graphs, self.graphs = cuda_graphs, "no CUDA graphs"
         if task.gpu < 0:
             keep_freed_memory()  # as run_expid.py does
         self.precision = precision
@@ -153,8 +155,16 @@ class Ours(Contender):
         task = self.task
         timed = TimedBatches(self.loader, count or len(self.loader), warm_up, 1, task.batch_size, task.device)
         checkpoint = task.folder / f"{self.name}_{self.precision}.model"
-        Trainer(self.model, checkpoint=checkpoint, precision=self.precision).fit(timed, None)
+        options = {"precision": self.precision, "cuda_graphs": self.cuda_graphs}
+        trainer = Trainer(self.model, checkpoint=checkpoint, **options)
+        trainer.fit(timed, None)
+        if trainer.graph is not None:
+            self.graphs = "CUDA graphs" if trainer.graph.captured else f"no CUDA graphs ({trainer.graph.reason})"
         return timed.rows_per_second
+
+    def graphs_used(self) -> str:
+        """Whether the last training replayed graphs, for the reader: a fallback must not be taken for one."""
+        return self.graphs
 
     def score(self, count: int | None = None) -> float:
         """Rows/s of scoring `count` batches of the test split, or all of it."""

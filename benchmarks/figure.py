@@ -20,9 +20,10 @@ class Result:
 
     Attributes:
         what: is measured.
-        unit: "rows/s" (more is better), "s" or "MB" (less is better).
+        unit: "rows/s" or "items/s" (more is better), "s" or "MB" (less is better).
         reference, ours: medians in that unit.
         target: the ratio that was asked for.
+        limit: the most that ours may be, in the unit.
         spread: of the repeats, the larger of both sides.
         note: for the reader.
     """
@@ -32,17 +33,27 @@ class Result:
     reference: float
     ours: float
     target: float | None = None
+    limit: float | None = None
     spread: float = 0.0
     note: str = ""
 
     @property
+    def met(self) -> bool | None:
+        """Whether what was asked for is reached; None where nothing was."""
+        if self.target is None and self.limit is None:
+            return None
+        return self.ratio >= (self.target or 0) and self.ours <= (self.limit or float("inf"))
+
+    @property
     def ratio(self) -> float:
         """How many times better ours is."""
-        return self.ours / self.reference if self.unit == "rows/s" else self.reference / self.ours
+        return self.ours / self.reference if self.unit.endswith("/s") else self.reference / self.ours
 
     def cells(self) -> tuple[str, ...]:
         """The table's cells."""
-        target = f">= {self.target:g}" if self.target else ""
+        marks = [f">= {self.target:g}x"] if self.target else []
+        marks += [f"<= {self.limit:g} {self.unit}"] if self.limit else []
+        target = ", ".join(marks)
         values = (f"{number(value)} {self.unit}" for value in (self.reference, self.ours))
         return (self.what, *values, f"{number(self.ratio)}x", target)
 
@@ -73,7 +84,15 @@ def write(folder: Path, machine: dict, bench) -> Path:
     (folder / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
     described = ", ".join(f"{key} {value}" for key, value in machine.items())
     sized = ", ".join(f"{key} {value:,}" for key, value in sizes.items())
-    lines = [described, "", sized, "", *_table(bench.results), "", *(f"- {note}" for note in _notes(bench))]
+    lines = [
+        described,
+        "",
+        sized,
+        "",
+        *_table(bench.results, machine["device"]),
+        "",
+        *(f"- {note}" for note in _notes(bench)),
+    ]
     path = folder / "speed.md"
     path.write_text("\n".join(lines).rstrip() + "\n")
     draw(folder / "speed.png", bench.results, bench.curves, f"{machine['cpu']}, {machine['cores']} cores")
@@ -98,8 +117,7 @@ def _draw_ratios(axes, results: list[Result], title: str) -> None:
     ratios = [result.ratio for result in results]
     targets = [result.target or 0 for result in results]
     for place, result in enumerate(results):
-        met = result.target is None or result.ratio >= result.target
-        color = PLAIN if result.target is None else (MET if met else MISSED)
+        color = PLAIN if result.met is None else (MET if result.met else MISSED)
         axes.barh(place, result.ratio - 1, left=1, color=color, height=0.62)
         if result.target:
             axes.plot([result.target] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.6)
@@ -145,9 +163,10 @@ def _draw_curve(axes, curve: dict) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _table(results: list[Result]) -> list[str]:
-    """A Markdown table whose columns line up as text, too."""
-    rows = [HEAD, *(result.cells() for result in results)]
+def _table(results: list[Result], device: str) -> list[str]:
+    """A Markdown table whose columns line up as text, too; a GPU's name stands above its figures."""
+    head = HEAD if device == "cpu" else (*HEAD[:2], f"ours, {device}", *HEAD[3:])
+    rows = [head, *(result.cells() for result in results)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
 
     def text(row: tuple[str, ...]) -> str:

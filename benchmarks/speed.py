@@ -37,6 +37,7 @@ from fuxictr.metrics import evaluate_metrics
 from benchmarks import figure, measure
 from benchmarks.busy import busy
 from benchmarks.contenders import FuxiCTRLoader, Ours, Reference, Task
+from benchmarks.encoding import Encoding
 from benchmarks.figure import Result
 from benchmarks.measure import in_turns, median
 from benchmarks.remote import Remote, RemoteError
@@ -44,9 +45,10 @@ from benchmarks.synthetic import Sizes, write_data
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.metrics import group_auc
 
-SECTIONS = ("loader", "training", "gauc", "scoring", "scaling", "memory")
+SECTIONS = ("loader", "training", "encoding", "gauc", "scoring", "scaling", "memory")
 MODELS = ("FiBiNET", "DIN")
 TRAINING_TARGETS = {"FiBiNET": 6.0, "DIN": 2.5}
+GPU_TARGET, GPU_EPOCH_SECONDS = 50.0, 5.0  # of an epoch of FULL_ROWS on an H100 or H200, in 16 bits
 ROWS_PER_GROUP = 10
 FULL_ROWS = 3_600_000
 RAY_SECONDS = 30
@@ -147,6 +149,29 @@ class Bench:
 
     def training(self) -> None:
         """(b) Rows/s of training, loading included, and the share of the machine's peak."""
+        self._measure_peaks()
+        for name in MODELS:
+            self._train(name)
+
+    def encoding(self) -> None:
+        """(c) Items/s of the default encoders, against one item after the other, and the share of fp32's peak."""
+        self._measure_peaks()
+        batches = 1 if self.quick else (30 if self.task.gpu >= 0 else 3)
+        size = 2 if self.quick else None
+        for modality in ("text", "image"):
+            with Remote(Encoding, modality, self.task, 1) as one, Remote(Encoding, modality, self.task, size) as ours:
+                alone, together = in_turns(
+                    self.repeats,
+                    lambda: one.items_per_second(batches * 4),
+                    lambda: ours.items_per_second(batches),
+                )
+                self.add(f"encoding, {modality}, by batches / one by one", "items/s", alone, together)
+                self._share_of_peak(modality, "fp32", ours.flops_per_item(), median(together), "an item")
+                self.note(f"{modality}: {ours.seconds_to_prepare() * 1e3:.2f} ms an item to prepare, in one thread")
+
+    def _measure_peaks(self) -> None:
+        if self.peaks:
+            return
         device = self.task.device
         self.peaks = {
             "fp32": measure.peak_flops(device, torch.float32),
@@ -159,11 +184,9 @@ class Bench:
             f"peak of the machine: {self.peaks['fp32'] / 1e9:,.0f} GFLOP/s fp32, {self.peaks['bf16'] / 1e9:,.0f} "
             f"GFLOP/s bf16 (matrix product), {self.peaks['bytes'] / 1e9:,.1f} GB/s (copy, read + written)"
         )
-        for name in MODELS:
-            self._train(name)
 
     def gauc(self) -> None:
-        """(c) gAUC of many groups; FuxiCTR's once, it takes minutes."""
+        """(d) gAUC of many groups; FuxiCTR's once, it takes minutes."""
         rng = np.random.default_rng(0)
         rows = self.groups * ROWS_PER_GROUP
         group = rng.permutation(np.repeat(np.arange(self.groups), ROWS_PER_GROUP))
@@ -181,7 +204,7 @@ class Bench:
         self.note(f"gAUC: FuxiCTR's {expected:.12f}, ours {value:.12f}")
 
     def scoring(self) -> None:
-        """(d) Seconds to score the test split, from the rate over some of its batches; with a GPU ours scores all."""
+        """(e) Seconds to score the test split, from the rate over some of its batches; with a GPU ours scores all."""
         rows = self.task.sizes.test_rows
         slow, warm_up = (12, PREFETCHED) if self.task.workers else (2, 1)
         fast = None if self.task.gpu >= 0 else 8
@@ -195,7 +218,7 @@ class Bench:
             self.add(f"scoring {rows:,} rows, {name}", "s", *seconds)
 
     def scaling(self) -> None:
-        """(e) Cost of reading and training one epoch, against rows, items and history length, with a small model."""
+        """(f) Cost of reading and training one epoch, against rows, items and history length, with a small model."""
         base = Sizes(rows=30_000, test_rows=0, items=20_000, max_len=32, emb_dim=64)
         values = {
             "rows": [20_000, 40_000, 60_000, 80_000, 100_000],
@@ -225,7 +248,7 @@ class Bench:
             )
 
     def memory(self) -> None:
-        """(f) Peak memory of training FiBiNET, beyond that of the imports."""
+        """(g) Peak memory of training FiBiNET, beyond that of the imports."""
         peaks = []
         for kind in (Reference, Ours):
             with Remote(kind, "FiBiNET", self.task) as contender:
@@ -254,24 +277,35 @@ class Bench:
             ours.profile(self.out / f"profile_{name}.txt", self.steps(2))
         seconds = [task.sizes.rows / median(values) for values in (stock, own)]
         note = f"{seconds[0]:,.1f} s -> {seconds[1]:,.1f} s an epoch of {task.sizes.rows:,} rows"
-        target = TRAINING_TARGETS[name]
+        on_gpu = task.gpu >= 0
+        target = None if on_gpu else TRAINING_TARGETS[name]
         self.add(f"training {name}, fp32", "rows/s", stock, own, target=target, note=note)
         self._share_of_peak(name, "fp32", flops, median(own))
         with Remote(Ours, name, task, "bf16") as ours:
             ours.train(2)
             own = [ours.train(steps) for _ in range(self.repeats)]
-        self.add(f"training {name}, ours in bf16", "rows/s", stock, own)
+            used = ours.graphs_used()
+        self.add(f"training {name}, ours in bf16", "rows/s", stock, own, target=GPU_TARGET if on_gpu else None)
         self._share_of_peak(name, "bf16", flops, median(own))
-        if task.gpu < 0 and not self.quick:
+        if on_gpu:
+            with Remote(Ours, name, task, "bf16", False) as ours:
+                ours.train(2)
+                plain = [ours.train(steps) for _ in range(self.repeats)]
+            self.add(f"training {name}, bf16, plain steps / {used}", "rows/s", plain, own)
+        if self.full:
+            epochs = ([task.sizes.rows / rate for rate in rates] for rates in (stock, own))
+            limit = GPU_EPOCH_SECONDS if on_gpu else None
+            self.add(f"an epoch of {task.sizes.rows:,} rows, {name}, ours in bf16", "s", *epochs, limit=limit)
+        if not on_gpu and not self.quick:
             with Remote(Reference, name, task, True) as reference:
                 reference.train(1, 0)
                 rate = reference.train(slow, warm_up)
             self.note(f"{name}: the reference with a malloc that keeps freed memory trains at {rate:,.0f} rows/s")
 
-    def _share_of_peak(self, name: str, precision: str, flops_per_row: float, rows_per_second: float) -> None:
-        reached = flops_per_row * rows_per_second
+    def _share_of_peak(self, name: str, precision: str, flops: float, rate: float, unit: str = "a row") -> None:
+        reached = flops * rate
         self.note(
-            f"{name} {precision}: {flops_per_row / 1e6:,.1f} MFLOP a row done, {reached / 1e9:,.0f} GFLOP/s reached, "
+            f"{name} {precision}: {flops / 1e6:,.1f} MFLOP {unit} done, {reached / 1e9:,.0f} GFLOP/s reached, "
             f"{reached / self.peaks[precision]:.0%} of peak"
         )
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import busy, contenders, measure, speed
+from benchmarks import busy, contenders, figure, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
+from benchmarks.encoding import Encoding
 from benchmarks.figure import Result
 from benchmarks.remote import Remote, RemoteError
 from benchmarks.synthetic import Sizes, write_data
@@ -108,6 +109,33 @@ def test_line_fit_and_ratio():
     assert measure.line_fit([0, 1, 2], [0, 1, 0])["r2"] == pytest.approx(0, abs=1e-12)
     assert Result("loader", "rows/s", 10, 40).ratio == 4
     assert Result("scoring", "s", 10, 40).ratio == 0.25
+    assert Result("encoding", "items/s", 10, 40).ratio == 4
+
+
+def test_a_mark_is_a_ratio_or_the_most_that_ours_may_be():
+    epoch = Result("epoch", "s", 100, 4, limit=5)
+    assert epoch.met and not Result("epoch", "s", 100, 6, limit=5).met
+    assert epoch.cells()[-1] == "<= 5 s"
+    assert Result("training", "rows/s", 1, 50, target=50).met and not Result("training", "rows/s", 1, 49, target=50).met
+    assert Result("training", "rows/s", 1, 49).met is None
+
+
+def test_a_gpus_name_stands_above_its_figures():
+    results = [Result("training", "rows/s", 10, 40)]
+    assert figure._table(results, "NVIDIA H100")[0].split("|")[3].strip() == "ours, NVIDIA H100"
+    assert figure._table(results, "cpu")[0].split("|")[3].strip() == "ours"
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_an_encoder_is_timed_on_full_batches(task, modality):
+    encoding = Encoding(modality, task, batch_size=2)
+    assert len(encoding.samples) == encoding.encoder.batch_size == 2
+    flops = encoding.flops_per_item()
+    # both networks are published with their cost: 6 layers of 384 on 16 tokens, and 0.4 G multiplications at 224 pixels
+    layer = 16 * (4 * 384 * 384 + 2 * 384 * 1536) + 2 * 16 * 16 * 384
+    expected = {"text": 2 * 6 * layer, "image": 2 * 0.40e9}[modality]
+    assert flops == pytest.approx(expected, rel=0.05)
+    assert encoding.items_per_second(1) > 0
 
 
 def test_step_flops_counts_forward_and_backward():
@@ -151,6 +179,8 @@ def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     lines = (tmp_path / "speed.md").read_text().splitlines()
     results = {result["what"]: result for result in content["results"]}
     assert results["peak CPU memory, training FiBiNET"]["ours"] == 1
+    assert results["encoding, image, by batches / one by one"]["ours"] > 0
+    assert "text fp32" in _note(content, "text fp32: ")
     for what in ("loader, indices / row-wise", "training FiBiNET, fp32", "training DIN, fp32", "gAUC, 20 groups"):
         assert results[what]["target"] and results[what]["ours"] > 0
     assert sum(line.startswith("| ") for line in lines) == len(results) + 1

@@ -1,5 +1,7 @@
 """The fast layers equal FuxiCTR's, or their formulas written out: outputs and gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from fuxictr.pytorch.layers import (
     LogisticRegression,
     MaskedAveragePooling,
     MaskedSumPooling,
+    MLP_Block,
 )
 from torch import nn
 
@@ -28,6 +31,7 @@ from model_zoo.layers import (
     bilinear_interactions,
     masked_softmax,
     mean_pooling,
+    sparing,
 )
 from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
 from model_zoo.similarity import SimilarityFields, cosine_features, history_weights
@@ -160,6 +164,55 @@ def test_din_attention_trains_as_fuxictrs(activation, batch_norm, use_softmax):
     assert_same(output, expected, (target, items, *ours.parameters()), (target, items, *theirs.parameters()))
     for name, values in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, **CLOSE)
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "Dice"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_sparing_layers_compute_what_the_layers_do(activation, precision):
+    layers = MLP_Block(DIM, [16, 4], activation, output_dim=1, dropout_rates=0.4).mlp.train()
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter, std=0.5)  # Dice's alpha among them
+    reference, x = copy.deepcopy(layers), torch.randn(200, DIM, requires_grad=True)
+    found, states = [], []
+    for compute in (lambda: sparing(layers, x), lambda: reference(x)):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            found.append(compute())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*found)
+    assert torch.equal(*states)
+    ours, theirs = (
+        gradients(output.float(), x, *module.parameters())
+        for output, module in zip(found, (layers, reference), strict=True)
+    )
+    tolerance = (
+        CLOSE if precision == torch.float32 else {"rtol": 0.02, "atol": 0.02 * max(g.abs().max() for g in theirs)}
+    )
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, **tolerance)
+    for values, expected in zip(layers.buffers(), reference.buffers(), strict=True):
+        assert torch.equal(values, expected)
+    with torch.no_grad():
+        assert torch.equal(sparing(layers.eval(), x), layers(x))
+
+
+@pytest.mark.parametrize(("activation", "kept"), [("ReLU", (1, 3)), ("Dice", (4, 6))])
+def test_sparing_layers_keep_what_they_say(activation, kept):
+    """One tensor [N, 16] of a hidden layer with ReLU and dropout; Dice's x, its norm, the mask and the output."""
+    layers = MLP_Block(DIM, [16], activation, output_dim=1, dropout_rates=0.4).mlp.train()
+    x = torch.randn(200, DIM)
+    wide = [shape for shape in kept_shapes(lambda: sparing(layers, x)) if shape == (200, 16)]
+    before = [shape for shape in kept_shapes(lambda: layers(x)) if shape == (200, 16)]
+    assert (len(wide), len(before)) == kept
+
+
+def kept_shapes(compute):
+    """The shapes of what autograd keeps, each storage once."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t) is None or t, lambda t: t):
+        output = compute()  # alive, and so is all that it keeps
+    del output
+    return [tuple(tensor.shape) for tensor in kept.values()]
 
 
 @pytest.mark.parametrize("use_softmax", [False, True])
