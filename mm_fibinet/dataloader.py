@@ -1,4 +1,4 @@
-"""Interactions as tensors, batches as one index_select.
+"""Interactions as tensors, batches as one gather of rows.
 
 The challenge's loader reads a row at a time in worker processes and joins the items in pandas; that, not the GPU, is
 what its epochs wait for. Here a split is read once into a matrix of int32 (mm_fibinet.split), which lives on the

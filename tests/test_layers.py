@@ -409,12 +409,12 @@ def test_distinct_items_name_each_item_once():
 
 
 def test_distinct_items_are_those_of_unique():
-    index = torch.randint(0, 90, (40, 33), dtype=torch.int32)[:, 1:]  # a part of wider rows, as the loader's
+    index = torch.randint(0, 900, (40, 33), dtype=torch.int32)[:, 1:]  # a part of wider rows, as the loader's
     index[0, 0] = 0
     expected, places = index.unique(return_inverse=True)
-    items, rows = distinct_items(index, 100)
+    items, rows = distinct_items(index, 1000)
     assert items.equal(expected.long()) and rows.equal(places)
-    assert len(items) < 90 and items.dtype == rows.dtype == torch.int64
+    assert len(items) < 900 and items.dtype == rows.dtype == torch.int64
 
 
 def test_similarity_fields_compare_the_target_with_the_history():
