@@ -10,6 +10,7 @@ Messages name files, columns and values, which strangers wrote: `printable` keep
 the terminal as anything but text.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -87,8 +88,9 @@ def speaks(error: BaseException) -> bool:
 
 def _leave(code: int) -> None:
     """End a rank at once: an orderly end would wait for ranks that are gone, or be warned of its process group."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 

@@ -73,9 +73,7 @@ def test_of_several_processes_one_is_warned(rank, times, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     if rank:
         monkeypatch.setenv("RANK", rank)
-    code = (
-        "import warnings, run_expid; from mm_fibinet import commands; from mm_fibinet.commands import list as c; "
-    )
+    code = "import warnings, run_expid; from mm_fibinet import commands; from mm_fibinet.commands import list as c; "
     code += "c.run = lambda *_: warnings.warn('old name'); commands.main('list', run_expid.HOME, [])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("UserWarning: old name") == times

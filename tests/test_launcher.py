@@ -187,6 +187,19 @@ def test_ranks_that_wait_for_the_one_that_failed(body, code, expected):
     assert ended_with == code and out == "" and re.fullmatch(expected, err) and err.count("Traceback") == (code == 1)
 
 
+def test_a_rank_that_lost_another_says_so_if_nobody_else_does(tmp_path):
+    """As on several machines, where the one that failed is elsewhere."""
+    program = TORCH.format(body="os.kill(os.getpid(), signal.SIGKILL)")
+    place = {**os.environ, "WORLD_SIZE": "2", ranks.SHARED: str(tmp_path)}
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        for environment in ({**place, "RANK": str(rank)} for rank in range(2))
+    )
+    code, _, err = ended(first)
+    assert code == 2 and err.startswith("error: another process of this run has ended") and err.count("\n") == 1
+    assert ended(second)[0] == -signal.SIGKILL
+
+
 def test_under_torchrun_the_error_is_said_once_and_in_its_summary(tmp_path):
     """Its own traceback in between is not ours to leave out."""
     script = tmp_path / "rank.py"

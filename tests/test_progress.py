@@ -114,13 +114,14 @@ def test_nothing_is_shown_where_nothing_is_wanted(clock, capsys):
     assert capsys.readouterr() == ("failed  one\n", "")
 
 
-def terminal_output(code, columns=80, **environment):
-    """What a program writes to a terminal of its own."""
+def terminal_output(command, columns=80, **environment):
+    """What a command writes to a terminal of its own; a text is Python."""
+    command = ["-c", command] if isinstance(command, str) else command
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "JPY_PARENT_PID")}
     environment = {**plain, "TERM": "xterm", **environment}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
+    process = subprocess.Popen([sys.executable, *command], stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
     os.close(theirs)
     read = b""
     while True:
@@ -166,6 +167,37 @@ with log_lines_above_bars(sys.stdout):
     before = logging.getLogger().handlers
     with progress.log_lines_above_bars(io.StringIO()):
         assert logging.getLogger().handlers is before
+
+
+def train(dataset, tmp_path):
+    """run_expid.py with its bars, as arguments of Python."""
+    command = ["run_expid.py", "--config", dataset, "--expid", "FiBiNET_test", "--model_root", tmp_path]
+    return list(map(str, [*command, "--set", "verbose=1", "epochs=1", "eval_steps=5"]))
+
+
+def test_a_run_on_a_terminal_has_whole_log_lines_and_a_bar(dataset, tmp_path):
+    shown = terminal_output(train(dataset, tmp_path), columns=70, OMP_NUM_THREADS="1")
+    assert "\repoch 1:   0%|" in shown and "\rscoring: " in shown
+    log = (tmp_path / "TEST_DATA" / "FiBiNET_test.log").read_text().splitlines()
+    lines = [line.rsplit("\r")[-1] for line in shown.splitlines()]
+    assert len(log) > 10 and [line for line in lines if " INFO " in line] == log
+
+
+def test_a_run_off_a_terminal_is_plain_text(dataset, tmp_path):
+    done = subprocess.run([sys.executable, *train(dataset, tmp_path)], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == b""
+    log = (tmp_path / "TEST_DATA" / "FiBiNET_test.log").read_bytes()
+    assert done.stdout.startswith(log) and b"\r" not in done.stdout and b"\x1b" not in done.stdout
+    told = done.stdout[len(log) :].decode().splitlines()
+    assert [line.split("  ")[0] for line in told] == ["best weights", "run folder", "results"]
+
+
+def test_the_demos_data(tmp_path):
+    command = ["-m", "mm_fibinet.demo.data", "--size", "tiny", "--output"]
+    shown = terminal_output([*command, str(tmp_path / "terminal")])
+    assert "\rcovers: 100%|" in shown and "60/60 [" in shown
+    piped = subprocess.run([sys.executable, *command, tmp_path / "pipe"], capture_output=True, text=True, cwd=ROOT)
+    assert (piped.returncode, piped.stderr, len(piped.stdout.splitlines())) == (0, "", 2)
 
 
 NOTEBOOK = """
