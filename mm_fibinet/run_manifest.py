@@ -17,7 +17,7 @@ import torch
 from fuxictr.features import FeatureMap
 
 import mm_fibinet
-from mm_fibinet import files
+from mm_fibinet import distributed, files
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.parquet_reader import exists, part_files
 from mm_fibinet.run_folder import RunFolder
@@ -252,7 +252,9 @@ def _versions() -> dict[str, str]:
 
 
 def _machine(gpu: int) -> dict:
-    machine = {"system": platform.platform(), "threads": torch.get_num_threads(), "device": "cpu"}
+    processes = distributed.current().size  # one a GPU
+    machine = {"system": platform.platform(), "threads": torch.get_num_threads(), "processes": processes}
+    machine["device"] = "cpu"
     if gpu >= 0:
         machine["device"] = torch.cuda.get_device_name(gpu)
         machine["cuda"] = torch.version.cuda

@@ -8,6 +8,7 @@ models are a `Home`'s: the library itself never imports them.
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ class Home:
         package = Path(__file__).resolve().parent.parent
         inside = package / "config"
         config = inside if inside.is_dir() else package.parent / "config"  # a clone installed with pip install -e
-        return cls("mm_fibinet.model_zoo", config, (sys.executable, "-m", "mm_fibinet", "train"))
+        models = (
+            "mm_fibinet.model_zoo" if importlib.util.find_spec("mm_fibinet.model_zoo") else "model_zoo"
+        )  # on PYTHONPATH
+        return cls(models, config, (sys.executable, "-m", "mm_fibinet", "train"))
 
     def import_models(self) -> ModuleType:
         """The models' module."""
