@@ -62,6 +62,19 @@ def test_the_challenges_layout_at_any_depth(place, tmp_path):
     assert read_by_training(data) == read_by_training(data, "DIN_MicroLens_1M_x1") == expected
 
 
+def test_data_root_with_or_without_the_challenges_folder(tmp_path):
+    """On the command line, where nothing is searched for."""
+    splits = put_microlens(tmp_path / "MicroLens_1M_MMCTR")
+    for root in (tmp_path, tmp_path / "MicroLens_1M_MMCTR"):
+        params = settings.load_params(str(ROOT / "config"), "DIN_MicroLens_1M_x1", model_zoo, [], str(root))
+        assert params["train_data"] == str(splits / "train.parquet")
+        assert params["item_feature"] == str(tmp_path / "MicroLens_1M_MMCTR" / "item_feature.parquet")
+        assert params["data_root"] == str(tmp_path / "MicroLens_1M_MMCTR")
+    nearer = put_microlens(tmp_path)  # what was named goes first
+    params = settings.load_params(str(ROOT / "config"), "DIN_MicroLens_1M_x1", model_zoo, [], str(tmp_path))
+    assert params["train_data"] == str(nearer / "train.parquet") and params["data_root"] == str(tmp_path)
+
+
 def test_files_in_other_places_are_named_one_by_one(tmp_path):
     """All five files in a folder of another name, whose name YAML would not take as it stands; a file of part files."""
     folder = tmp_path / "my data: #1"
