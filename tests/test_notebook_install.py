@@ -1,4 +1,4 @@
-"""notebooks/install.sh asks pip for the right things; a Python that notes what it is asked stands in for the image's."""
+"""notebooks/install.sh asks pip for the right things; a Python that notes what it is asked stands in for the real."""
 
 import os
 import shutil

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import ROOT, run_script
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
 from mm_fibinet.demo.data import generate
@@ -210,6 +211,48 @@ def test_several_processes_are_started_by_torchrun(monkeypatch, capfd):
         [sys.executable, "-m", "mm_fibinet", "train", "--expid", "x"],
     ]
     assert "$ python -m torch.distributed.run --standalone" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(dataset, tmp_path, monkeypatch):
+    """On two CPU ranks, as on two GPUs but for the device."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    found = []
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        options = ["--config", dataset, "--model_root", root, "--gpu", -1, "--set", "net_dropout=0"]
+        run("train", "--expid", "FiBiNET_test", *options, processes=processes)
+        folder = root / "TEST_DATA" / "FiBiNET_test"
+        assert json.loads((folder / "manifest.json").read_text())["machine"]["processes"] == processes
+        found.append(json.loads((folder / "result.json").read_text())["metrics"])
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def test_the_stop_button_waits_for_the_command(monkeypatch, tmp_path):
+    """Jupyter's interrupt reaches the command as well; the cell ends when that has ended."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    module = tmp_path / "until_asked.py"
+    module.write_text(
+        "import os, time\n"
+        "try:\n    print('pid', os.getpid(), 'waits', flush=True)\n    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.5)\n"
+    )
+    manager, client = start_new_kernel(cwd=str(tmp_path))
+    try:
+        asked = client.execute("from mm_fibinet.notebook import _run_module\n_run_module('until_asked')")
+        said = ""
+        while "waits" not in said:
+            said += client.get_iopub_msg(timeout=60)["content"].get("text", "")
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)
+        while reply["parent_header"]["msg_id"] != asked:
+            reply = client.get_shell_msg(timeout=60)
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.split("pid ")[1].split()[0]), 0)
 
 
 class FakePopen:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mm_fibinet import run_manifest, run_result
 from mm_fibinet.compare import jobs, leaderboard
@@ -114,6 +115,7 @@ def draw_curves(runs: list[RunFolder], output: str | Path) -> Path:
         panel.set_title(title, color=INK, fontsize=11)
         panel.set_xlabel("epoch")
         panel.set_xlim(left=0)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(color=GRID)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,7 @@ from mm_fibinet.parquet_reader import whole_column
 
 LABEL = "label"
 CLICKED, OTHER, INK = "#2a7f62", "#b9b4aa", "#33312e"
-BINS = 60
+BINS = (15, 60)  # at least and at most, between them the root of the rows
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,11 @@ def _draw(cosines: dict[str, np.ndarray], clicks: np.ndarray, areas: dict[str, f
     """A panel a column, on one scale."""
     figure = Figure(figsize=(4.2 * len(cosines) + 0.6, 3.6), layout="constrained")
     figure.suptitle("Are clicked items more like what the user clicked before? (dotted: means)", color=INK, fontsize=12)
+    bins = int(np.clip(np.sqrt(len(clicks)), *BINS))
     panels = list(figure.subplots(1, len(cosines), sharey=True, squeeze=False)[0])
     for panel, (name, cosine) in zip(panels, cosines.items(), strict=True):
         low, high = np.quantile(cosine, [0.001, 0.999])
-        edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+        edges = np.linspace(low, max(high, low + 1e-6), bins + 1)
         for rows, color, what in ((~clicks, OTHER, "not clicked"), (clicks, CLICKED, "clicked")):
             share, _ = np.histogram(cosine[rows], edges)
             panel.stairs(share / rows.sum(), edges, fill=True, color=color, alpha=0.55)
