@@ -1,4 +1,4 @@
-"""Score the test split with a trained experiment and write the challenge's submission zip.
+"""Score the test split with a trained experiment and write the challenge's submission.
 
 python prediction.py --expid FiBiNET_demo --gpu -1
 """

@@ -32,6 +32,10 @@ INTERRUPTED = "interrupted: run the same command again to go on, with --resume w
 class UserError(Exception):
     """The input, the configuration or the machine is at fault, and the message says how to mend it."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows below the cell, one line as on the command line (a hook of IPython)."""
+        return [f"error: {_shortened(printable(self))}"]
+
 
 def printable(text: object) -> str:
     r"""Text as one line that a terminal shows and does not obey.

@@ -23,7 +23,12 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-MAGIC = {"parquet": b"PAR1", "zip": b"PK"}  # the first bytes of an output's kind
+MAGIC = {
+    "parquet": b"PAR1",
+    "zip": b"PK",
+    "png": b"\x89PNG",
+    "submission csv": b"ID,",
+}  # the first bytes of an output's kind
 
 
 @contextlib.contextmanager

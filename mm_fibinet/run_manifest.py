@@ -259,7 +259,9 @@ def _versions() -> dict[str, str]:
 
 
 def _machine(gpu: int) -> dict:
-    machine = {"system": platform.platform(), "threads": torch.get_num_threads(), "device": "cpu"}
+    processes = distributed.current().size  # one a GPU
+    machine = {"system": platform.platform(), "threads": torch.get_num_threads(), "processes": processes}
+    machine["device"] = "cpu"
     if gpu >= 0:
         machine["device"] = torch.cuda.get_device_name(gpu)
         machine["cuda"] = torch.version.cuda

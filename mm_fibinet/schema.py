@@ -36,6 +36,7 @@ ITEM_SEQ = "item_seq"
 TEST_ID = "ID"
 LEVELS = ("likes_level", "views_level")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of ITEM_ID.jpg, an item's cover
+ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")  # of covers, beside .zip
 INT32 = (2**31, "the int32 range")  # ids are kept as int32
 
 Noted = Callable[[], AbstractContextManager]

@@ -6,7 +6,9 @@ evaluated as code, and a wrong name is answered with the names that exist.
 """
 
 import difflib
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mm_fibinet.errors import UserError
@@ -27,6 +29,7 @@ DEFAULTS = {
     for name in ("seed", "batch_size", "epochs", "max_len", "shuffle", "group_id")
 }
 DEFAULT_MODEL_ROOT = RunSettings.model_fields["model_root"].default
+CHALLENGE_FOLDER = "MicroLens_1M_MMCTR"  # what the challenge's download is in, so that --data_root may name it or not
 NOT_CHANGES = {"model", "dataset_id", "model_root", "monitor_mode", *DatasetEntry.model_fields}
 BY_OPTION = {"gpu": "--gpu", "data_root": "--data_root, which moves the files' paths too", "model_id": "--expid"}
 
@@ -272,11 +275,19 @@ def _move_data_root(before: dict, data_root: str | None, params: dict) -> None:
     if data_root is None:
         return
     old = Path(before.get("data_root") or ".")
-    for key in DATA_FILES:
-        path = before.get(key)
-        if path and Path(path).is_relative_to(old):
-            params[key] = str(Path(data_root) / Path(path).relative_to(old))
-    params["data_root"] = data_root
+    named = {key: Path(before[key]) for key in DATA_FILES if before.get(key)}
+    moved = {key: path.relative_to(old) for key, path in named.items() if path.is_relative_to(old)}
+    root = _root_of(data_root, moved.values())
+    for key, path in moved.items():
+        params[key] = str(Path(root) / path)
+    params["data_root"] = root
+
+
+def _root_of(data_root: str, names: Iterable[Path]) -> str:
+    """The folder itself; that of the challenge in it where the files are there alone."""
+    folders = (data_root, str(Path(data_root) / CHALLENGE_FOLDER))
+    holds = [any(os.path.exists(Path(folder) / name) for name in names) for folder in folders]
+    return folders[1] if holds == [False, True] else data_root
 
 
 def _comparable(name: str, value: object) -> object:

@@ -1,11 +1,13 @@
 """prediction.csv and its zip: written whole or not at all, and only when the challenge would accept it.
 
-`python -m mm_fibinet.submission check ZIP --test FILE` says whether a zip would be accepted. Which reader the graders
-use is not published, so the check takes only what every zip and CSV reader takes: stored or deflated, plain text, IDs
-written as whole numbers. It unpacks no more than a submission of this many rows can hold, whatever the zip says.
+`python -m mm_fibinet.submission check FILE --test FILE` says whether a zip, or the CSV that goes into one, would be
+accepted. Which reader the graders use is not published, so the check takes only what every zip and CSV reader takes:
+stored or deflated, plain text, IDs written as whole numbers. It unpacks no more than a submission of this many rows can
+hold, whatever the zip says.
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import struct
@@ -22,6 +24,7 @@ from mm_fibinet.files import atomic_path, require_output
 from mm_fibinet.options import TASKS
 
 MEMBER = "prediction.csv"
+KINDS = {".zip": "zip", ".csv": "submission csv"}  # of an output, by its suffix
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}  # the two that every reader has
 FOREIGN_METHODS = {6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 98: "ppmd", 99: "AES"}
 ENCRYPTED = 1  # bit of ZipInfo.flag_bits
@@ -33,25 +36,22 @@ END_OF_ZIP, END_BYTES = b"PK\x05\x06", 22
 
 def write_submission(
     scores: np.ndarray,
-    path: str | Path,
+    paths: str | Path | Sequence[str | Path],
     num_rows: int,
     task: str = "Task1&2",
     inputs: Iterable[str | Path | None] = (),
-) -> Path:
-    """Write a submission zip.
+) -> None:
+    """Write a submission as a zip, as the CSV in it, or as both: all of them or none.
 
     Args:
         scores: float [num_rows], click probabilities in the test split's order.
-        path: the zip.
+        paths: the file to write, or several, see `require_outputs`.
         num_rows: rows of the test split.
         task: the score column's name, one of TASKS.
-        inputs: files and folders that were read, which `path` must not be.
-
-    Returns:
-        the zip's path.
+        inputs: files and folders that were read, which no path may be.
 
     Raises:
-        UserError: the scores would not be accepted, or the zip cannot be written.
+        UserError: the scores would not be accepted, or a file cannot be written.
     """
     if task not in TASKS:
         raise UserError(f"--task {task}: unknown, expected one of {', '.join(TASKS)}")
@@ -59,17 +59,48 @@ def write_submission(
     require_scores(scores, num_rows, "the model's scores")
     if not scores.any():
         raise UserError("the model's scores are all 0, which the challenge would not rank; train it again")
-    import polars as pl  # checking a zip needs none of it
+    import polars as pl  # checking a submission needs none of it
 
+    outputs = require_outputs(paths, inputs)
     buffer = io.BytesIO()
     pl.DataFrame({"ID": np.arange(num_rows), task: scores}).write_csv(buffer)
-    entry = zipfile.ZipInfo(MEMBER, date_time=(1980, 1, 1, 0, 0, 0))  # a fixed time: same scores, same bytes
+    with contextlib.ExitStack() as until_all_are_there:
+        for path in outputs:
+            temporary = until_all_are_there.enter_context(atomic_path(path))
+            if path.suffix.lower() == ".csv":
+                temporary.write_bytes(buffer.getvalue())
+            else:
+                _write_zip(temporary, buffer.getvalue())
+
+
+def require_outputs(paths: str | Path | Sequence[str | Path], inputs: Iterable[str | Path | None] = ()) -> list[Path]:
+    """Refuse, before the work, places where a submission cannot be written.
+
+    Args:
+        paths: a name that ends in .zip or .csv, or several, each once.
+        inputs: files and folders that are read.
+
+    Returns:
+        the paths.
+    """
+    inputs, outputs = list(inputs), [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    for path in outputs:
+        kind = KINDS.get(path.suffix.lower())
+        require_output(path, inputs, kind=kind, option="--out")
+        if kind is None:
+            raise UserError(f"--out {path}: expected a name that ends in {' or '.join(KINDS)}")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UserError(f"--out {' '.join(map(str, outputs))}: a file is named twice, expected each once")
+    return outputs
+
+
+def _write_zip(path: Path, content: bytes) -> None:
+    """A zip that holds MEMBER alone; its entry has a fixed time, so that the same scores are the same bytes."""
+    entry = zipfile.ZipInfo(MEMBER, date_time=(1980, 1, 1, 0, 0, 0))
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
-    require_output(path, inputs, kind="zip", option="--out")
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr(entry, buffer.getvalue())
-    return Path(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(entry, content)
 
 
 def require_scores(scores: np.ndarray, num_rows: int, where: str) -> None:
@@ -90,7 +121,11 @@ def require_scores(scores: np.ndarray, num_rows: int, where: str) -> None:
 
 
 def check_submission(path: str | Path, test: str | Path) -> str:
-    """Check a zip against the test split it is for.
+    """Check a zip, or the CSV of one, against the test split it is for.
+
+    Args:
+        path: a zip, or a file whose name ends in .csv.
+        test: the test split.
 
     Returns:
         a sentence that says what it holds, and warns of scores that are all equal.
@@ -99,8 +134,8 @@ def check_submission(path: str | Path, test: str | Path) -> str:
         UserError: says why the challenge would refuse it.
     """
     num_rows = len(schema.read_test_ids(test))
-    header, *rows = _parse(_read_member(path, num_rows), path)
-    where = f"{path}: {MEMBER}"
+    where, content = _read_csv(path, num_rows)
+    header, *rows = _parse(content, where)
     if header[0] != "ID":
         raise UserError(f"{where}: first column is {header[0]!r}, expected ID")
     tasks = header[1:]
@@ -146,20 +181,27 @@ def _scores(texts: Sequence[str], where: str) -> np.ndarray:
     return scores
 
 
-def _read_member(path: str | Path, num_rows: int) -> bytes:
-    """The bytes of prediction.csv in a zip, refused before they are read when they are too many for this many rows."""
+def _read_csv(path: str | Path, num_rows: int) -> tuple[str, bytes]:
+    """How errors name the CSV, and its bytes, refused before they are read when too many for this many rows."""
     most = num_rows * MOST_BYTES_A_ROW + MOST_BYTES_BESIDE
     try:
         if not Path(path).exists():
             raise UserError(f"{path}: no such file; prediction.py writes one")
         if not Path(path).is_file():
-            raise UserError(f"{path}: this is no file, expected a zip that holds {MEMBER}")
+            raise UserError(f"{path}: this is no file, expected a zip that holds {MEMBER}, or such a CSV")
         size = Path(path).stat().st_size
         if size > most:
             raise UserError(f"{path}: has {size:,} bytes, at most {most:,} are a submission of {num_rows} rows")
         content = Path(path).read_bytes()
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
+    if Path(path).suffix.lower() == ".csv":
+        return str(path), content
+    return f"{path}: {MEMBER}", _unpack(content, path, most)
+
+
+def _unpack(content: bytes, path: str | Path, most: int) -> bytes:
+    """The bytes of prediction.csv in a zip's, at most `most`."""
     _require_plain_zip(content, path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -176,7 +218,7 @@ def _require_plain_zip(content: bytes, path: str | Path) -> None:
     """Refuse what is no zip, a CSV that was not packed, and bytes in front of or behind the zip."""
     if not content.startswith((b"PK\x03\x04", END_OF_ZIP)):
         bare = content.lstrip(b'\xef\xbb\xbf"').startswith(b"ID")
-        advice = f"this is the CSV itself: pack it as {MEMBER} in a zip" if bare else "not a zip file"
+        advice = f"this is the CSV itself: pack it as {MEMBER} in a zip, or name it .csv" if bare else "not a zip file"
         raise UserError(f"{path}: {advice}")
     end = content.rfind(END_OF_ZIP)
     if end < 0 or len(content) < end + END_BYTES:
@@ -206,9 +248,8 @@ def _only_member(members: list[zipfile.ZipInfo], path: str | Path, most: int) ->
     return member
 
 
-def _parse(content: bytes, path: str | Path) -> list[list[str]]:
+def _parse(content: bytes, where: str) -> list[list[str]]:
     """The lines' fields as text, the header first, all with as many fields."""
-    where = f"{path}: {MEMBER}"
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{where} begins with a byte order mark; save it as plain UTF-8")
     if b"\0" in content:
@@ -230,13 +271,13 @@ def _parse(content: bytes, path: str | Path) -> list[list[str]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m mm_fibinet.submission", description="Check a submission zip.")
+    parser = argparse.ArgumentParser(prog="python -m mm_fibinet.submission", description="Check a submission.")
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="would this zip be accepted?")
-    check.add_argument("zip", metavar="ZIP")
+    check = commands.add_parser("check", help="would this submission be accepted?")
+    check.add_argument("path", metavar="FILE", help="the zip, or the CSV that goes into one")
     check.add_argument("--test", required=True, metavar="FILE", help="test.parquet")
     args = parser.parse_args()
-    print(printable(check_submission(args.zip, args.test)))
+    print(printable(check_submission(args.path, args.test)))
 
 
 if __name__ == "__main__":

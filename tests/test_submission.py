@@ -187,7 +187,8 @@ def test_names_in_a_zip_reach_the_terminal_as_text(test_split, tmp_path, capsys)
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_written_is_accepted_and_holds_the_scores(task, test_split, tmp_path):
     scores = np.array([0.1, 1e-17, 1 / 3, 1.0, 0.7])
-    path = write_submission(scores, tmp_path / "new" / "out.zip", ROWS, task)
+    path = tmp_path / "new" / "out.zip"
+    write_submission(scores, path, ROWS, task)
     assert check_submission(path, test_split) == f"{path}: accepted: 5 rows, {task}"
     with zipfile.ZipFile(path) as archive:
         lines = archive.read(MEMBER).decode().splitlines()
@@ -212,11 +213,81 @@ def test_scores_that_would_not_be_accepted_are_not_written(scores, message, tmp_
     assert not os.listdir(tmp_path)
 
 
+def test_a_csv_is_what_the_zip_holds(test_split, tmp_path):
+    scores = np.array([0.1, 1e-17, 1 / 3, 1.0, 0.7])
+    table, packed_table = tmp_path / "submission.csv", tmp_path / "submission.zip"
+    write_submission(scores, [table, packed_table], ROWS, "Task2")
+    assert check_submission(table, test_split) == f"{table}: accepted: 5 rows, Task2"
+    assert check_submission(packed_table, test_split) == f"{packed_table}: accepted: 5 rows, Task2"
+    with zipfile.ZipFile(packed_table) as archive:
+        assert archive.read(MEMBER) == table.read_bytes()
+    assert table.read_text().splitlines()[3] == f"2,{1 / 3!r}"
+    before = packed_table.read_bytes()
+    write_submission(scores, [packed_table], ROWS, "Task2")
+    assert packed_table.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (csv(header="ID,ctr").encode(), "score columns are ['ctr'], expected one of Task1, Task2, Task1&2"),
+        (csv(ids=[0, 2, 1, 3, 4]).encode(), "ID is '2' in row 1, expected 1 (the order of the test split)"),
+        (b"\xef\xbb\xbf" + csv().encode(), "begins with a byte order mark; save it as plain UTF-8"),
+        (packed(csv()), "has a NUL byte at"),
+        (b"ID,Task1\n" + b"0" * 70_000, "has 70,009 bytes, at most 66,176 are a submission of 5 rows"),
+    ],
+)
+def test_a_bad_csv_is_refused_as_in_a_zip(content, reason, test_split, tmp_path):
+    path = tmp_path / "submission.CSV"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        check_submission(path, test_split)
+    assert reason in str(refused.value) and str(refused.value).startswith(f"{path}")
+
+
+def test_the_check_takes_a_csv_on_the_command_line(test_split, tmp_path, capsys):
+    path = tmp_path / "submission.csv"
+    path.write_text(csv())
+    code, out, _ = run_script("mm_fibinet.submission", "check", path, "--test", test_split, capsys=capsys)
+    assert (code, out) == (0, f"{path}: accepted: 5 rows, Task1&2\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["out.txt"], "--out .*out.txt: expected a name that ends in .zip or .csv"),
+        (["out"], "--out .*out: expected a name that ends in .zip or .csv"),
+        (["a.csv", "b/../a.csv"], "a file is named twice, expected each once"),
+        (["a.zip", "theirs.csv"], "theirs.csv: there is a file that is no submission csv"),
+        (["a.csv", "theirs.zip"], "theirs.zip: there is a file that is no zip"),
+    ],
+)
+def test_all_places_are_right_or_nothing_is_written(names, message, tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("theirs.csv", "theirs.zip"):
+        (tmp_path / name).write_text("user,click\n")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(UserError, match=message):
+        write_submission(np.full(ROWS, 0.5), [tmp_path / name for name in names], ROWS)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "theirs.csv").read_text() == (tmp_path / "theirs.zip").read_text() == "user,click\n"
+
+
+def test_a_submission_that_cannot_be_packed_leaves_no_csv(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        write_submission(np.full(ROWS, 0.5), [tmp_path / "a.csv", tmp_path / "a.zip"], ROWS)
+    assert not os.listdir(tmp_path)
+
+
 def test_an_input_or_another_file_is_not_written_over(test_split, tmp_path):
     scores, before = np.full(ROWS, 0.5), test_split.read_bytes()
     with pytest.raises(UserError, match=r"--out .* is an input"):
         write_submission(scores, test_split, ROWS, inputs=[test_split])
-    with pytest.raises(UserError, match="there is a file that is no zip"):
+    with pytest.raises(UserError, match="expected a name that ends in"):
         write_submission(scores, test_split, ROWS)
     with pytest.raises(UserError, match="a device"):
         write_submission(scores, "/dev/null", ROWS)

@@ -8,6 +8,7 @@ models are a `Home`'s: the library itself never imports them.
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -47,8 +48,9 @@ class Home:
         package = Path(__file__).resolve().parent.parent
         inside = package / "config"
         config = inside if inside.is_dir() else package.parent / "config"  # a clone installed with pip install -e
+        inside_too = importlib.util.find_spec("mm_fibinet.model_zoo")  # not where a clone is on PYTHONPATH alone
         processes = ((sys.executable, "-m", "mm_fibinet", name) for name in ("train", "predict"))
-        return cls("mm_fibinet.model_zoo", config, *processes)
+        return cls("mm_fibinet.model_zoo" if inside_too else "model_zoo", config, *processes)
 
     def import_models(self) -> ModuleType:
         """The models' module."""

@@ -76,7 +76,9 @@ def predict(parser: Parser, config: Path) -> None:
     add_experiment(parser, config, f"the run's settings, else {config}")
     parser.add_argument("--checkpoint", help="weights to load (default: the experiment's best)")
     parser.add_argument("--test", help="test split (default: test_data of the run)")
-    parser.add_argument("--out", help="the zip (default: submission/EXPID.zip)")
+    parser.add_argument(
+        "--out", nargs="+", metavar="FILE", help="the zip, the .csv in it, or both (default: submission/EXPID.zip)"
+    )
     parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
     parser.add_argument(
         "--allow_other_data",
@@ -181,7 +183,7 @@ COMMANDS = {
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
     "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
-    "predict": Command("Score the test split and write a submission zip.", predict, check_gpus),
+    "predict": Command("Score the test split and write a submission.", predict, check_gpus),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),

@@ -1,4 +1,4 @@
-"""Score the test split with a trained experiment and write the challenge's submission zip.
+"""Score the test split with a trained experiment and write the challenge's submission, as a zip, a CSV or both.
 
 The settings are those of the run's manifest, so nothing of the training's command line need be repeated; what is given
 again must agree, and the items' files must be those trained on. Weights from elsewhere have no manifest: named with
@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from mm_fibinet import distributed, files, run_manifest, schema, settings, submission
+from mm_fibinet import distributed, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
 from mm_fibinet.commands import Home
 from mm_fibinet.commands.train import checked_gpu
@@ -39,9 +39,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
     num_rows = len(schema.read_test_ids(test))
-    out = Path(args.out or Path("submission") / f"{args.expid}.zip")
     read = [test, *part_files(test), params["item_info"], params.get("item_feature"), weights]
-    files.require_output(out, read, kind="zip", option="--out")
+    outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
 
     if gpu < 0:
         keep_freed_memory()
@@ -62,8 +61,9 @@ def run(args: argparse.Namespace, home: Home) -> None:
         print(f"precision   {precision}")
     scores = predict(model, test_data, precision.name)
     if world.is_main:
-        submission.write_submission(scores, out, num_rows, args.task)
-        print(printable(submission.check_submission(out, test)))
+        submission.write_submission(scores, outputs, num_rows, args.task)
+        for path in outputs:
+            print(printable(submission.check_submission(path, test)))
     distributed.stop()
 
 

@@ -78,10 +78,7 @@ class Job:
         result = self.result()
         if not result:
             return Outcome(self.expid, self.seed, None, None, self.error or "not run yet")
-        if result["metrics"]["AUC"] is None:
-            error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
-            return Outcome(self.expid, self.seed, None, None, error)
-        return Outcome(self.expid, self.seed, result, run_result.read_scores(self.folder), None)
+        return finished(self.expid, self.seed, result, self.folder)
 
     def state(self) -> str:
         """How far the run is."""
@@ -91,6 +88,20 @@ class Job:
             return f"{self.name}: starting"
         last = dict(zip(header.split(","), lines[-1].split(","), strict=False)) if lines else {}
         return f"{self.name}: epoch {last.get('epoch', '?')}, AUC {last.get('AUC', '?'):.6}"
+
+
+def finished(expid: str, seed: int, result: dict, folder: Path) -> Outcome:
+    """What the leaderboard needs of a run that has a result.
+
+    Args:
+        expid, seed: what was run.
+        result: of `run_result.read_result`.
+        folder: the run's.
+    """
+    if result["metrics"]["AUC"] is None:
+        error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
+        return Outcome(expid, seed, None, None, error)
+    return Outcome(expid, seed, result, run_result.read_scores(folder), None)
 
 
 def find_suite(config_dir: str, name: str) -> list[str]:

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple, Protocol
 
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.files import walk
-from mm_fibinet.schema import IMAGE_SUFFIXES
+from mm_fibinet.schema import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES
 
-ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 MAX_IMAGE_BYTES = 64 * 2**20  # a cover has about 100 kB
 READ_BYTES = 2**16
 
