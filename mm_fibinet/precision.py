@@ -93,6 +93,11 @@ class Precision:
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
 
+    @property
+    def is_half(self) -> bool:
+        """Whether the forward pass is in bf16 or fp16."""
+        return self.name in HALVES
+
     def record(self) -> dict[str, str]:
         """What a run's manifest says of it."""
         return {"asked": self.asked, "used": self.name, "device": self.device.type, "reason": self.reason}
@@ -114,7 +119,7 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """A context for one forward pass: products are taken in bf16 or fp16."""
-        return torch.autocast(self.device.type, HALVES.get(self.name), enabled=self.name in HALVES)
+        return torch.autocast(self.device.type, HALVES.get(self.name), enabled=self.is_half)
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:

@@ -11,12 +11,14 @@ import time
 import warnings
 
 import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, make_dataset, run_script
+from conftest import ROOT, list_column, make_dataset, run_script
 from test_model_contract import CASE_NAMES, CASES, VARIANTS, make_batch, make_model
 from test_runs import Commands
-from test_training import MEASURED, Run, Stop, assert_equal_weights, weights
+from test_training import MEASURED, OwnTotalLoss, Run, Stop, assert_equal_weights, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_zoo
@@ -599,21 +601,71 @@ def test_every_model_scores_and_learns_as_in_fp32(tmp_path, monkeypatch, case, n
     assert found[name].norm() == pytest.approx(found["fp32"].norm().item(), rel=0.05)
 
 
+class Raw(model_zoo.FiBiNET):
+    """A stranger's model: its scores are as its last layer gives them, in half precision."""
+
+    def forward(self, inputs):
+        return {"y_pred": super().forward(inputs)["y_pred"].to(torch.get_autocast_dtype("cpu"))}
+
+
+class RawWithLoss(Raw):
+    def add_loss(self, return_dict, y_true):
+        return torch.nn.functional.binary_cross_entropy(return_dict["y_pred"], y_true)
+
+
+@pytest.mark.parametrize("model_class", [Raw, RawWithLoss])
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_losses_are_fp32_whatever_a_model_returns(dataset, tmp_path, model_class, name):
+    run = Run(dataset, tmp_path, precision=name, embedding_regularizer=0)
+    model = model_class(run.model.feature_map, **run.params).train()
+    trainer = Trainer(model, **{**run.params, "checkpoint": run.checkpoint, "net_dropout": 0})
+    batch = next(iter(run.train))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", precision.HALVES[name]):
+        predicted = model(batch)["y_pred"]
+    assert predicted.dtype == precision.HALVES[name]
+    score, label = predicted.double().squeeze(1), batch.batch_dict["label"].double()
+    expected = -torch.where(label == 1, score.log(), (1 - score).log()).mean().item()
+    torch.manual_seed(1)
+    trainer._train_step(batch, run.train, last=True)
+    assert trainer.loss_sum.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_that_runs_itself_for_its_loss_is_told_why_it_cannot(dataset, tmp_path):
+    run = Run(dataset, tmp_path)
+    model = OwnTotalLoss(run.model.feature_map, **run.params)
+    Trainer(model, checkpoint=run.checkpoint)
+    with pytest.raises(UserError, match=r"OwnTotalLoss overrides get_total_loss\(inputs\), .* set precision to fp32"):
+        Trainer(model, checkpoint=run.checkpoint, precision="fp16")
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Demo data with a random embedding: what is compared here are precisions, and encoding takes a while."""
+    """Demo data with an embedding of each item's true topic and style, in noise: encoding takes longer than this test.
+
+    With a random embedding AUC is so steep after an epoch that the order of two additions moves it by 0.002.
+    """
     folder = tmp_path_factory.mktemp("demo")
-    sizes = {"items": 300, "users": 800, "train_rows": 20000, "valid_rows": 5000, "test_rows": 500, "max_len": 16}
+    sizes = {"items": 100, "users": 500, "train_rows": 30000, "valid_rows": 10000, "test_rows": 500, "max_len": 16}
     generate(folder, **sizes, images=False, random_embedding=True)
+    path = folder / "MMCTR_demo" / "item_info.parquet"
+    info, truth = pq.read_table(path), pl.read_parquet(folder / "item_truth.parquet")
+    embedding = 0.3 * np.array(info["item_emb_d128"].to_pylist(), dtype=np.float32)
+    for first, column in ((0, "topic"), (64, "style")):
+        kind = np.unique(truth[column].to_numpy(), return_inverse=True)[1]
+        embedding[truth["item_id"].to_numpy(), first + kind] += 3
+    at = info.column_names.index("item_emb_d128")
+    pq.write_table(info.set_column(at, "item_emb_d128", list_column(embedding)), path)
     return folder
 
 
 def demo_auc(demo, runs, name, gpu=-1):
-    """The validation AUC of the demo experiment's first epoch, from its result.json."""
+    """The validation AUC after an epoch of the demo experiment, smaller, with similarity fields, from result.json."""
     code, _, err = run_script(
         "run_expid", "--expid", "FiBiNET_demo", "--gpu", gpu, "--data_root", demo, "--model_root", runs / name,
-        "--set", f"item_info={demo}/MMCTR_demo/item_info.parquet", "epochs=1", "batch_size=256",
-        "hidden_units=[64, 32]", f"precision={name}", "verbose=0",
+        "--set", f"item_info={demo}/MMCTR_demo/item_info.parquet", f"precision={name}", "epochs=1", "batch_size=128",
+        "learning_rate=5e-3", "lr_schedule=linear", "similarity_fields=True", "embedding_dim=8", "hidden_units=[32]",
+        "id_dropout=0", "net_dropout=0", "max_len=16", "verbose=0",
     )  # fmt: skip
     assert code == 0, err
     return json.loads((runs / name / "MMCTR_demo" / "FiBiNET_demo" / "result.json").read_text())["metrics"]["AUC"]
@@ -622,7 +674,7 @@ def demo_auc(demo, runs, name, gpu=-1):
 @pytest.mark.slow
 def test_auc_after_a_demo_epoch_is_that_of_fp32(demo, tmp_path):
     found = {name: demo_auc(demo, tmp_path, name) for name in ON_CPU}
-    assert found["fp32"] > 0.55
+    assert found["fp32"] > 0.75
     assert found["bf16"] != found["fp32"] != found["fp16"]
     for name in ON_CPU:
         assert found[name] == pytest.approx(found["fp32"], abs=0.002), found
