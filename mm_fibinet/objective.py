@@ -91,7 +91,7 @@ class Objective:
                 f"{type(self.model).__name__}: {', '.join(self.own)} gave {found}, expected the loss of the batch, a "
                 "tensor of one number"
             )
-        return loss.reshape(()).masked_fill(broken, float("nan"))
+        return loss.reshape(()) + torch.where(broken, torch.nan, 0.0)
 
 
 @torch.no_grad()

@@ -169,7 +169,9 @@ class Scaling:
         self.lost = torch.zeros((), dtype=torch.float64, device=precision.device)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, a scalar; scaled until `unscale`."""
+        """Gradients of the loss, a scalar; scaled until `unscale`. With fp16 a loss that is none makes them NaN."""
+        if self._scaler.is_enabled():
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
