@@ -20,16 +20,18 @@ class Objective:
 
     Args:
         model: FuxiCTR's BaseModel or a subclass, compiled.
+        half: its forward pass is in bf16 or fp16; the loss is in fp32 all the same.
 
     Attributes:
         penalties: (power, weight, parameters) whose gradients are to be added; empty where a method of the model's own
             adds them to the loss.
 
     Raises:
-        UserError: the model overrides steps of FuxiCTR's loop, or a loss that several processes cannot compute.
+        UserError: the model overrides steps of FuxiCTR's loop, or a loss that several processes cannot compute, or
+            that would be in half too.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, half: bool = False):
         fuxictr_adapter.refuse_own_loop(model)
         self.model = model
         self.own = fuxictr_adapter.overridden(model, fuxictr_adapter.LOSS_METHODS)
@@ -38,6 +40,11 @@ class Objective:
             raise UserError(
                 f"{type(model).__name__} overrides get_total_loss(inputs), which runs the model by itself, so that "
                 "several processes cannot share its gradients; override compute_loss(return_dict, y_true), or use one"
+            )
+        if self.takes_batch and half:
+            raise UserError(
+                f"{type(model).__name__} overrides get_total_loss(inputs), which runs the model by itself, so that its "
+                "loss would be in half precision; override compute_loss(return_dict, y_true), or set precision to fp32"
             )
         self.penalties = [] if self.own and self.own != ["add_loss"] else fuxictr_adapter.penalties(model)
 
@@ -60,7 +67,7 @@ class Objective:
             outputs = forward(batch)
         if self.own:
             return self._own_loss(outputs, labels)
-        predicted = outputs["y_pred"]
+        predicted = outputs["y_pred"].float()  # of a model that does not see to it itself
         nan_if_any = (predicted - predicted).sum()
         return self.model.loss_fn(predicted.nan_to_num(0.5), labels, reduction="mean") + nan_if_any
 
@@ -85,7 +92,7 @@ class Objective:
                 f"{type(self.model).__name__}: {', '.join(self.own)} gave {found}, expected the loss of the batch, a "
                 "tensor of one number"
             )
-        return loss.reshape(()).masked_fill(broken, float("nan"))
+        return loss.reshape(()) + torch.where(broken, torch.nan, 0.0)
 
 
 @torch.no_grad()
@@ -111,11 +118,12 @@ def _add_penalty_gradient(parameters: list[Tensor], power: int, weight: float) -
 
 
 def _without_nan(outputs: dict) -> tuple[dict, Tensor]:
-    """The outputs with 0.5 in place of NaN, and whether there was any: bool, a scalar."""
+    """The outputs in fp32 with 0.5 in place of NaN, and whether there was any: bool, a scalar."""
     broken, replaced = torch.zeros((), dtype=torch.bool, device=outputs["y_pred"].device), dict(outputs)
     for name, value in outputs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             nan = value.isnan()
             broken = broken | nan.any()
-            replaced[name] = value.masked_fill(nan, 0.5)
+            half = value.dtype in (torch.bfloat16, torch.float16)
+            replaced[name] = (value.float() if half else value).masked_fill(nan, 0.5)
     return replaced, broken

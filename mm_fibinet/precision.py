@@ -93,6 +93,11 @@ class Precision:
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
 
+    @property
+    def is_half(self) -> bool:
+        """Whether the forward pass is in bf16 or fp16."""
+        return self.name in HALVES
+
     def record(self) -> dict[str, str]:
         """What a run's manifest says of it."""
         return {"asked": self.asked, "used": self.name, "device": self.device.type, "reason": self.reason}
@@ -114,7 +119,7 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """A context for one forward pass: products are taken in bf16 or fp16."""
-        return torch.autocast(self.device.type, HALVES.get(self.name), enabled=self.name in HALVES)
+        return torch.autocast(self.device.type, HALVES.get(self.name), enabled=self.is_half)
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:
@@ -164,7 +169,9 @@ class Scaling:
         self.lost = torch.zeros((), dtype=torch.float64, device=precision.device)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, a scalar; scaled until `unscale`."""
+        """Gradients of the loss, a scalar; scaled until `unscale`. With fp16 a loss that is none makes them NaN."""
+        if self._scaler.is_enabled():
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:

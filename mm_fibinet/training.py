@@ -107,7 +107,9 @@ class Trainer:
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}, expected a number from 0 to below 1")
         self.model = model
-        self.objective = Objective(model)
+        self.precision = Precision.on(precision, model.device)
+        self.scaling = Scaling(self.precision)
+        self.objective = Objective(model, self.precision.is_half)
         if getattr(model, "optimizer", None) is None:
             model.compile(optimizer, loss, learning_rate)
         refuse_untrained(model)
@@ -117,8 +119,6 @@ class Trainer:
         self.optimizer = model.optimizer
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)
-        self.precision = Precision.on(precision, model.device)
-        self.scaling = Scaling(self.precision)
         self.world = distributed.current()
         self.max_gradient_norm = max_gradient_norm
         self.accumulation_steps = max(int(accumulation_steps), 1)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import time
 import warnings
 
 import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, make_dataset, run_script
+from conftest import ROOT, list_column, make_dataset, run_script
 from test_model_contract import CASE_NAMES, CASES, VARIANTS, make_batch, make_model
 from test_runs import Commands
-from test_training import MEASURED, Run, Stop, assert_equal_weights, weights
+from test_training import MEASURED, OwnTotalLoss, Run, Stop, assert_equal_weights, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_zoo
@@ -142,15 +145,17 @@ def tf32_flags():
 def test_tf32_is_on_inside_and_put_back_afterwards():
     before = tf32_flags()
     assert not before[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with contextlib.suppress(Stop), Precision("tf32", "tf32", GPU, "").products():
-            assert tf32_flags() in [(True, "tf32", "high"), (True, None, "high")]
-            with Precision("tf32", "tf32", GPU, "").products():  # scoring within training
-                pass
-            assert tf32_flags()[0]
-            raise Stop
+    with contextlib.suppress(Stop), Precision("tf32", "tf32", GPU, "").products():
+        assert tf32_flags() in [(True, "tf32", "high"), (True, None, "high")]
+        with Precision("tf32", "tf32", GPU, "").products():  # scoring within training
+            pass
+        assert tf32_flags()[0]
+        raise Stop
     assert tf32_flags() == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch 2.9 and 2.10 warn of some of its ways to set this
+        with Precision("tf32", "tf32", GPU, "").products():
+            pass
     for name in ("fp32", "bf16", "fp16"):
         with Precision(name, name, GPU, "").products():
             assert tf32_flags() == before
@@ -332,19 +337,33 @@ class Broken(model_zoo.FiBiNET):
         if self.training:
             self.steps = getattr(self, "steps", 0) + 1
             if self.steps in self.broken_steps:
-                outputs["y_pred"] = outputs["y_pred"] * float("nan")
+                self.break_one(outputs)
         return outputs
 
+    def break_one(self, outputs):
+        outputs["y_pred"] = outputs["y_pred"] * float("nan")
 
-def broken_run(dataset, folder, steps, **settings):
+
+class BrokenAside(Broken):
+    """The NaN is one that no gradient passes, of a loss of its own."""
+
+    def break_one(self, outputs):
+        outputs["y_aux"] = torch.full((1,), float("nan"))
+
+    def add_loss(self, return_dict, y_true):
+        return torch.nn.functional.binary_cross_entropy(return_dict["y_pred"], y_true)
+
+
+def broken_run(dataset, folder, steps, model_class=Broken, **settings):
     run = Run(dataset, folder, net_dropout=0, epochs=1, **settings)
-    run.model = Broken(run.model.feature_map, **run.params)
+    run.model = model_class(run.model.feature_map, **run.params)
     run.model.broken_steps = steps
     return run
 
 
-def test_a_step_whose_loss_overflows_is_skipped_and_not_counted(dataset, tmp_path, monkeypatch):
-    run = broken_run(dataset, tmp_path, [3, 7], precision="fp16")
+@pytest.mark.parametrize("model_class", [Broken, BrokenAside])
+def test_a_step_whose_loss_overflows_is_skipped_and_not_counted(dataset, tmp_path, monkeypatch, model_class):
+    run = broken_run(dataset, tmp_path, [3, 7], model_class, precision="fp16")
     losses, before, step = [], [], Trainer._train_step
 
     def noting(trainer, batch, *args, **kwargs):
@@ -522,7 +541,7 @@ def start_driver(tmp_path, runs, config, *arguments, ranks=1, **settings):
     command = [*prefix, driver, ROOT / "run_expid.py", "--config", config, "--expid", "FiBiNET_test"]
     command += ["--model_root", runs, *arguments, "--set", *given]
     environment = {
-        "PATH": "/usr/bin:/bin",
+        **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "SCALES": str(runs) + "_scale",
@@ -543,7 +562,7 @@ def test_a_killed_command_ends_as_one_that_was_not(tmp_path):
     process = start_driver(tmp_path, tmp_path / "killed", config, "--checkpoint_every", "3")
     while process.poll() is None and not path.exists():
         time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(0.1)
     assert process.poll() is None, "the run ended before it could be killed: make it longer"
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -599,21 +618,71 @@ def test_every_model_scores_and_learns_as_in_fp32(tmp_path, monkeypatch, case, n
     assert found[name].norm() == pytest.approx(found["fp32"].norm().item(), rel=0.05)
 
 
+class Raw(model_zoo.FiBiNET):
+    """A stranger's model: its scores are as its last layer gives them, in half precision."""
+
+    def forward(self, inputs):
+        return {"y_pred": super().forward(inputs)["y_pred"].to(torch.get_autocast_dtype("cpu"))}
+
+
+class RawWithLoss(Raw):
+    def add_loss(self, return_dict, y_true):
+        return torch.nn.functional.binary_cross_entropy(return_dict["y_pred"], y_true)
+
+
+@pytest.mark.parametrize("model_class", [Raw, RawWithLoss])
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_losses_are_fp32_whatever_a_model_returns(dataset, tmp_path, model_class, name):
+    run = Run(dataset, tmp_path, precision=name, embedding_regularizer=0)
+    model = model_class(run.model.feature_map, **run.params).train()
+    trainer = Trainer(model, **{**run.params, "checkpoint": run.checkpoint, "net_dropout": 0})
+    batch = next(iter(run.train))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", precision.HALVES[name]):
+        predicted = model(batch)["y_pred"]
+    assert predicted.dtype == precision.HALVES[name]
+    score, label = predicted.double().squeeze(1), batch.batch_dict["label"].double()
+    expected = -torch.where(label == 1, score.log(), (1 - score).log()).mean().item()
+    torch.manual_seed(1)
+    trainer._train_step(batch, run.train, last=True)
+    assert trainer.loss_sum.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_that_runs_itself_for_its_loss_is_told_why_it_cannot(dataset, tmp_path):
+    run = Run(dataset, tmp_path)
+    model = OwnTotalLoss(run.model.feature_map, **run.params)
+    Trainer(model, checkpoint=run.checkpoint)
+    with pytest.raises(UserError, match=r"OwnTotalLoss overrides get_total_loss\(inputs\), .* set precision to fp32"):
+        Trainer(model, checkpoint=run.checkpoint, precision="fp16")
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Demo data with a random embedding: what is compared here are precisions, and encoding takes a while."""
+    """Demo data with an embedding of each item's true topic and style, in noise: encoding takes longer than this test.
+
+    With a random embedding AUC is so steep after an epoch that the order of two additions moves it by 0.002.
+    """
     folder = tmp_path_factory.mktemp("demo")
-    sizes = {"items": 300, "users": 800, "train_rows": 20000, "valid_rows": 5000, "test_rows": 500, "max_len": 16}
+    sizes = {"items": 100, "users": 500, "train_rows": 30000, "valid_rows": 10000, "test_rows": 500, "max_len": 16}
     generate(folder, **sizes, images=False, random_embedding=True)
+    path = folder / "MMCTR_demo" / "item_info.parquet"
+    info, truth = pq.read_table(path), pl.read_parquet(folder / "item_truth.parquet")
+    embedding = 0.3 * np.array(info["item_emb_d128"].to_pylist(), dtype=np.float32)
+    for first, column in ((0, "topic"), (64, "style")):
+        kind = np.unique(truth[column].to_numpy(), return_inverse=True)[1]
+        embedding[truth["item_id"].to_numpy(), first + kind] += 3
+    at = info.column_names.index("item_emb_d128")
+    pq.write_table(info.set_column(at, "item_emb_d128", list_column(embedding)), path)
     return folder
 
 
 def demo_auc(demo, runs, name, gpu=-1):
-    """The validation AUC of the demo experiment's first epoch, from its result.json."""
+    """The validation AUC after an epoch of the demo experiment, smaller, with similarity fields, from result.json."""
     code, _, err = run_script(
         "run_expid", "--expid", "FiBiNET_demo", "--gpu", gpu, "--data_root", demo, "--model_root", runs / name,
-        "--set", f"item_info={demo}/MMCTR_demo/item_info.parquet", "epochs=1", "batch_size=256",
-        "hidden_units=[64, 32]", f"precision={name}", "verbose=0",
+        "--set", f"item_info={demo}/MMCTR_demo/item_info.parquet", f"precision={name}", "epochs=1", "batch_size=128",
+        "learning_rate=5e-3", "lr_schedule=linear", "similarity_fields=True", "embedding_dim=8", "hidden_units=[32]",
+        "id_dropout=0", "net_dropout=0", "max_len=16", "verbose=0",
     )  # fmt: skip
     assert code == 0, err
     return json.loads((runs / name / "MMCTR_demo" / "FiBiNET_demo" / "result.json").read_text())["metrics"]["AUC"]
@@ -622,7 +691,7 @@ def demo_auc(demo, runs, name, gpu=-1):
 @pytest.mark.slow
 def test_auc_after_a_demo_epoch_is_that_of_fp32(demo, tmp_path):
     found = {name: demo_auc(demo, tmp_path, name) for name in ON_CPU}
-    assert found["fp32"] > 0.55
+    assert found["fp32"] > 0.75
     assert found["bf16"] != found["fp32"] != found["fp16"]
     for name in ON_CPU:
         assert found[name] == pytest.approx(found["fp32"], abs=0.002), found
