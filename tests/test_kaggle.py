@@ -181,6 +181,21 @@ def test_the_more_complete_of_two_data_sets(tmp_path):
     assert find_data(tmp_path).train.parent == tmp_path / "z" / "MicroLens_1M_x1"
 
 
+def test_nothing_of_a_generated_set_is_taken_for_the_challenges(tmp_path):
+    """An earlier version's output, made without the data, is attached beside them."""
+    splits = put_microlens(tmp_path / "data")
+    demo = tmp_path / "data" / "earlier" / "demo"
+    put_microlens(demo, "MMCTR_demo")
+    (demo / "demo.json").touch()
+    (demo / "item_images").mkdir()
+    data = find_data(tmp_path)
+    assert (data.train.parent, data.images) == (splits, None)
+    assert find_data(demo.parent).images == demo / "item_images"
+    (tmp_path / "data" / "item_feature.parquet").unlink()
+    with pytest.raises(UserError, match=r"item_feature.parquet is missing"):
+        find_data(tmp_path)
+
+
 def test_an_embedding_of_task_1_is_trained_on(tmp_path, capsys):
     put_microlens(tmp_path / "in" / "data")
     own, attached = tmp_path / "working" / EMBEDDED, tmp_path / "in" / "notebooks" / "x" / EMBEDDED
