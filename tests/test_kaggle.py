@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import model_zoo
-from mm_fibinet import settings
+from mm_fibinet import files, settings
 from mm_fibinet.commands import arguments
 from mm_fibinet.errors import UserError
 from mm_fibinet.kaggle import EMBEDDED, bring_runs, find_data
@@ -145,6 +145,18 @@ def test_nothing_attached_is_said(tmp_path, capsys):
     for split in ("valid", "test"):  # splits of something else
         put(tmp_path / "titanic" / f"{split}.parquet")
     assert find_data(tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
+    def walk(folder, on_error):
+        on_error(PermissionError(13, "Permission denied", f"{folder}/secret"))
+        yield from real(folder, on_error)
+
+    real = files.walk
+    monkeypatch.setattr("mm_fibinet.kaggle.files.walk", walk)
+    put_microlens(tmp_path)
+    assert find_data(tmp_path) is not None
+    assert f"(2 folders), but not in {tmp_path}/secret: Permission denied:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lost", ["item_info", "item_feature"])
