@@ -111,6 +111,8 @@ def find_data(where: str | os.PathLike = INPUT, working: str | os.PathLike | Non
     if len(splits) > 1:
         others = ", ".join(str(other) for other in sorted(splits - {folder}))
         print(printable(f"several data sets: {folder} is taken ({why}), not {others}"))
+    partners = {name: found.beside(folder, paths) for name, paths in partners.items()}
+    images = found.beside(folder, found.images)
     missing = [name for name, paths in partners.items() if not paths]
     if missing:
         raise UserError(
@@ -126,7 +128,7 @@ def find_data(where: str | os.PathLike = INPUT, working: str | os.PathLike | Non
         folder / "test.parquet",
         item_info,
         item_feature,
-        _nearest(found.images, folder) if found.images else None,
+        _nearest(images, folder) if images else None,
         _fitting([*own, *found.embedded], item_info),
     )
     print(printable(f"found in {found.searched}:"), *map(printable, data.described().splitlines()), sep="\n")
@@ -200,6 +202,7 @@ class _Found:
         images: archives and folders of covers.
         embedded: paths of EMBEDDED.
         manifests: of runs.
+        demos: folders of generated sets, which an earlier version's output may hold.
         searched: where was looked, in words.
     """
 
@@ -208,11 +211,17 @@ class _Found:
         self.images: list[Path] = []
         self.embedded: list[Path] = []
         self.manifests: list[Path] = []
+        self.demos: list[Path] = []
         self.searched = ""
 
     def of(self, name: str) -> list[Path]:
         """The paths of train, item_info, ..."""
         return self.places.get(f"{name}.parquet", [])
+
+    def beside(self, splits: Path, paths: list[Path]) -> list[Path]:
+        """Those of the paths that may belong to a folder of splits: not those of a generated set to another's."""
+        others = [demo for demo in self.demos if demo not in splits.parents]
+        return [path for path in paths if not any(demo in path.parents for demo in others)]
 
 
 def _search(where: Path) -> _Found:
@@ -222,18 +231,20 @@ def _search(where: Path) -> _Found:
         folders_seen += 1
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(root)
-        for name in [*folders, *names]:
+        others = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
+        for name in [*folders, *others]:
             if name == EMBEDDED:
                 found.embedded.append(here / name)
             elif name.endswith(".parquet"):
                 found.places.setdefault(name, []).append(here / name)
-            elif _holds_images(name, name in folders):
-                found.images.append(here / name)
             elif name == "manifest.json":
                 found.manifests.append(here / name)
-        images = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+            elif name == "demo.json":
+                found.demos.append(here)
+            elif _holds_images(name, name in folders):
+                found.images.append(here / name)
         folders[:] = [name for name in folders if name.lower() != IMAGES and not name.endswith(".parquet")]
-        folders[:] = folders if images < MANY_IMAGES else []
+        folders[:] = folders if len(names) - len(others) < MANY_IMAGES else []
     found.searched = f"{where} ({folders_seen} folders)" if where.is_dir() else f"{where}, which is not there"
     if unreadable:
         found.searched += f", but not in {unreadable[0].filename}: {unreadable[0].strerror}"

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from mm_fibinet.errors import UserError, printable
@@ -88,6 +89,7 @@ def _run_module(*arguments: object, hours: float | None = None) -> None:
         def stop() -> None:
             time_over.set()
             process.terminate()
+            _end(process, process.wait)
 
         timer = threading.Timer((hours or 0) * 3600, stop)
         timer.daemon = True
@@ -96,7 +98,8 @@ def _run_module(*arguments: object, hours: float | None = None) -> None:
         try:
             _print_all(process)
         except KeyboardInterrupt:  # the notebook's stop button, which the process has got as well
-            _wait_for_the_end(process)
+            print("stopping: a run saves its state first", flush=True)
+            _end(process, process.communicate)
             raise
         finally:
             timer.cancel()
@@ -113,9 +116,9 @@ def _print_all(process: subprocess.Popen) -> None:
         print(decoder.decode(block), end="", flush=True)
 
 
-def _wait_for_the_end(process: subprocess.Popen) -> None:
-    print("stopping: a run saves its state first", flush=True)
+def _end(process: subprocess.Popen, wait: Callable) -> None:
+    """Wait for a process that was asked to stop, and no longer than it may take."""
     try:
-        process.communicate(timeout=SECONDS_TO_STOP)
+        wait(timeout=SECONDS_TO_STOP)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()

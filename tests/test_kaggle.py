@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import model_zoo
-from mm_fibinet import settings
+from mm_fibinet import files, settings
 from mm_fibinet.commands import arguments
 from mm_fibinet.errors import UserError
 from mm_fibinet.kaggle import EMBEDDED, bring_runs, find_data
@@ -147,6 +147,18 @@ def test_nothing_attached_is_said(tmp_path, capsys):
     assert find_data(tmp_path) is None
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
+    def walk(folder, on_error):
+        on_error(PermissionError(13, "Permission denied", f"{folder}/secret"))
+        yield from real(folder, on_error)
+
+    real = files.walk
+    monkeypatch.setattr("mm_fibinet.kaggle.files.walk", walk)
+    put_microlens(tmp_path)
+    assert find_data(tmp_path) is not None
+    assert f"(2 folders), but not in {tmp_path}/secret: Permission denied:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("lost", ["item_info", "item_feature"])
 def test_a_part_that_is_missing_is_an_error(lost, tmp_path):
     splits = put_microlens(tmp_path)
@@ -179,6 +191,21 @@ def test_the_more_complete_of_two_data_sets(tmp_path):
         put_microlens(tmp_path / place)
     (tmp_path / "a" / "MicroLens_1M_x1" / "item_info.parquet").unlink()
     assert find_data(tmp_path).train.parent == tmp_path / "z" / "MicroLens_1M_x1"
+
+
+def test_nothing_of_a_generated_set_is_taken_for_the_challenges(tmp_path):
+    """An earlier version's output, made without the data, is attached beside them."""
+    splits = put_microlens(tmp_path / "data")
+    demo = tmp_path / "data" / "earlier" / "demo"
+    put_microlens(demo, "MMCTR_demo")
+    (demo / "demo.json").touch()
+    (demo / "item_images").mkdir()
+    data = find_data(tmp_path)
+    assert (data.train.parent, data.images) == (splits, None)
+    assert find_data(demo.parent).images == demo / "item_images"
+    (tmp_path / "data" / "item_feature.parquet").unlink()
+    with pytest.raises(UserError, match=r"item_feature.parquet is missing"):
+        find_data(tmp_path)
 
 
 def test_an_embedding_of_task_1_is_trained_on(tmp_path, capsys):

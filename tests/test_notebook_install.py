@@ -16,7 +16,7 @@ case "$*" in
         echo "pinned: $(tr '\\n' ' ' <"$(sed 's/.*--constraint \\([^ ]*\\).*/\\1/' <<<"$*")")" >>"$NOTES"
         source=${*: -1}
         source=${source%\\[*}
-        if [ -d "$source" ]; then touch "$source/build" && [ -f "$source/pyproject.toml" ] && echo builds >>"$NOTES"; fi ;;
+        if [ -f "$source/pyproject.toml" ]; then touch "$source/build"; echo builds >>"$NOTES"; fi ;;
 esac
 """
 

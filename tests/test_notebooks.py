@@ -23,7 +23,7 @@ from mm_fibinet.demo.data import generate
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import sha256
 from mm_fibinet.kaggle import EMBEDDED, find_data
-from mm_fibinet.notebook import run
+from mm_fibinet.notebook import _run_module, run
 from mm_fibinet.submission import check_submission
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -268,12 +268,14 @@ class FakePopen:
         return contextlib.nullcontext(self)
 
 
-def test_a_command_is_stopped_when_its_hours_are_over(capfd):
-    from mm_fibinet.notebook import _run_module
-
+def test_a_command_is_stopped_when_its_hours_are_over(capfd, monkeypatch):
     _run_module("timeit", "-n1", "-r1", "-s", "import time", "time.sleep(600)", hours=2 / 3600)
     out = capfd.readouterr().out
     assert "stopped after" in out and "--resume goes on" in out
+    monkeypatch.setattr("mm_fibinet.notebook.SECONDS_TO_STOP", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    _run_module("timeit", "-n1", "-r1", "-s", deaf, "time.sleep(600)", hours=2 / 3600)
+    assert "stopped after" in capfd.readouterr().out
     _run_module("timeit", "-n1", "-r1", "print('b\xe9gun')", hours=1)
     out = capfd.readouterr().out
     assert "b\xe9gun\n1 loop" in out and "stopped" not in out
