@@ -25,7 +25,7 @@ class World:
     Attributes:
         rank: 0 .. size - 1; rank 0 writes files.
         size: number of processes.
-        local_rank: rank on this machine, which is its GPU.
+        local_rank: rank on this machine.
     """
 
     rank: int = 0
@@ -42,13 +42,13 @@ def start(gpu: int) -> World:
     """Join the process group that torchrun or `launcher` describes in the environment; alone without either.
 
     Args:
-        gpu: the user's --gpu; below 0 means CPU, and gloo instead of nccl.
+        gpu: this process's; below 0 means CPU, and gloo instead of nccl.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
     if gpu >= 0:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(gpu)
     if not dist.is_initialized():
         backend = "nccl" if gpu >= 0 else "gloo"
         dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size)
@@ -159,7 +159,8 @@ def parallel(model: nn.Module, own: Iterable[Tensor] = ()) -> nn.Module:
     for parameter in names.values():
         dist.broadcast(parameter.detach(), 0)  # as DistributedDataParallel does with the others
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(names))
-    device_ids = [world.local_rank] if next(model.parameters()).device.type == "cuda" else None
+    device = next(model.parameters()).device
+    device_ids = [device] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 

@@ -67,9 +67,10 @@ def run_cli(main: Callable[[], int | None]) -> None:
         code, text = ending(error)
         if code == EXIT_BUG and not ranks.is_rank():
             raise
-        if speaks(error):
+        first = speaks(error)
+        if first:
             print(text, file=sys.stderr)
-            ranks.tell_torchrun(text.splitlines()[-1])
+        ranks.tell_torchrun(text.splitlines()[-1] if first else "another process failed first", first)
         if ranks.is_rank():
             _leave(code)
     sys.exit(code)

@@ -28,7 +28,7 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
     """Run a command once for each GPU and end as it ends; a signal to this process goes to all of them.
 
     Args:
-        command: the program and its arguments.
+        command: the program and its arguments, by which each rank finds its GPU, see `ranks.own_gpu`.
         gpus: the GPU of each rank, -1 for the CPU.
 
     Returns:
@@ -41,8 +41,8 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
     running: list[subprocess.Popen] = []
     with tempfile.TemporaryDirectory(prefix="mm_fibinet_") as shared:
         try:
-            for rank, gpu in enumerate(gpus):
-                running.append(_start(command, rank, len(gpus), gpu, shared))
+            for rank in range(len(gpus)):
+                running.append(_start(command, rank, len(gpus), shared))
             first, asked = _wait(running, Path(shared))
         finally:
             for process in running:
@@ -58,7 +58,7 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
     raise UserError(f"process {first} of {len(gpus)} (--gpu {gpus[first]}) was ended by {name}{guess}")
 
 
-def _start(command: Sequence[str], rank: int, size: int, gpu: int, shared: str) -> subprocess.Popen:
+def _start(command: Sequence[str], rank: int, size: int, shared: str) -> subprocess.Popen:
     """One rank, in a session of its own, so that Ctrl-C on the terminal reaches it once: through this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
@@ -66,7 +66,7 @@ def _start(command: Sequence[str], rank: int, size: int, gpu: int, shared: str) 
         **os.environ,
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(gpu if gpu >= 0 else rank),  # which is taken for the GPU's index
+        "LOCAL_RANK": str(rank),
         ranks.SHARED: shared,
     }
     last_will = _end_with_parent if sys.platform == "linux" else None

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 SHARED = "MM_FIBINET_RANKS"  # names the folder of ranks that the launcher started
@@ -20,6 +21,14 @@ POLL_SECONDS = 0.05
 def is_rank() -> bool:
     """Whether this process is one of several that a launcher or torchrun started."""
     return "RANK" in os.environ
+
+
+def own_gpu(gpus: Sequence[int]) -> int:
+    """This process's GPU, -1 for the CPU, of those --gpu names; under torchrun, which counts from 0, its place."""
+    place = os.environ.get("LOCAL_RANK")
+    if place is None or gpus[0] < 0:
+        return gpus[0]
+    return gpus[int(place)] if len(gpus) > 1 else int(place)
 
 
 def shared_folder() -> Path | None:
@@ -54,10 +63,16 @@ def fails_first(folder: Path | None, patience: float = 0) -> bool:
     return True
 
 
-def tell_torchrun(message: str) -> None:
-    """Give torchrun the reason for its summary of the failure, the last thing it prints; nothing without torchrun."""
+def tell_torchrun(message: str, first: bool) -> None:
+    """Give torchrun a line for its summary, the last thing it prints; nothing without torchrun.
+
+    Args:
+        message: why this process ends.
+        first: of `fails_first`: torchrun takes the earliest for the cause, in whole seconds.
+    """
     if TORCHRUN_FILE not in os.environ:
         return
-    about = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    when = int(time.time()) + (0 if first else 1)
+    told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(when)}}
     with contextlib.suppress(OSError):  # it is on stderr, too
-        Path(os.environ[TORCHRUN_FILE]).write_text(json.dumps({"message": {"message": message, "extraInfo": about}}))
+        Path(os.environ[TORCHRUN_FILE]).write_text(json.dumps({"message": told}))

@@ -130,6 +130,8 @@ def test_the_runs_of_a_benchmark_inherit_it(dataset, tmp_path, monkeypatch, caps
     monkeypatch.delenv("OMP_WAIT_POLICY")
     probe = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
     arguments = ["--expids", "FiBiNET_test", "--out", str(tmp_path / "out")]
-    assert commands.main("benchmark", commands.Home("model_zoo", dataset, probe), arguments) == 1  # there is no result
+    assert (
+        commands.main("benchmark", commands.Home("model_zoo", dataset, probe, probe), arguments) == 1
+    )  # there is no result
     (printed,) = tmp_path.rglob("output.log")
     assert printed.read_text().split() == ["PASSIVE"], capsys.readouterr()

@@ -23,6 +23,8 @@ import os, signal, sys, time
 from pathlib import Path
 from mm_fibinet.errors import UserError, run_cli
 rank = int(os.environ["RANK"])
+def say(*what):
+    os.write(1, (" ".join(map(str, what)) + "\\n").encode())  # at once, or two ranks' lines mix
 def main():
     {body}
 run_cli(main)
@@ -68,14 +70,14 @@ def run(body, program=RANK):
 
 
 def test_every_rank_knows_its_place():
-    body = "print(*(os.environ[n] for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'OMP_NUM_THREADS')))"
+    body = "say(*(os.environ[n] for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'OMP_NUM_THREADS')))"
     process = launched(RANK.format(body=body), OMP_NUM_THREADS="3")
     code, out, err = ended(process)
     assert (code, sorted(out.splitlines()), err) == (0, ["0 2 0 3", "1 2 1 3"], "")
 
 
 def test_the_cores_are_shared():
-    body = "print(len(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"
+    body = "say(len(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"
     process = subprocess.run(
         [sys.executable, "-c", LAUNCH, RANK.format(body=body)],
         capture_output=True,
@@ -111,7 +113,7 @@ def test_a_rank_that_is_killed_is_named():
 
 def test_a_rank_that_does_not_listen_is_killed():
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    if rank == 0: time.sleep(1); raise UserError('no')\n"
-    body += "    print(os.getpid(), flush=True); time.sleep(1000)"
+    body += "    say(os.getpid()); time.sleep(1000)"
     soon = "from mm_fibinet import launcher; launcher.SECONDS_TO_END = 1\nrun_cli("
     launch = LAUNCH.replace("run_cli(", soon)
     done = subprocess.run(
@@ -133,10 +135,10 @@ def alive(pid):
 LISTENING = """came = []
     signal.signal(signal.SIGINT, lambda number, frame: came.append("INT"))
     signal.signal(signal.SIGTERM, lambda number, frame: came.append("TERM"))
-    print(os.getpid(), flush=True)
+    say(os.getpid())
     while not came: time.sleep(0.01)
     time.sleep(0.5 * (rank + 1))
-    print(*came, flush=True)
+    say(*came)
     raise KeyboardInterrupt"""
 
 
@@ -152,7 +154,7 @@ def test_a_signal_goes_to_all_and_all_may_save(sent, received):
 
 
 def test_ranks_that_have_no_handler_yet():
-    body = "signal.signal(signal.SIGTERM, signal.SIG_DFL); print('ready', flush=True); time.sleep(1000)"
+    body = "signal.signal(signal.SIGTERM, signal.SIG_DFL); say('ready'); time.sleep(1000)"
     process = launched(RANK.format(body=body))
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
     process.terminate()
@@ -162,7 +164,7 @@ def test_ranks_that_have_no_handler_yet():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for it")
 def test_ranks_end_with_a_launcher_that_is_killed():
-    process = launched(RANK.format(body="print(os.getpid(), flush=True); time.sleep(1000)"))
+    process = launched(RANK.format(body="say(os.getpid()); time.sleep(1000)"))
     pids = [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
     process.wait()
@@ -211,6 +213,25 @@ def test_under_torchrun_the_error_is_said_once_and_in_its_summary(tmp_path):
     assert done.returncode == 1 and done.stdout == "" and lines.count("error: batch_size is -1") == 1
     (cause,) = [line for line in lines if "traceback : error: " in line]
     assert cause.endswith("error: batch_size is -1") and lines.index(cause) == len(lines) - 2
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "gpus", "own"),
+    [
+        (None, [3], 3),
+        (None, [-1], -1),
+        ("1", [0], 1),
+        ("1", [-1], -1),
+        ("0", [2, 0], 2),
+        ("1", [2, 0], 0),
+        ("1", [-1] * 2, -1),
+    ],
+)
+def test_the_gpu_of_a_rank(local_rank, gpus, own, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert ranks.own_gpu(gpus) == own
 
 
 def test_the_first_to_fail_is_one(tmp_path):

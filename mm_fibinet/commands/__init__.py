@@ -82,7 +82,9 @@ class _Parser(argparse.ArgumentParser):
     """One that says what is wrong once, however many processes torchrun gave the same command line."""
 
     def error(self, message: str):
-        if not ranks.fails_first(ranks.shared_folder()):
+        first = ranks.fails_first(ranks.shared_folder())
+        ranks.tell_torchrun(message, first)
+        if not first:
             self.exit(2)
         super().error(message)
 
@@ -102,7 +104,6 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
     parsed = parse(name, home, given, prog)
     wait_without_spinning()
     if "rank_gpus" in parsed:
-        parsed.gpu = parsed.rank_gpus[0]
         if len(parsed.rank_gpus) > 1 and ranks.SHARED not in os.environ:
             if ranks.is_rank():
                 found = f"--gpu has {len(parsed.rank_gpus)} GPUs under torchrun"
@@ -111,6 +112,7 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
 
             given = sys.argv[1:] if given is None else given
             return launch([*getattr(home, name), *given], parsed.rank_gpus)
+        parsed.gpu = ranks.own_gpu(parsed.rank_gpus)
     if os.environ.get("RANK", "0") != "0":
         warnings.simplefilter("ignore")  # rank 0 is warned of the same
     return importlib.import_module(f"mm_fibinet.commands.{name}").run(parsed, home)

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +26,8 @@ from mm_fibinet.training import Trainer
 
 def checked_gpu(args: argparse.Namespace) -> int:
     """The index of this process's GPU, -1 for the CPU."""
-    gpu = int(os.environ.get("LOCAL_RANK", args.gpu)) if args.gpu >= 0 else args.gpu
-    settings.require_device(gpu)
-    return gpu
+    settings.require_device(args.gpu)
+    return args.gpu
 
 
 def run(args: argparse.Namespace, home: Home) -> None:
