@@ -4,11 +4,13 @@ Rows become tensors once; a batch is then a gather of rows of that matrix, and o
 features of the row. Where the matrices live, and in which order rows come, is the loader's.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -94,8 +96,12 @@ def in_memory(shape: tuple[int, int], dtype: type) -> np.ndarray:
 
 def in_a_file(shape: tuple[int, int], dtype: type) -> np.ndarray:
     """A matrix in an unnamed file of the temporary folder, freed with the process."""
-    with tempfile.TemporaryFile(prefix="mm-fibinet-") as opened:
+    with _unnamed_file() as opened:
         return np.memmap(opened, dtype=dtype, mode="w+", shape=shape)
+
+
+def _unnamed_file() -> IO:
+    return tempfile.TemporaryFile(prefix="mm-fibinet-")
 
 
 def read_once_a_machine(read: Callable[[Allocate], Split], allocate: Allocate) -> Split:
@@ -106,36 +112,36 @@ def read_once_a_machine(read: Callable[[Allocate], Split], allocate: Allocate) -
 
     Args:
         read: makes the split of matrices from an `Allocate`; called once a machine, on Linux.
-        allocate: for the other case: one process, or a system without memory that another process can open.
+        allocate: `in_memory` or `in_a_file`: of what kind the shared memory is, and where each process keeps a split of
+            its own, alone or on a system where none can open another's memory.
 
     Raises:
         UserError: of `read`, on all ranks.
     """
-    if distributed.current().size == 1 or not hasattr(os, "memfd_create"):
+    if distributed.current().size == 1 or not hasattr(os, "memfd_create") or not Path("/proc/self/fd").exists():
         return read(allocate)
-    files: list[int] = []
     own: list[Split] = []
+    paths: list[str] = []
+    with contextlib.ExitStack() as files:
 
-    def shareable(shape: tuple[int, int], dtype: type) -> np.ndarray:
-        files.append(os.memfd_create("mm-fibinet-split"))
-        return np.memmap(_shared_path(files[-1]), dtype=dtype, mode="w+", shape=shape)
+        def shareable(shape: tuple[int, int], dtype: type) -> np.ndarray:
+            file = _unnamed_file() if allocate is in_a_file else os.fdopen(os.memfd_create("mm-fibinet"), "r+b")
+            paths.append(f"/proc/{os.getpid()}/fd/{files.enter_context(file).fileno()}")
+            return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
-    def describe() -> tuple:
-        split = read(shareable)
-        own.append(split)
-        shapes = [values.shape for values in (split.integers, split.floats) if values is not None]
-        places = [(_shared_path(file), tuple(shape)) for file, shape in zip(files, shapes, strict=True)]
-        return places, (split.layout, split.float_layout, split.history_len)
+        def describe() -> tuple:
+            split = read(shareable)
+            own.append(split)
+            shapes = [tuple(values.shape) for values in (split.integers, split.floats) if values is not None]
+            return list(zip(paths, shapes, strict=True)), (split.layout, split.float_layout, split.history_len)
 
-    places, layouts = distributed.once_a_machine(describe)
-    if not own:
-        try:
-            own.append(_mapped(places, layouts))
-        except OSError:  # a container may keep its processes apart
-            own.append(read(allocate))
-    distributed.barrier()  # until all have opened it
-    for file in files:
-        os.close(file)
+        places, layouts = distributed.once_a_machine(describe)
+        if not own:
+            try:
+                own.append(_mapped(places, layouts))
+            except OSError:  # a container may keep its processes apart
+                own.append(read(allocate))
+        distributed.barrier()  # until all have opened the files, which have no name to be opened by later
     return own[0]
 
 
@@ -144,11 +150,6 @@ def _mapped(places: list[tuple[str, tuple[int, int]]], layouts: tuple) -> Split:
     types = zip(places, (np.int32, np.float32), strict=False)
     matrices = [torch.from_numpy(np.memmap(path, dtype, "r+", shape=shape)) for (path, shape), dtype in types]
     return Split(*(matrices if len(matrices) == 2 else [*matrices, None]), *layouts)
-
-
-def _shared_path(file: int) -> str:
-    """Where other processes of the machine find an open file that has no name."""
-    return f"/proc/{os.getpid()}/fd/{file}"
 
 
 def read_split(

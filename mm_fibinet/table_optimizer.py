@@ -28,7 +28,7 @@ from mm_fibinet import distributed
 from mm_fibinet.errors import UserError
 
 TABLE_OPTIMIZERS = ("dense", "lazy")
-MIN_ROWS = 100_000  # below, a pass over the table costs less than finding its touched rows, whatever the batch
+MIN_ROWS = 100_000  # a pass over a smaller table costs about what the touched rows of a batch of 8,192 do, or less
 
 
 class TouchedRows(NamedTuple):

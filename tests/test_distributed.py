@@ -200,6 +200,9 @@ def test_a_machine_reads_a_split_once_and_its_ranks_share_the_memory(results, tm
     config, _, ranks = results
     monkeypatch.setattr(table_optimizer, "MIN_ROWS", table_optimizer.MIN_ROWS)
     expected = two_ranks.make_trainer(config, tmp_path)[1].data.integers
-    assert [(reads, note) for reads, note, _ in (rank["shared"] for rank in ranks)] == [(1, 78), (0, 77)]
-    for rank in ranks:
-        assert torch.equal(rank["shared"][2], expected)
+    for in_memory, in_a_file, apart in ((*rank["shared"], rank["apart"]) for rank in ranks):
+        for _, _, rows in (in_memory, in_a_file, apart):
+            assert torch.equal(rows, expected)
+    for each in (0, 1):
+        assert [rank["shared"][each][:2] for rank in ranks] == [(1, 78), (0, 77)]
+    assert [rank["apart"][:2] for rank in ranks] == [(1, expected[1, 0].item()), (1, expected[0, 0].item())]

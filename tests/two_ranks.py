@@ -112,7 +112,12 @@ def stop_and_resume(config, folder):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-def shared_memory(config, folder):
+def no_access(places, layouts):
+    """As where a container keeps its processes apart."""
+    raise PermissionError(13, "permission denied", places[0][0])
+
+
+def shared_memory(config, folder, **settings):
     """(reads of the split here, the other rank's note in this rank's matrix, what the split holds)."""
     reads, plain = [0], split.read_split
 
@@ -121,7 +126,7 @@ def shared_memory(config, folder):
         return plain(*arguments)
 
     dataloader.read_split = counted
-    loader = make_trainer(config, folder / "shared")[1]
+    loader = make_trainer(config, folder / "shared", **settings)[1]
     dataloader.read_split = plain
     rows = loader.data.integers.clone()
     distributed.barrier()
@@ -154,7 +159,9 @@ def main(config, folder):
         error_of(lambda: distributed.once_a_machine(missing_file)),
     )
 
-    results["shared"] = shared_memory(config, folder)
+    results["shared"] = [shared_memory(config, folder, storage=storage) for storage in ("memory", "memmap")]
+    split._mapped = no_access
+    results["apart"] = shared_memory(config, folder)
 
     def unused():
         trainer, loader = make_trainer(config, folder / "unused", model_class=Unused)
