@@ -48,6 +48,7 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
             for process in running:
                 process.kill()
                 process.wait()
+        first = _failed(running) if first is None else first
         code = 0 if first is None else running[first].returncode
         if first is None or code >= 0 or not ranks.fails_first(Path(shared)):
             return code if code >= 0 else 128 - code
@@ -80,7 +81,11 @@ def _end_with_parent() -> None:
 
 
 def _wait(running: list[subprocess.Popen], shared: Path) -> tuple[int | None, list[int]]:
-    """Wait for all, and end the others when one has failed: (the first that failed, the signals that came)."""
+    """Wait for all, and end the others when one has failed; not for ever for those that were asked to end.
+
+    Returns:
+        the first that failed, None while none has; the signals that came.
+    """
     first, deadline = None, float("inf")
     with _forwarded_signals(running) as asked:
         while any(process.poll() is None for process in running) and time.monotonic() < deadline:
@@ -94,7 +99,7 @@ def _wait(running: list[subprocess.Popen], shared: Path) -> tuple[int | None, li
                 elif (first is not None or asked) and deadline == float("inf"):
                     deadline = time.monotonic() + SECONDS_TO_SAVE
             time.sleep(POLL_SECONDS)
-    return _failed(running) if first is None else first, asked
+    return first, asked
 
 
 def _failed(running: list[subprocess.Popen]) -> int | None:

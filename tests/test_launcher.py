@@ -46,10 +46,10 @@ run_cli(main)
 """
 
 
-def launched(code, **environment):
+def launched(code, launch=LAUNCH, **environment):
     """A process that launches two ranks of a program."""
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, code],
+        [sys.executable, "-c", launch, code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,16 +111,28 @@ def test_a_rank_that_is_killed_is_named():
     assert code == 2 and err == "error: process 1 of 2 (--gpu -1) was ended by SIGKILL (out of memory?)\n"
 
 
+def hurried(name):
+    """LAUNCH, with a second of patience."""
+    return LAUNCH.replace("run_cli(", f"from mm_fibinet import launcher; launcher.{name} = 1\nrun_cli(", 1)
+
+
 def test_a_rank_that_does_not_listen_is_killed():
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    if rank == 0: time.sleep(1); raise UserError('no')\n"
     body += "    say(os.getpid()); time.sleep(1000)"
-    soon = "from mm_fibinet import launcher; launcher.SECONDS_TO_END = 1\nrun_cli("
-    launch = LAUNCH.replace("run_cli(", soon)
-    done = subprocess.run(
-        [sys.executable, "-c", launch, RANK.format(body=body)], capture_output=True, text=True, cwd=ROOT, timeout=90
-    )
+    command = [sys.executable, "-c", hurried("SECONDS_TO_END"), RANK.format(body=body)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90)
     assert (done.returncode, done.stderr) == (2, "error: no\n")
     assert not alive(int(done.stdout))
+
+
+def test_ranks_that_do_not_listen_to_the_user_are_killed():
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say(os.getpid()); time.sleep(1000)"
+    process = launched(RANK.format(body=body), hurried("SECONDS_TO_SAVE"))
+    pids = [int(process.stdout.readline()) for _ in range(2)]
+    process.terminate()
+    code, _, err = ended(process)
+    assert code == 130 and err.startswith("interrupted: ") and err.count("\n") == 1
+    assert not any(map(alive, pids))
 
 
 def alive(pid):

@@ -142,7 +142,7 @@ def _require_ending(script: str, done: Done) -> None:
         raise Fault(f"{script}: exit code {done.code}")
     if "Traceback" in done.err:
         raise Fault(f"{script}: printed a traceback")
-    lines = [line.rsplit("\r", 1)[-1] for line in done.err.split("\n") if line.strip()]
+    lines = [line for line in done.err.split("\n") if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     if done.code == 0 and errors:
         raise Fault(f"{script}: exit code 0 with an error line")
@@ -150,8 +150,8 @@ def _require_ending(script: str, done: Done) -> None:
         return  # its table says what is wrong
     if done.code == 2 and (len(errors) != 1 or lines[-1] != errors[0]):
         raise Fault(f"{script}: exit code 2 with {len(errors)} error lines, expected one, the last")
-    shown = (done.out + done.err).replace("\x1b[A", "")  # by which tqdm goes from one bar to the other
-    raw = next((char for char in shown if not char.isprintable() and char not in "\n\r\t"), None)
+    shown = done.out + done.err  # of which no terminal is at the other end: bars must not be redrawn there either
+    raw = next((char for char in shown if not char.isprintable() and char not in "\n\t"), None)
     if raw:
         raise Fault(f"{script}: control character {raw!r} reached the terminal")
 

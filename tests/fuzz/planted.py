@@ -39,7 +39,7 @@ def main() -> int | None:
     if what == "well":
         (folder / "out" / "result.zip").write_text("x")
     elif what == "refuse":
-        print("  50%|#####     |\r  60%|######    |", file=sys.stderr)
+        print("images: 50 % (5 of 10), 00:31 so far", file=sys.stderr)
         raise UserError("no good")
     elif what == "bug":
         return {}["label"]
@@ -63,6 +63,8 @@ def main() -> int | None:
         raise UserError("no good")
     elif what == "code":
         (folder / "canary").mkdir()
+    elif what == "bar":
+        print("  50%|#####     |\r  60%|######    |", file=sys.stderr)
     elif what == "control":
         print("title \x1b[2J")
     return None

@@ -37,6 +37,7 @@ def test_good_endings(place):
         ("elsewhere", r"wrote outside of its outputs: \['stray'\]"),
         ("half", r"refused and left \['.zip'\]"),
         ("code", "code in the input was run"),
+        ("bar", r"control character '\\r' reached the terminal"),
         ("control", r"control character '\\x1b' reached the terminal"),
     ],
 )
