@@ -27,7 +27,7 @@ from mm_fibinet.settings import DATA_FILES
 # Settings that change where or how long a run goes, not what it computes up to a given step.
 NOT_IN_FINGERPRINT = {
     *DATA_FILES, "gpu", "model_root", "data_root", "epochs", "verbose", "num_workers", "tensorboard", "storage",
-    "checkpoint_every",
+    "checkpoint_every", "cuda_graphs",
 }  # fmt: skip
 NOT_IN_SCORES = NOT_IN_FINGERPRINT | {"batch_size"}  # of a trained model
 

@@ -237,9 +237,9 @@ class CudaRecorder:
         self._require_memory()
         graph, state = torch.cuda.CUDAGraph(), self.random_state()
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self.stream):
                 loss = step()
-        except RuntimeError as error:
+        except RuntimeError as error:  # torch's generator may be left in the capture: the next step would say so
             self.set_random_state(state)
             raise NotCapturable(f"capturing a step failed: {str(error).splitlines()[0]}") from error
         return graph.replay, loss

@@ -242,6 +242,47 @@ def test_a_neighbour_is_busy_and_gone_when_the_work_is_done():
     assert process.returncode == -signal.SIGKILL
 
 
+class OnAGpu:
+    """Stands in for a contender on a GPU: half a million rows/s, a third without graphs; the reference ten thousand."""
+
+    def __init__(self, kind, name, task, precision="fp32", cuda_graphs="auto"):
+        rate = {"fp32": 2e5, "bf16": 9e5 if cuda_graphs else 3e5}[precision]
+        self.rate = rate if kind is Ours else 1e4
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def train(self, *steps):
+        return self.rate
+
+    def flops_per_row(self):
+        return 3e6
+
+    def profile(self, *_):
+        pass
+
+    def graphs_used(self):
+        return "CUDA graphs"
+
+
+def test_a_full_run_on_a_gpu_has_its_marks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "Remote", OnAGpu)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--gpu", "0", "--full"])
+    bench = speed.Bench(speed.parse_arguments(), tmp_path)
+    bench.peaks = {"fp32": 5e13, "bf16": 9e14, "bytes": 3e12}
+    bench.training()
+    assert (bench.task.workers, bench.task.batch_size, bench.task.sizes.rows) == (3, 8192, 3_600_000)
+    results = {result.what: result for result in bench.results}
+    assert results["training FiBiNET, fp32"].met is None
+    assert results["training DIN, ours in bf16"].ratio == 90 and results["training DIN, ours in bf16"].met
+    assert results["training DIN, bf16, plain steps / CUDA graphs"].ratio == pytest.approx(3)
+    epoch = results["an epoch of 3,600,000 rows, FiBiNET, ours in bf16"]
+    assert (epoch.reference, epoch.ours, epoch.limit, epoch.met) == (360, 4, 5, True)
+
+
 def test_a_contender_answers_from_its_own_process():
     with Remote(list, [3, 1, 2]) as other:
         assert other.index(2) == 2

@@ -18,6 +18,7 @@ from mm_fibinet import step_graph
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
 from mm_fibinet.objective import Objective
+from mm_fibinet.run_manifest import run_fingerprint
 from mm_fibinet.step_graph import WARM_UP_STEPS, CudaRecorder, StepGraph
 from mm_fibinet.training import Trainer
 
@@ -285,6 +286,11 @@ def test_several_processes_and_a_cpu_train_without(dataset, tmp_path, monkeypatc
 def test_cuda_graphs_takes_three_values(dataset, tmp_path):
     with pytest.raises(UserError, match=r"cuda_graphs is .never., expected one of auto, True, False"):
         Run(dataset, tmp_path, cuda_graphs="never")
+
+
+def test_a_run_may_go_on_with_or_without_graphs(dataset, tmp_path):
+    prints = [run_fingerprint(Run(dataset, tmp_path, cuda_graphs=value).params, {}) for value in ("auto", "False")]
+    assert prints[0] == prints[1]
 
 
 ASKS = {"DIN_att_emb_rms"}  # its loss is over pairs of a row with a click and one without: how many, the data say
