@@ -516,6 +516,11 @@ class Watched(training.Trainer):
         self.count += 1
         return gradient * float("inf") if self.count == 30 else gradient
 
+    def _train_step(self, *args, **kwargs):
+        if self.total_steps == int(os.environ.get("STOP_AT", "0")):
+            sys.exit(1)
+        return super()._train_step(*args, **kwargs)
+
     def fit(self, *args, **kwargs):
         try:
             return super().fit(*args, **kwargs)
@@ -530,8 +535,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start_driver(tmp_path, runs, config, *arguments, ranks=1, **settings):
-    """run_expid.py with the eager scale, in fp16; with several ranks the second one overflows once, alone."""
+def start_driver(tmp_path, runs, config, *arguments, ranks=1, stop_at=0, **settings):
+    """run_expid.py with the eager scale, in fp16; with several ranks the second one overflows once, alone.
+
+    Args:
+        stop_at: all ranks die before this step.
+    """
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     prefix = [sys.executable] + (
@@ -545,6 +554,7 @@ def start_driver(tmp_path, runs, config, *arguments, ranks=1, **settings):
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "SCALES": str(runs) + "_scale",
+        "STOP_AT": str(stop_at),
     }
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -588,6 +598,15 @@ def test_two_ranks_keep_one_scale(tmp_path):
     finish(start_driver(tmp_path, tmp_path / "alone", config, **settings))
     alone = json.loads((tmp_path / "alone_scale0").read_text())[0]
     assert alone["scale"] != first["scale"]  # which did not overflow in the thirtieth step
+
+    stopped = {"ranks": 2, **settings}
+    arguments = (tmp_path, tmp_path / "stopped", config, "--checkpoint_every", "5")
+    assert start_driver(*arguments, stop_at=39, **stopped).wait(timeout=280) != 0  # in the second epoch
+    finish(start_driver(*arguments, "--resume", **stopped))
+    histories = [tmp_path / runs / "TEST_DATA" / "FiBiNET_test" / "metrics.csv" for runs in ("runs", "stopped")]
+    losses = [pl.read_csv(path)["loss"].to_list() for path in histories]
+    assert losses[0][0] == losses[1][0]
+    assert losses[1][1] == pytest.approx(losses[0][1], rel=1e-9)
 
 
 # What it comes to
