@@ -7,7 +7,7 @@ Penalties, clipping and the optimizer stay outside: they are a handful of kernel
 averaging, saving and resuming need to know nothing of graphs. The price is memory: a graph keeps what one step needs.
 
 A graph repeats what it has seen, whatever Python would have done by then. It is therefore used for what it fits alone
-(`obstacle`), and only after it has proved itself: a plain step must not have waited for the device, and the graph's
+(`plan`), and only after it has proved itself: a plain step must not have waited for the device, and the graph's
 first result must be that of a plain step on the same batch, another than the one it was captured on. A batch of
 another shape goes the plain way, and where anything does not fit, all of them do and the log says why.
 """
@@ -152,17 +152,20 @@ class StepGraph:
         recorder.set_random_state(state_before)
         replayed_loss = candidate.replay(batch, labels)
         replayed = _take_gradients(self.parameters)
-        error = max(_relative_error([replayed_loss], [loss]), _relative_error(replayed, plain))
+        errors = _relative_error([replayed_loss], [loss]), _relative_error(replayed, plain)
 
         _restore(buffers, after)
         recorder.set_random_state(state_after)
         _set_gradients(self.parameters, plain)
-        if error <= TOLERANCE:
+        if any(math.isnan(error) for error in errors):
+            return loss  # an overflow, as fp16 has them at the start, proves nothing: the next batch shall
+        if all(error <= TOLERANCE for error in errors):
             self.captured, self._candidate = candidate, None
             logging.info("CUDA graphs: used for batches of %d rows", len(labels))
-        elif math.isfinite(error):
-            self._give_up(f"a replayed step differs from a plain one by {error:.1%} of its gradients")
-        return loss  # an overflow, as fp16 has them at the start, proves nothing: the next batch shall
+        else:
+            by = "its loss by {:.1%}, its gradients by {:.1%}".format(*errors)
+            self._give_up(f"a replayed step differs from a plain one: {by}")
+        return loss
 
 
 class _Captured:
@@ -327,11 +330,13 @@ def _restore(tensors: list[Tensor], values: list[Tensor]) -> None:
 
 
 def _relative_error(found: list[Tensor | None], expected: list[Tensor | None]) -> float:
-    """The norm of all differences, as a share of the norm of what is expected; infinite where either is not finite."""
+    """The norm of all differences, as a share of the norm of what is expected; NaN where that is not finite."""
     if [value is None for value in found] != [value is None for value in expected]:
-        return 1.0
+        return math.inf
     wanted = [value.float() for value in expected if value is not None]
     errors = torch._foreach_sub([value.float() for value in found if value is not None], wanted)
     norms = [torch.stack(torch._foreach_norm(values)).norm() for values in (errors, wanted)]
     error, size = torch.stack(norms).tolist()
-    return error / max(size, 1e-30) if math.isfinite(size) else math.inf
+    if not math.isfinite(size):
+        return math.nan
+    return error / max(size, 1e-30) if math.isfinite(error) else math.inf

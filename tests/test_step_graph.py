@@ -178,7 +178,7 @@ def test_what_python_does_anew_each_step_is_noticed(caplog):
     batches = [rows(8, None, seed) for seed in range(8)]
     with caplog.at_level(logging.INFO):
         losses = [loss for loss, _ in take_steps(model, step, batches)]
-    assert "CUDA graphs: not used, a replayed step differs from a plain one by" in caplog.text
+    assert "CUDA graphs: not used, a replayed step differs from a plain one: its loss by" in caplog.text
     assert step.captured is None and step.reason
     counter = iter(range(1, 100))
     plain_model, plain = small_step(scale=lambda: next(counter))
@@ -195,6 +195,13 @@ def test_an_overflow_proves_nothing():
     assert step.captured is None and step.reason is None
     take_steps(model, step, batches[WARM_UP_STEPS + 1 :])
     assert step.captured is not None
+
+
+def test_a_replay_that_is_no_number_where_the_plain_step_is_one_is_refused():
+    factors = iter([1.0] * (WARM_UP_STEPS + 2) + [float("nan")] + [1.0] * 20)
+    model, step = small_step(scale=lambda: next(factors))
+    take_steps(model, step, [rows(8, None, seed) for seed in range(WARM_UP_STEPS + 1)])
+    assert step.captured is None and "its loss by inf%" in step.reason
 
 
 @pytest.mark.parametrize("required", [False, True])
