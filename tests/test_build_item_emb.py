@@ -50,7 +50,7 @@ def test_the_command_and_its_repetition(data, tmp_path, monkeypatch, capsys):
     assert re.search(r"^image +found 23, missing 1, corrupt 0, oversized 0$", done.stdout, re.M)
     assert "encoded 23, reused 0" in done.stdout and "items/s" in done.stdout
     assert re.search(r"^explained +text \d+\.\d%, image \d+\.\d%, total \d+\.\d%$", done.stdout, re.M)
-    assert "text:" in done.stderr and "image:" in done.stderr, "progress bars"
+    assert not done.stderr  # no bars where there is no terminal, and no library's warning
 
     before, after = pq.read_table(data / "item_info.parquet"), pq.read_table(output)
     assert after.column_names == [*before.column_names, "txt_emb_d8", "img_emb_d8"]
