@@ -169,7 +169,11 @@ def changed_from_defaults(params: dict, model_class: type) -> dict[str, object]:
 
 
 def require_device(gpu: int) -> None:
-    """A `UserError` for a GPU that is not there or not for this torch; -1, the CPU, is. FuxiCTR would take the CPU."""
+    """A `UserError` for a GPU that is not there, where FuxiCTR would silently take the CPU, or not for this torch.
+
+    Args:
+        gpu: its index, -1 = CPU.
+    """
     from mm_fibinet import devices  # which loads torch
 
     if gpu != -1:

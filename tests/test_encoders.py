@@ -177,8 +177,12 @@ def test_weights_other_than_the_official_ones_are_refused(monkeypatch):
 
 def test_a_sentence_transformers_folder_with_another_architecture(tmp_path):
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
+
+    try:
+        from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    except ImportError:  # before 5.4
+        from sentence_transformers.models import StaticEmbedding
 
     vocabulary = {"[UNK]": 0, "cat": 1, "dog": 2}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
