@@ -90,7 +90,7 @@ def _wait(running: list[subprocess.Popen], shared: Path) -> tuple[int | None, li
     with _forwarded_signals(running) as asked:
         while any(process.poll() is None for process in running) and time.monotonic() < deadline:
             if first is None:
-                first = _failed(running)
+                first = _failed(running, shared)
                 if first is not None and running[first].returncode < 0:
                     ranks.fails_first(shared)  # it said nothing: we will, and no rank that only lost it
                 if first is not None and running[first].returncode != EXIT_INTERRUPTED:
@@ -102,8 +102,11 @@ def _wait(running: list[subprocess.Popen], shared: Path) -> tuple[int | None, li
     return first, asked
 
 
-def _failed(running: list[subprocess.Popen]) -> int | None:
-    return next((rank for rank, process in enumerate(running) if process.poll()), None)
+def _failed(running: list[subprocess.Popen], shared: Path) -> int | None:
+    """A rank that failed: of several since the last look, the one that did so first."""
+    failed = [rank for rank, process in enumerate(running) if process.poll()]
+    first = ranks.first_to_fail(shared)
+    return next((rank for rank in failed if running[rank].pid == first), next(iter(failed), None))
 
 
 def _send(running: list[subprocess.Popen], number: int) -> None:

@@ -63,6 +63,14 @@ def fails_first(folder: Path | None, patience: float = 0) -> bool:
     return True
 
 
+def first_to_fail(folder: Path) -> int | None:
+    """The process that failed before all others; None while none has said so."""
+    try:
+        return int((folder / MARK).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def tell_torchrun(message: str, first: bool) -> None:
     """Give torchrun a line for its summary, the last thing it prints; nothing without torchrun.
 

@@ -1,14 +1,13 @@
 """From raw titles and covers to a scored submission, by the scripts, on generated data; and on the real posters."""
 
 import json
-import re
 import zipfile
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conftest import REAL_DATA, ROOT, make_dataset, run_script
+from conftest import REAL_DATA, ROOT, run_script
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.demo.data import generate
@@ -145,15 +144,3 @@ def test_readme_shows_commands_that_exist():
         assert script in text and (ROOT / script).exists()
     for target in ("docs/guide.md", "docs/kaggle.md", "docs/loader.md", "docs/performance.md", "docs/results.md"):
         assert target in text and (ROOT / target).exists(), target
-
-
-def test_log_lines_are_not_glued_to_progress_bars(tmp_path, capsys):
-    """On a terminal, what stands after the last carriage return of a line is what is read."""
-    config = make_dataset(tmp_path, rows=300)
-    arguments = ["--config", config, "--expid", "FiBiNET_test", "--model_root", tmp_path / "runs"]
-    code, out, err = run_script("run_expid", *arguments, "--set", "epochs=2", "verbose=1", capsys=capsys)
-    assert code == 0, err
-    assert "epoch 2:" in out and "scoring:" in out
-    logged = [line.rsplit("\r", 1)[-1] for line in out.split("\n") if " INFO " in line]
-    assert sum("[Metrics]" in line for line in logged) >= 2
-    assert all(re.match(r"(\x1b\[A)*\d{4}-\d\d-\d\d ", line) for line in logged), logged

@@ -461,13 +461,6 @@ def test_optuna_command(tmp_path, monkeypatch, capsys):
     assert settings.load_params(str(out), row["expid"], model_zoo)["learning_rate"] == float(row["learning_rate"])
 
 
-def test_optuna_that_is_missing_is_said(dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    search = make_search(write_tuner(tmp_path, dataset, "{learning_rate: [0.1]}"), tmp_path / "out")
-    with pytest.raises(UserError, match="pip install optuna"):
-        run_trials(search, 1)
-
-
 def test_base_config_is_looked_for_beside_the_tuner(tmp_path):
     path = write_organisers(tmp_path, tmp_path)
     assert read_tuner(path, model_zoo).name == "DIN_MicroLens_1M_x1"
