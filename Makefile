@@ -23,7 +23,7 @@ demo: venv
 	$(VENV)/python -m mm_fibinet.demo.score --data $(DEMO) --expid FiBiNET_demo
 
 test: venv
-	$(VENV)/python -m pytest tests
+	$(VENV)/python -m pytest tests -n 2 --dist loadfile
 
 # make fuzz CASES=100000 runs for hours; the faults go to fuzz_faults.json.
 fuzz: venv

@@ -48,7 +48,7 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
             for process in running:
                 process.kill()
                 process.wait()
-        first = _failed(running) if first is None else first
+        first = _failed(running, Path(shared)) if first is None else first
         code = 0 if first is None else running[first].returncode
         if first is None or code >= 0 or not ranks.fails_first(Path(shared)):
             return code if code >= 0 else 128 - code
