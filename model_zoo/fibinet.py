@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mm_fibinet.errors import UserError
 
 from .fields import FieldModel
-from .layers import BilinearInteraction, BilinearType, LinearPart, bilinear_interactions, logit_mlp, require_divisor
+from .layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor
 from .plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
@@ -109,6 +109,5 @@ class FiBiNET(FieldModel):
         if self.feature_norm is not None:
             fields = self.feature_norm(fields)
         weighted = self.senet_layer(fields)
-        if self.bilinear_interaction2 is None:
-            return torch.cat([self.bilinear_interaction1(fields), weighted.flatten(1)], dim=1)
-        return bilinear_interactions([self.bilinear_interaction1, self.bilinear_interaction2], [fields, weighted])
+        second = weighted.flatten(1) if self.bilinear_interaction2 is None else self.bilinear_interaction2(weighted)
+        return torch.cat([self.bilinear_interaction1(fields), second], dim=1)

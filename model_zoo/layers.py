@@ -62,7 +62,7 @@ class BilinearInteraction(nn.Module):
             float [B, P * D], the pairs one after the other.
         """
         if self.bilinear_type == "field_interaction":
-            return _PairProducts.apply(_autocast_dtype(fields), fields, self.bilinear_W).flatten(1)
+            return _PairProducts.apply(fields, self.bilinear_W, _autocast_dtype(fields)).flatten(1)
         if self.bilinear_type == "field_all":
             hidden = fields @ self.bilinear_W
         else:
@@ -71,27 +71,8 @@ class BilinearInteraction(nn.Module):
         return torch.cat(pairs, dim=1).flatten(1)
 
 
-def bilinear_interactions(layers: list[BilinearInteraction], fields: list[Tensor]) -> Tensor:
-    """The interactions of several layers, each of its own fields, side by side.
-
-    Layers of type field_interaction are computed together: half the kernels for two, and no joining of what is the
-    largest tensor of a FiBiNET.
-
-    Args:
-        layers: of one type and size.
-        fields: float [B, F, D] each.
-
-    Returns:
-        float [B, S * P * D] of S layers.
-    """
-    if any(layer.bilinear_type != "field_interaction" for layer in layers):
-        return torch.cat([layer(values) for layer, values in zip(layers, fields, strict=True)], dim=1)
-    weights = [layer.bilinear_W for layer in layers]
-    return _PairProducts.apply(_autocast_dtype(fields[0]), *fields, *weights).flatten(1)
-
-
 class _PairProducts(torch.autograd.Function):
-    """(v_i W_ij) * v_j of all pairs, for S sets of fields [B, F, D] and S of weights [P, D, D]: [B, S, P, D].
+    """(v_i W_ij) * v_j of all pairs, from float [B, F, D] and [P, D, D] to [B, P, D].
 
     A field is multiplied by the weights of all its pairs side by side: F - 1 large products. Autograd would keep each
     of them, together as large as the output; the backward here makes them once more, which is a small part of a step.
@@ -102,41 +83,33 @@ class _PairProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
-        """[B, S, P, D] in `dtype`, of S sets of fields and then S of weights."""
-        ctx.save_for_backward(*inputs)
+    def forward(ctx, fields: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, P, D] in `dtype`."""
+        ctx.save_for_backward(fields, weights)
         ctx.dtype = dtype
-        values, blocks = _stacked(inputs, dtype)
-        sets, batch, num_fields, dim = values.shape
-        output = values.new_empty(batch, sets, blocks.shape[2], dim).transpose(0, 1)
+        values, blocks = fields.to(dtype), _side_by_side(weights.to(dtype))
+        batch, num_fields, dim = fields.shape
+        output = values.new_empty(batch, len(weights), dim)
         for i, pairs in _pairs_by_field(num_fields):
-            left = _matmul(values[:, :, i], blocks[:, :, pairs].flatten(2))
-            torch.mul(left.unflatten(2, (-1, dim)), values[:, :, i + 1 :], out=output[:, :, pairs])
-        return output.transpose(0, 1)
+            left = values[:, i] @ blocks[:, pairs].flatten(1)
+            torch.mul(left.view(batch, -1, dim), values[:, i + 1 :], out=output[:, pairs])
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the inputs, in their own type, from that of the output."""
-        inputs, dtype = ctx.saved_tensors, ctx.dtype
-        values, blocks = _stacked(inputs, dtype)
-        grad, num_fields, dim = grad.transpose(0, 1), values.shape[2], values.shape[3]
-        grad_values, grad_blocks = torch.zeros_like(values, dtype=inputs[0].dtype), torch.empty_like(blocks)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of fields [B, F, D] and weights [P, D, D], from that of the output, in the inputs' type."""
+        fields, weights = ctx.saved_tensors
+        values, blocks = fields.to(ctx.dtype), _side_by_side(weights.to(ctx.dtype))
+        batch, num_fields, dim = fields.shape
+        grad_fields, grad_blocks = torch.zeros_like(fields), torch.empty_like(blocks)
         for i, pairs in _pairs_by_field(num_fields):
-            field, block = values[:, :, i], blocks[:, :, pairs].flatten(2)
-            left = _matmul(field, block).unflatten(2, (-1, dim))
-            grad_values[:, :, i + 1 :].addcmul_(grad[:, :, pairs], left)
-            grad_left = (grad[:, :, pairs] * values[:, :, i + 1 :]).flatten(2)
-            grad_values[:, :, i].add_(_matmul(grad_left, block.mT))
-            _matmul(field.mT, grad_left, out=grad_blocks[:, :, pairs].flatten(2))
-        return None, *grad_values.unbind(), *grad_blocks.transpose(1, 2).to(inputs[-1].dtype).unbind()
-
-
-def _stacked(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """S fields and S weights as [S, B, F, D] and [S, D, P, D], where neighbouring pairs' blocks are one matrix."""
-    sets = len(inputs) // 2
-    blocks = torch.stack([weights.transpose(0, 1) for weights in inputs[sets:]])
-    return torch.stack(inputs[:sets]).to(dtype), blocks.to(dtype)
+            field, block = values[:, i], blocks[:, pairs].flatten(1)
+            grad_fields[:, i + 1 :].addcmul_(grad[:, pairs], (field @ block).view(batch, -1, dim))
+            grad_left = (grad[:, pairs] * values[:, i + 1 :]).flatten(1)
+            grad_fields[:, i].add_(grad_left @ block.t())
+            torch.mm(field.t(), grad_left, out=grad_blocks[:, pairs].flatten(1))
+        return grad_fields, grad_blocks.transpose(0, 1).to(weights.dtype), None
 
 
 def _pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
@@ -148,14 +121,9 @@ def _pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
         first += count
 
 
-def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """torch.bmm of [S, N, K] and [S, K, M]; on a CPU one product after the other, where bmm copies what has strides."""
-    if a.device.type != "cpu":
-        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
-    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
-    for left, right, product in zip(a, b, out, strict=True):
-        torch.mm(left, right, out=product)
-    return out
+def _side_by_side(weights: Tensor) -> Tensor:
+    """[P, D, D] as [D, P, D] in memory, so that the blocks of neighbouring pairs are one matrix [D, n D] of it."""
+    return weights.transpose(0, 1).contiguous()
 
 
 def _autocast_dtype(values: Tensor) -> torch.dtype:

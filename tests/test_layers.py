@@ -17,7 +17,6 @@ from fuxictr.pytorch.layers import (
 from torch import nn
 
 from mm_fibinet.errors import UserError
-from model_zoo import layers
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
 from model_zoo.cross_attention import TargetAttention
@@ -28,7 +27,6 @@ from model_zoo.layers import (
     BilinearInteraction,
     DINAttention,
     LinearPart,
-    bilinear_interactions,
     masked_softmax,
     mean_pooling,
     sparing,
@@ -77,19 +75,6 @@ def test_bilinear_interaction_is_fuxictrs(bilinear_type):
     fields = torch.randn(BATCH, 5, DIM, requires_grad=True)
     inputs, expected_inputs = (fields, ours.bilinear_W), (fields, theirs.bilinear_W)
     assert_same(ours(fields), theirs(fields).flatten(1), inputs, expected_inputs)
-
-
-@pytest.mark.parametrize("bilinear_type", BILINEAR_TYPES)
-@pytest.mark.parametrize("product", ["a CPU's", "a GPU's"])
-def test_interactions_of_two_layers_are_theirs_side_by_side(bilinear_type, product, monkeypatch):
-    if product == "a GPU's":
-        monkeypatch.setattr(
-            layers, "_matmul", lambda a, b, out=None: torch.bmm(a, b, **({} if out is None else {"out": out}))
-        )
-    pair = [BilinearInteraction(5, DIM, bilinear_type) for _ in range(2)]
-    fields = [torch.randn(BATCH, 5, DIM, requires_grad=True) for _ in pair]
-    expected = torch.cat([BilinearInteraction.forward(layer, x) for layer, x in zip(pair, fields, strict=True)], dim=1)
-    assert_same(bilinear_interactions(pair, fields), expected, (*fields, *(layer.bilinear_W for layer in pair)))
 
 
 def test_bilinear_interaction_in_bf16_is_off_by_its_roundings_only():
