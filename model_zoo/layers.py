@@ -314,7 +314,7 @@ class _ReLUDropout(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient of x."""
         (output,) = ctx.saved_tensors
-        return (grad * ctx.scale).masked_fill_(output <= 0, 0), None
+        return torch.ops.aten.threshold_backward(grad, output, 0).mul_(ctx.scale), None  # the backward of ReLU itself
 
 
 class _DiceGate(torch.autograd.Function):
