@@ -25,6 +25,11 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 REAL_DATA = ROOT.parent / "shared" / "data" / "ml100k_mm"
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: what they hold, an archive's time say, may differ between workers."""
+    return argname if isinstance(val, bytes) else None
+
+
 def make_feature_map(features: dict, dataset_id: str = "test", group_id: str | None = "user_id") -> FeatureMap:
     """A FeatureMap of these feature specs, as FuxiCTR's load leaves it."""
     feature_map = FeatureMap(dataset_id, "")
