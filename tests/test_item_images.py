@@ -369,7 +369,9 @@ def test_links_in_an_archive_are_bad_images(tmp_path):
     assert items(ImageSource(path, 9)) == {1: COVER, 2: bad, 3: bad, 4: bad}
 
 
-@pytest.mark.parametrize("content", [b"<html>", gzip.compress(b"no archive", mtime=0), gzip.compress(bytes(10**5), mtime=0)[:60]])
+@pytest.mark.parametrize(
+    "content", [b"<html>", gzip.compress(b"no archive", mtime=0), gzip.compress(bytes(10**5), mtime=0)[:60]]
+)
 def test_an_archive_that_cannot_be_read_is_one_clear_error(tmp_path, content):
     pytest.importorskip("libarchive")
     (tmp_path / "covers.tar.gz").write_bytes(content)
