@@ -130,6 +130,7 @@ def read_once_a_machine(read: Callable[[Allocate], Split], allocate: Allocate) -
             return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
         def describe() -> tuple:
+            """Read the split, in the process that does; what the others need to find it."""
             split = read(shareable)
             own.append(split)
             shapes = [tuple(values.shape) for values in (split.integers, split.floats) if values is not None]

@@ -62,6 +62,34 @@ def assert_equal_weights(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+def stop_before(monkeypatch, stops):
+    """Training stops as by a power cut before each of these steps, counted over all starts."""
+    step, done = Trainer._train_step, 0
+
+    def stopping(self, *args, **kwargs):
+        nonlocal done
+        done += 1
+        if stops and done == stops[0]:
+            stops.pop(0)
+            raise Stop
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_step", stopping)
+
+
+def fit_to_the_end(make):
+    while True:
+        run = make()
+        try:
+            return run, run.fit(resume=True, checkpoint_every=2)
+        except Stop:
+            continue
+
+
 @pytest.mark.parametrize("regularizer", ["1e-2", "l1(1e-3)", "l1_l2(1e-3,1e-2)"])
 def test_a_step_equals_fuxictrs(dataset, tmp_path, regularizer):
     run = Run(dataset, tmp_path, net_dropout=0, embedding_regularizer=regularizer, net_regularizer=1e-3)
@@ -169,10 +197,6 @@ def test_the_same_seed_gives_the_same_weights(dataset, tmp_path):
 MEASURED = {"rows_per_second": 0, "peak_memory_mb": 0}  # of this machine, at this moment
 
 
-class Stop(Exception):
-    """Stands for a power cut."""
-
-
 @pytest.mark.parametrize(
     ("stops", "settings"),
     [([3], {}), ([9, 10, 14], {}), ([1, 2, 17], {}), ([5, 13], {"lr_schedule": "linear", "ema_decay": 0.9})],
@@ -181,25 +205,8 @@ def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, settings):
     whole = Run(dataset, tmp_path / "whole", batch_norm=True, **settings)
     whole_history = whole.fit(checkpoint_every=2)
 
-    step = Trainer._train_step
-    steps_done = 0
-
-    def stopping(self, *args, **kwargs):
-        nonlocal steps_done
-        steps_done += 1
-        if stops and steps_done == stops[0]:
-            stops.pop(0)
-            raise Stop
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "_train_step", stopping)
-    history = None
-    while history is None:
-        run = Run(dataset, tmp_path / "stopped", batch_norm=True, **settings)
-        try:
-            history = run.fit(resume=True, checkpoint_every=2)
-        except Stop:
-            continue
+    stop_before(monkeypatch, stops)
+    run, history = fit_to_the_end(lambda: Run(dataset, tmp_path / "stopped", batch_norm=True, **settings))
     assert not stops
     assert_equal_weights(weights(whole.model), weights(run.model))
     for entry, expected in zip(history, whole_history, strict=True):

@@ -82,6 +82,7 @@ class _Parser(argparse.ArgumentParser):
     """One that says what is wrong once, however many processes torchrun gave the same command line."""
 
     def error(self, message: str):
+        """Exit code 2, with usage and message on stderr where this process is the one that tells."""
         first = ranks.fails_first(ranks.shared_folder())
         ranks.tell_torchrun(message, first)
         if not first:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mm_fibinet import settings
 from mm_fibinet.commands import Home
-from mm_fibinet.compare.tuner import RESULTS, Search, read_tuner
+from mm_fibinet.compare.search import RESULTS, Search
+from mm_fibinet.compare.tuner import read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
 from mm_fibinet.errors import UserError, printable
 
