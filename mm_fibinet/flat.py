@@ -162,7 +162,7 @@ class FlatFormat:
         return self._units[name]
 
     def _numbers(self) -> Iterator[str]:
-        parts = [(name, similarity.OF_EMBEDDING) for name in self.embeddings]
+        parts: list[tuple[str, tuple[str, ...]]] = [(name, similarity.OF_EMBEDDING) for name in self.embeddings]
         parts += [(self.tags, similarity.OF_TAGS)] if self.tags else []
         parts += [(name, similarity.OF_LEVEL) for name in self.levels]
         for name, figures in parts:

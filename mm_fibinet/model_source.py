@@ -107,10 +107,9 @@ def find_model(models, name: object, where: str = "") -> type:
         return getattr(models, str(name))
     if isinstance(name, str) and ":" in name:
         return import_class(name, where, checkout)
-    of_checkout = checkout.classes if checkout else {}
-    if name in of_checkout:
+    if checkout and isinstance(name, str) and name in checkout.classes:
         return checkout.find(name, where)
-    names = sorted({*models.__all__, *of_checkout})
+    names = sorted({*models.__all__, *(checkout.classes if checkout else ())})
     raise UserError(
         f"{where}model {shown(name)} is unknown, expected one of {', '.join(names)}, or package.module:Class for a "
         "FuxiCTR model of your own"
@@ -208,8 +207,8 @@ def place_of(error: BaseException, model_class: type) -> str:
     """Where an exception came from, the last line of the class's own files if it passed one: " (file.py, line 7)"."""
     frames = traceback.extract_tb(error.__traceback__)
     own = {str(path) for path in source_files(model_class)}
-    frames = [frame for frame in frames if frame.filename in own] or list(frames[-1:])
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    passed = [frame for frame in frames if frame.filename in own] or list(frames[-1:])
+    return f" ({passed[-1].filename}, line {passed[-1].lineno})" if passed else ""
 
 
 def _import_module(name: str, what: str, checkout: Checkout | None) -> ModuleType:

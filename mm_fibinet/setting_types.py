@@ -195,8 +195,8 @@ def setting_type(
         name: its name.
         parameter: its default and annotation.
         choices: {name: texts}, of settings that take one of a list.
-        stranger: whether the class is not ours: what its settings mean is not known, and text that FuxiCTR might run as
-            code is refused.
+        stranger: whether the class is no MultimodalModel: what its settings mean is not known, and text that FuxiCTR
+            might run as code is refused.
     """
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
     kind: Any

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
 from mm_fibinet.metrics import METRICS
-from mm_fibinet.model_source import is_own
+from mm_fibinet.model_source import is_multimodal
 from mm_fibinet.yaml_reader import shown
 
 LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
@@ -273,7 +273,7 @@ def schema_of(model_class: type) -> type[Experiment]:
     arguments = constructor_arguments(training.Trainer, dataloader.MMCTRDataLoader, model_class)
     if "flat" not in any_model.batch_formats(model_class):
         arguments = {name: arguments[name] for name in arguments if name in own or name not in OF_FLAT}
-    stranger = {} if is_own(model_class) else own
+    stranger = {} if is_multimodal(model_class) else own
     choices = {
         "precision": precision.PRECISIONS,
         "lr_schedule": training.LR_SCHEDULES,
