@@ -23,6 +23,8 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # before site-packages, where FuxiCTR's wheel has a model_zoo of its own
 
+import numpy as np
+import polars as pl
 import torch
 from fuxictr.pytorch.torch_utils import seed_everything
 
@@ -38,10 +40,10 @@ from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.model_source import with_checkout
 from mm_fibinet.training import Trainer
 
-SIZES = {"items": 800, "users": 2_000, "train_rows": 40_000, "valid_rows": 6_000, "test_rows": 500, "max_len": 16}
+SIZES = {"items": 800, "users": 2_000, "train_rows": 60_000, "valid_rows": 6_000, "test_rows": 500, "max_len": 16}
 COMMON = {
-    "embedding_dim": 16, "batch_size": 512, "learning_rate": 2e-3, "max_len": 16, "verbose": 0, "seed": 2025,
-    "epochs": 1,
+    "embedding_dim": 16, "batch_size": 256, "learning_rate": 2e-3, "max_len": 16, "verbose": 0, "seed": 2025,
+    "epochs": 1, "similarity_fields": True,
 }  # fmt: skip
 TARGET, SEQUENCE = ["item_id"], ["history_item_id"]
 # What a class cannot do without, on the columns of the flat format.
@@ -54,6 +56,7 @@ SETTINGS = {
     "DMIN": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "num_heads": 2},
     "DMR": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": []},
     "LongCTR DCNv2": {"parallel_dnn_hidden_units": [64, 32]},
+    "PPNet": {"gate_priors": ["item_id"]},
     "TransAct": {"target_item_field": TARGET, "sequence_item_field": SEQUENCE},
 }
 START, END = "<!-- table: benchmarks/fuxictr_zoo.py -->", "<!-- end of the table -->"
@@ -92,10 +95,11 @@ def parse_arguments() -> argparse.Namespace:
 def train(row: Row, models: ModuleType, dataset: dict, folder: Path) -> None:
     """Train a class for an epoch, and note how it went."""
     try:
-        params = settings.resolve(
-            row.name, {**COMMON, **SETTINGS.get(row.name, {}), "model": row.model}, dataset, models
-        )
         model_class = settings.find_model(models, row.model)
+        known = settings.known_settings(model_class)
+        common = {name: value for name, value in COMMON.items() if name in known}
+        experiment = {**common, **SETTINGS.get(row.name, {}), "model": row.model}
+        params = settings.resolve(row.name, experiment, dataset, models)
         params.update(gpu=-1, model_id=row.name, model_root=str(folder), group_id=None)
         params["batch_format"] = row.batches = any_model.batch_format(model_class, params)
         seed_everything(params["seed"])
@@ -147,6 +151,20 @@ def write_between(path: Path, text: str) -> None:
         part.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
+def tell_contents(data: Path) -> None:
+    """Give the items an embedding that tells topic and style, as titles and covers would, with some noise."""
+    truth = pl.read_parquet(data / "item_truth.parquet").sort("item_id")
+    info = pl.read_parquet(data / "MMCTR_demo" / "item_info.parquet")
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(scale=0.3, size=(len(info), 128))
+    for name in ("topic", "style"):
+        kinds = truth[name].rank("dense").to_numpy().astype(int)
+        vectors[1:] += rng.normal(size=(kinds.max() + 1, 128))[kinds]
+    vectors[0] = 0
+    column = pl.Series("item_emb_d128", vectors.astype(np.float32), dtype=pl.Array(pl.Float32, 128))
+    info.with_columns(column).write_parquet(data / "MMCTR_demo" / "item_info.parquet")
+
+
 def longctr(models: ModuleType) -> ModuleType:
     """FuxiCTR's LongCTR, whose classes are not in folders `src`."""
     settings.find_model(models, "model_zoo.LongCTR:SIM")
@@ -171,7 +189,8 @@ def main() -> None:
     rows = [Row(*pair) for pair in wanted]
     with tempfile.TemporaryDirectory(prefix="fuxictr_zoo_") as folder:
         data = Path(folder) / "data"
-        generate(data, images=False, random_embedding=True, **SIZES)
+        generate(data, images=False, **SIZES)
+        tell_contents(data)
         entry = settings.load_dataset_config(ROOT / "config", "MMCTR_demo")
         files = {f"{split}_data": str(data / "MMCTR_demo" / f"{split}.parquet") for split in ("train", "valid", "test")}
         files["item_info"] = str(data / "MMCTR_demo" / "item_info.parquet")
