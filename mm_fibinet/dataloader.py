@@ -23,13 +23,14 @@ from torch import Tensor
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
+from mm_fibinet.flat import FlatFormat
 from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
 from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.split import Split, in_a_file, in_memory, read_once_a_machine, read_split
 
-BATCH_FORMATS = ("triple", "indices")
+BATCH_FORMATS = ("triple", "indices", "flat")
 STORAGES = ("auto", "device", "memory", "memmap")
 MEMORY_SHARE = 0.5  # a split may take this share of the free memory of the place it is kept in
 
@@ -72,12 +73,14 @@ class MMCTRDataLoader:
         shuffle: a new seeded permutation every epoch.
         item_info: item_info.parquet, or an ItemTable made before (shared by the splits).
         max_len: history positions used, the last ones.
-        batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`.
+        batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`, "flat"
+            FuxiCTR's plain dictionary (see mm_fibinet.flat).
         gpu: the device the batches are on, -1 = CPU, as FuxiCTR.
         seed: of the permutations.
         storage: "auto" (device if the split fits, else memory, else memmap), or one of these by name.
         history_levels: the items' rows carry likes_level and views_level too, so the history's items do.
         item_feature: item_feature.parquet, read for item-side features that item_info lacks (levels).
+        similarity_fields, similarity_only: of the flat format.
         rank, world_size: this process reads every world_size-th share of each batch (see mm_fibinet.distributed).
             With more than one, all ranks make the loader at the same time, and a machine's share its memory.
 
@@ -102,6 +105,8 @@ class MMCTRDataLoader:
         storage: str = "auto",
         item_feature: str | None = None,
         history_levels: bool = False,
+        similarity_fields: bool = False,
+        similarity_only: tuple[str, ...] | list[str] | None = (),
         rank: int = 0,
         world_size: int = 1,
         **kwargs,
@@ -121,6 +126,9 @@ class MMCTRDataLoader:
         self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.batch_format = batch_format
+        self.flat = None
+        if batch_format == "flat":
+            self.flat = FlatFormat(feature_map, history_levels, similarity_fields, similarity_only)
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda", gpu) if gpu >= 0 and torch.cuda.is_available() else torch.device("cpu")
@@ -185,7 +193,7 @@ class MMCTRDataLoader:
         if self.device.type == "cuda" and self._group_ids is not None:  # FuxiCTR calls .numpy() on it
             rows = slice(start, stop) if order is None else order.on_cpu[start:stop]
             columns[self.feature_map.group_id] = self._group_ids[rows]
-        return batch.triple()
+        return batch.triple() if self.flat is None else self.flat.batch(*batch)
 
     def _bounds(self, index: int) -> tuple[int, int]:
         """First row of a batch and the row after its last."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.model_source import find_model
 from mm_fibinet.setting_types import MAX_NAME
 from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
 from mm_fibinet.settings_schema import ALIASES, DatasetEntry, RunSettings, field_names, schema_of, validate
@@ -126,20 +127,6 @@ def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple
     model_class = find_model(models, params.get(named), origin(named))
     params["model"] = params[named]
     return check_together(validate(params, schema_of(model_class), origin), origin)
-
-
-def find_model(models, name: object, where: str = "") -> type:
-    """The model's class by name, as FuxiCTR looks it up.
-
-    Args:
-        models: a module with the names of its models in __all__.
-        name: the model's.
-        where: what the error begins with.
-    """
-    if name not in models.__all__:
-        where = f"{where}: " if where else ""
-        raise UserError(f"{where}model {shown(name)} is unknown, expected one of {', '.join(sorted(models.__all__))}")
-    return getattr(models, str(name))
 
 
 def known_settings(model_class: type) -> set[str]:

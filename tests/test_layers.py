@@ -17,6 +17,7 @@ from fuxictr.pytorch.layers import (
 from torch import nn
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.similarity import cosine_features, history_weights
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
 from model_zoo.cross_attention import TargetAttention
@@ -32,7 +33,7 @@ from model_zoo.layers import (
     sparing,
 )
 from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
-from model_zoo.similarity import SimilarityFields, cosine_features, history_weights
+from model_zoo.similarity import SimilarityFields
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ITEMS, BATCH, LENGTH, DIM = 11, 6, 5, 8

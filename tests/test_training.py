@@ -373,9 +373,7 @@ def test_fuxictrs_sim_trains_with_its_auxiliary_loss(dataset, tmp_path):
     settings = {**run.params, "dnn_hidden_units": [8], "attention_dim": 8, "num_heads": 1, "topk": 3, "net_dropout": 0}
     settings.update(embedding_regularizer=None, short_seq_len=5)
 
-    with pytest.raises(UserError, match=r"SIM overrides train_step, which the training loop .* would never call"):
-        Trainer(module.SIM(feature_map, **settings))
-    model = type("SIM", (module.SIM,), {"train_step": BaseModel.train_step})(feature_map, **settings)
+    model = module.SIM(feature_map, **settings)
     arguments = {**run.params, "batch_format": "triple", "use_features": None}
     loader = MMCTRDataLoader(feature_map, run.params["train_data"], split="train", **arguments)
     batch = next(iter(loader))

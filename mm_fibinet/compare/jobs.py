@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from mm_fibinet import files, run_manifest, run_result, settings, signals
+from mm_fibinet import files, model_source, run_manifest, run_result, settings, signals
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.errors import UserError, explain_os_error, printable
@@ -145,13 +145,14 @@ def plan(
             changes = [*(overrides or []), f"seed={seed}"]
             try:
                 job.params = settings.load_params(config_dir, expid, models, changes, data_root, str(job.model_root))
+                code = model_source.code_entry(models, settings.find_model(models, job.params["model"]))
             except UserError as error:
                 job.error = str(error)
                 continue
             paths = tuple(job.params.get(key) for key in settings.DATA_FILES)
             if paths not in fingerprints:
                 fingerprints[paths] = run_manifest.data_fingerprint(job.params)
-            job.data = fingerprints[paths]
+            job.data = {**fingerprints[paths], **code}
             job.fingerprint = run_result.fingerprint(job.params, job.data)
     return jobs
 
