@@ -118,7 +118,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(config, working_folder, name, 
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one(config, working_folder):
+def test_two_ranks_train_as_one(config, working_folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     expids = ["Mine_test", "SIM_test"]
     expected = {expid: two_ranks_any_model.train(config, working_folder, expid) for expid in expids}
     command = [sys.executable, two_ranks_any_model.__file__, config, working_folder, *expids]
