@@ -123,3 +123,30 @@ def test_a_forked_process_gathers_with_helpers_of_its_own(monkeypatch):
     finally:
         child.kill()
         child.join()
+
+
+@pytest.mark.parametrize("path", ["numpy", "torch"])
+@pytest.mark.parametrize("width", [1, 7, 64])
+@pytest.mark.usefixtures("threads")
+def test_windows_are_the_numbers_before_their_stops(monkeypatch, path, width):
+    """Of all lengths, written into rows that are wider; each worked out by slices of a list."""
+    monkeypatch.setattr(gather, "_is_plain", {"numpy": gather._is_plain, "torch": lambda values: False}[path])
+    values = torch.randint(1, 2**31 - 1, (200,), dtype=torch.int32)
+    stops = torch.randint(width, 201, (103,))
+    stops[:2] = torch.tensor([width, 200])
+    lengths = torch.randint(0, width + 1, (103,))
+    lengths[2:4] = torch.tensor([0, width])
+    out = torch.full((103, width + 2), 7, dtype=torch.int32)
+    gather.take_windows(values, stops, lengths, out[:, 1:-1])
+    for row, stop, length in zip(out.tolist(), stops.tolist(), lengths.tolist(), strict=True):
+        assert row == [7, *[0] * (width - length), *values.tolist()[stop - length : stop], 7]
+    none = torch.empty(0, dtype=torch.int64)
+    assert gather.take_windows(values, none, none, out[:0, 1:-1]).shape == (0, width)
+
+
+@pytest.mark.parametrize("stop", [6, 21])
+def test_a_window_beyond_the_values_is_refused(stop):
+    out = torch.full((2, 7), 7, dtype=torch.int32)
+    with pytest.raises(IndexError):
+        gather.take_windows(torch.zeros(20, dtype=torch.int32), torch.tensor([10, stop]), torch.tensor([1, 1]), out)
+    assert (out == 7).all()
