@@ -131,7 +131,7 @@ class MMCTRDataLoader:
             features = item_side_features(feature_map.features, history_levels)
             item_info = load_item_table(item_info, features, item_feature)
         self.item_table = item_info.to(self.device)
-        self.users = self._load_users(user_info, storage, int(max_len))
+        self.users = self._load_users(user_info, storage)
         self.data = self._load(storage, int(max_len))
         give_back_read_buffers()
         group = feature_map.group_id
@@ -207,14 +207,14 @@ class MMCTRDataLoader:
         rows = torch.randperm(self.num_samples, generator=generator)
         return _Order(rows, rows.to(self.data.integers.device))
 
-    def _load_users(self, user_info: str | UserTable | None, storage: str, max_len: int) -> UserTable | None:
+    def _load_users(self, user_info: str | UserTable | None, storage: str) -> UserTable | None:
         """The users, where there is a user_info, on the device if they fit there; None without."""
         if user_info is None or isinstance(user_info, UserTable):
             return user_info
         features = self.feature_map.features
         if storage == "auto":
             storage = choose_storage(user_table_bytes(user_info, features), self.device)
-        read = partial(read_user_table, user_info, features, self.item_table.num_items, max_len)
+        read = partial(read_user_table, user_info, features, self.item_table.num_items)
         return read_stored(read, storage, self.device, self.world_size > 1)
 
     def _load(self, storage: str, max_len: int) -> Split:
@@ -236,10 +236,8 @@ class MMCTRDataLoader:
         split = read_stored(read, storage, self.device, self.world_size > 1)
         if users is None:
             return split
-        history_len = min(max_len, users.longest)
-        if history_len > users.padding:
-            raise UserError(f"max_len is {max_len}, and user_info was read for {users.padding}; read it for as many")
-        return PointingSplit(split, users, history_len, HISTORY_END in opened.schema_arrow.names)
+        has_ends = HISTORY_END in opened.schema_arrow.names
+        return PointingSplit(split, users, min(max_len, users.longest), has_ends)
 
 
 class _Order(NamedTuple):

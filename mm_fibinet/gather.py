@@ -10,17 +10,16 @@ Values on another device, and those under `torch.compile` or autograd, are torch
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 BYTES_A_PART = 4 << 20  # about half a millisecond of copying
-BYTES_A_BLOCK = 256 << 10  # of windows and their masks: within a core's cache
 MOST_THREADS = 8  # more wait for memory, not for cores
+RUN = 32  # numbers that `take_tails` copies at once
 SHARED_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)  # with numpy, among those that tables have
 
 
@@ -42,73 +41,13 @@ def take_rows(values: Tensor, index: Tensor, out: Tensor | None = None) -> Tenso
     source, rows, target = values.numpy(), index.numpy(), out.numpy()
     if rows.size and not 0 <= rows.min() <= rows.max() < len(source):
         raise IndexError(f"rows {rows.min()} to {rows.max()} are asked for, expected 0 to {len(source) - 1}")
-
-    def take(part: slice) -> None:
-        source.take(rows[part], axis=0, out=target[part], mode="clip")  # without it numpy copies twice
-
-    _in_parts(take, len(rows), out.nbytes)
-    return out
-
-
-def take_rows_for(values: Tensor, index: Tensor, device: torch.device) -> Tensor:
-    """`take_rows`, to where a copy to the device is not waited for."""
-    return take_rows(values, index, out=empty_for(len(index), values.shape[1:], values, device))
-
-
-def empty_for(rows: int, shape: Sequence[int], values: Tensor, device: torch.device) -> Tensor:
-    """A tensor [rows, *shape] where `values` are, to be brought to a device: page-locked where that helps."""
-    pinned = device.type == "cuda" and values.device.type == "cpu"
-    return torch.empty(rows, *shape, dtype=values.dtype, device=values.device, pin_memory=pinned)
-
-
-def take_windows(values: Tensor, stops: Tensor, lengths: Tensor, out: Tensor) -> Tensor:
-    """The numbers before each stop, as many as its length says, behind zeros.
-
-    Rows of a matrix are copied at the speed of memory; numbers that are looked up one by one are not. So whole windows
-    are copied, and masked while a few hundred kilobytes of them are in the cache.
-
-    Args:
-        values: int32 [T].
-        stops: int64 [M]; the W numbers before each are among `values`, whether they count or not.
-        lengths: int64 [M], 0 to W.
-        out: int32 [M, W] to write to; its rows may be parts of wider ones.
-
-    Returns:
-        `out`: its row m is W - lengths[m] zeros, then values[stops[m] - lengths[m] : stops[m]].
-
-    Raises:
-        IndexError: a window reaches beyond the values; nothing has been written.
-    """
-    width = out.shape[1]
-    if not _is_plain(values):
-        back = torch.arange(width, 0, -1, device=values.device)
-        windows = values.index_select(0, (stops.unsqueeze(1) - back).view(-1)).view_as(out)
-        return out.copy_(torch.where(back <= lengths.unsqueeze(1), windows, 0))
-    source, firsts, counts, target = values.numpy(), (stops - width).numpy(), lengths.numpy(), out.numpy()
-    if firsts.size and not (firsts.min() >= 0 and firsts.max() + width <= len(source)):
-        raise IndexError(f"windows of {width} begin at {firsts.min()} to {firsts.max()} of {len(source)} values")
-    windows = sliding_window_view(source, width)
-    masks = sliding_window_view(np.repeat(np.array([0, -1], dtype=np.int32), width), width)  # row n: n ones at the end
-    step = max(BYTES_A_BLOCK // (4 * width), 1)
-
-    def take(part: slice) -> None:
-        for first in range(part.start, min(part.stop, len(firsts)), step):
-            block = slice(first, min(first + step, part.stop))
-            np.bitwise_and(windows[firsts[block]], masks[counts[block]], out=target[block])
-
-    _in_parts(take, len(firsts), 4 * target.size)
-    return out
-
-
-def _in_parts(work: Callable[[slice], None], rows: int, nbytes: int) -> None:
-    """Do work on all rows, which write so many bytes: in this thread, or in parts that several share."""
-    num_parts = max(-(-nbytes // BYTES_A_PART), 1)
-    size = -(-rows // num_parts)
-    parts = iter([slice(first, first + size) for first in range(0, rows, size or 1)])
+    num_parts = max(-(-out.nbytes // BYTES_A_PART), 1)
+    size = -(-len(rows) // num_parts)
+    parts = iter([slice(first, first + size) for first in range(0, len(rows), size or 1)])
 
     def take_parts() -> None:
         for part in parts:  # the interpreter hands each out once
-            work(part)
+            source.take(rows[part], axis=0, out=target[part], mode="clip")  # without it numpy copies twice
 
     threads = min(torch.get_num_threads(), num_parts, MOST_THREADS)
     helpers = [_pool(os.getpid()).submit(take_parts) for _ in range(threads - 1)]
@@ -116,6 +55,44 @@ def _in_parts(work: Callable[[slice], None], rows: int, nbytes: int) -> None:
     for helper in helpers:
         if not helper.cancel():  # it has begun: its part may still be on the way
             helper.result()
+    return out
+
+
+def take_rows_for(values: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """`take_rows`, to where a copy to a device is not waited for."""
+    return take_rows(values, index, out=_empty_for(len(index), values.shape[1:], values, device))
+
+
+def take_tails(values: Tensor, starts: Tensor, stops: Tensor, width: int, device: torch.device) -> Tensor:
+    """The last numbers of some parts of a long row, behind zeros, to where a copy to a device is not waited for.
+
+    A look-up of each number takes several times as long as a copy of as many. So runs of RUN numbers are copied, from
+    wherever a part ends; before its start there are zeros to copy, which makes a mask needless.
+
+    Args:
+        values: [T]; before each start there are RUN zeros.
+        starts, stops: int64 [M], where each part begins, and the place after its last number.
+        width: how many numbers are wanted.
+
+    Returns:
+        [M, W], W at least `width`: the numbers of the part that ends at the row's end, zeros before it.
+
+    Raises:
+        IndexError: a part is not within the values.
+    """
+    runs = -(-width // RUN)
+    if not _is_plain(values):
+        back = torch.arange(runs * RUN, 0, -1, device=values.device)
+        return values[torch.maximum(stops.unsqueeze(1) - back, starts.unsqueeze(1) - 1)]
+    source, first, last = values.numpy(), starts.numpy(), stops.numpy()
+    if first.size and not (first.min() >= RUN and last.max() <= len(source)):
+        raise IndexError(f"parts from {first.min()} to {last.max()}, expected {RUN} to {len(source)}")
+    places = np.ndarray((len(source) - RUN + 1,), f"V{RUN * source.itemsize}", source, strides=source.strides)
+    index = last[:, None] - np.arange(runs, 0, -1) * RUN
+    taken = places[np.maximum(index, first[:, None] - RUN, out=index)].view(source.dtype)
+    if device.type != "cuda":
+        return torch.from_numpy(taken)
+    return _empty_for(len(taken), taken.shape[1:], values, device).copy_(torch.from_numpy(taken))
 
 
 def flat_index(index: Tensor) -> Tensor:
@@ -126,6 +103,12 @@ def flat_index(index: Tensor) -> Tensor:
 def real_positions(index: Tensor) -> Tensor:
     """float32 of the index's shape, 1 where it is not 0, the padding."""
     return torch.from_numpy((index.numpy() > 0).astype(np.float32)) if _is_plain(index) else (index > 0).float()
+
+
+def _empty_for(rows: int, shape: Sequence[int], values: Tensor, device: torch.device) -> Tensor:
+    """A tensor [rows, *shape] where `values` are, page-locked where a copy to the device is then not waited for."""
+    pinned = device.type == "cuda" and values.device.type == "cpu"
+    return torch.empty(rows, *shape, dtype=values.dtype, device=values.device, pin_memory=pinned)
 
 
 def _is_plain(values: Tensor) -> bool:

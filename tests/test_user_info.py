@@ -21,6 +21,7 @@ from mm_fibinet.data_check import check_dataset, check_folder
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.gather import RUN
 from mm_fibinet.settings import load_params
 from mm_fibinet.user_table import UserTable, read_user_table, user_table_bytes
 
@@ -145,8 +146,8 @@ def test_splits_share_their_users(forms):
     assert valid.users is train.users
     shorter = load(forms["users"], "valid", user_info=train.users, max_len=4)
     assert next(iter(shorter))[2].shape == (64, 4)
-    with pytest.raises(UserError, match="max_len is 11, and user_info was read for 10; read it for as many"):
-        load(forms["users"], "valid", user_info=train.users, max_len=11)
+    longer = load(forms["users"], "valid", user_info=train.users, max_len=100)
+    assert next(iter(longer))[2].shape == (64, LONGEST)
 
 
 def test_gathering_for_another_device_equals_gathering_here(forms):
@@ -172,16 +173,16 @@ def test_lists_of_all_kinds_are_the_same_users(users, kind):
     path = users / "TEST_DATA" / "user_info.parquet"
     params = load_params(str(users / "config"), "FiBiNET_test", model_zoo)
     features = build_feature_map(params).features
-    before = read_user_table(path, features, 40, 10)
+    before = read_user_table(path, features, 40)
     table = pq.read_table(path)
     data_faults.change(path, "item_seq", table["item_seq"].cast(kind))
     data_faults.write_parts(path, pq.read_table(path), 4)
-    after = read_user_table(path, features, 40, 10)
-    assert (after.longest, after.padding) == (before.longest, before.padding) == (LONGEST, 10)
+    after = read_user_table(path, features, 40)
+    assert after.longest == before.longest == LONGEST
     assert_same(after.tensors(), before.tensors())
     sequences = table["item_seq"].to_pylist()
     starts = before.starts.tolist()
-    assert [before.sequences[a:b].tolist() for a, b in itertools.pairwise(starts)] == sequences
+    assert [before.sequences[a : b - RUN].tolist() for a, b in itertools.pairwise(starts)] == sequences
 
 
 def train(config, runs, *arguments, capsys):
@@ -231,9 +232,11 @@ def test_what_does_not_fit_beside_other_memory_is_mapped(forms, monkeypatch):
     """Users and rows are measured apart: here the 600 rows take more than the 50 users."""
     params = load_params(str(forms["users"]), "FiBiNET_test", model_zoo)
     features = build_feature_map(params).features
-    table = read_user_table(params["user_info"], features, 40, 10)
+    table = read_user_table(params["user_info"], features, 40)
     needed = user_table_bytes(params["user_info"], features)
-    assert needed == pytest.approx(table.nbytes, abs=4 * (10 + USERS) + 8)  # the padding, empty histories, a last start
+    assert needed == pytest.approx(
+        table.nbytes, abs=4 * RUN + 4 * USERS + 8
+    )  # the last zeros, empty histories, the last start
     mapped = []
     monkeypatch.setattr(storage, "in_a_file", lambda *given: mapped.append(given) or storage.in_memory(*given))
     for free, files in ((100 * needed, 0), (2.1 * needed, 1), (1.9 * needed, 7)):  # of users six
@@ -440,9 +443,9 @@ def test_inputs_are_not_modified(users):
 
 def test_tables_move_as_one(users):
     params = load_params(str(users / "config"), "FiBiNET_test", model_zoo)
-    table = read_user_table(params["user_info"], build_feature_map(params).features, 40, 10)
+    table = read_user_table(params["user_info"], build_feature_map(params).features, 40)
     there = table.to("meta")
-    assert isinstance(there, UserTable) and (there.longest, there.padding) == (table.longest, table.padding)
+    assert isinstance(there, UserTable) and there.longest == table.longest
     assert {values.device.type for values in there.tensors().values()} == {"meta"}
     assert {name: values.shape for name, values in there.columns.items()} == {
         name: values.shape for name, values in table.columns.items()
