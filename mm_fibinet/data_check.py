@@ -115,6 +115,7 @@ def check_dataset(params: dict) -> list[Row]:
             names must be there, unless it came about from a `folder`.
     """
     problems = Problems()
+    flat = not params.get("item_info")  # FuxiCTR's own data: columns of the row, no history
     required = [] if "folder" in params else [key for key in (*SPLITS, "item_info") if params.get(key)]
     rows = {}
     for key, name in {"item_info": ITEM_INFO, **SPLITS, "item_feature": ITEM_FEATURE}.items():
@@ -124,9 +125,9 @@ def check_dataset(params: dict) -> list[Row]:
     columns = Row("feature_cols")
     feature_map = None
     with problems.noted():
-        if not params.get("item_info"):
-            raise UserError("item_info is not set, expected the path of item_info.parquet")
         feature_map = build_feature_map({**params, **_without_absent(rows)}, problems.noted)
+        if flat and schema.ITEM_SEQ in feature_map.features:
+            raise UserError("item_info is not set, expected the path of item_info.parquet")
         fields = [name for name, spec in feature_map.features.items() if spec["type"] != "meta"]
         columns.content = f"{len(fields)} features: {', '.join(fields)}"
     features = feature_map.features if feature_map else {}
@@ -138,7 +139,7 @@ def check_dataset(params: dict) -> list[Row]:
     for key in SPLITS:
         if not rows[key].absent:
             with problems.noted():
-                rows[key].content = _check_split(key, params, features, num_items, problems)
+                rows[key].content = _check_split(key, params, features, num_items, problems, flat)
     if not rows["item_feature"].absent:
         with problems.noted():
             rows["item_feature"].content = _describe_item_feature(params["item_feature"])
@@ -168,7 +169,9 @@ def _check_items(params: dict, features: dict[str, dict], rows: dict[str, Row], 
     return f"{opened.num_rows:,} items: {', '.join(shown)}"
 
 
-def _check_split(key: str, params: dict, features: dict[str, dict], num_items: int | None, problems: Problems) -> str:
+def _check_split(
+    key: str, params: dict, features: dict[str, dict], num_items: int | None, problems: Problems, flat: bool = False
+) -> str:
     """One split as training or prediction reads it; returns what it has."""
     path, is_test = params[key], key == "test_data"
     opened = open_parquet(path)
@@ -179,7 +182,7 @@ def _check_split(key: str, params: dict, features: dict[str, dict], num_items: i
             schema.read_test_ids(path)
         labels = []
         group = group if group in present else None
-    columns = schema.split_columns(features, labels, num_items, group)
+    columns = schema.split_columns(features, labels, num_items, group, flat)
     width, positives, complete = None, 0.0, bool(labels)
     for _, blocks in schema.checked_slices(path, columns, problems.noted):
         width = blocks[schema.ITEM_SEQ].shape[1] if schema.ITEM_SEQ in blocks else width
@@ -193,7 +196,7 @@ def _check_split(key: str, params: dict, features: dict[str, dict], num_items: i
     said = [f"{opened.num_rows:,} rows"]
     said += [f"histories of {width}"] if width is not None else []
     said += [f"mean label {positives / opened.num_rows:.3f}"] if complete else []
-    said += ["no levels"] if not any(level in present for level in schema.LEVELS) else []
+    said += ["no levels"] if not flat and not any(level in present for level in schema.LEVELS) else []
     return ", ".join(said)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mm_fibinet import schema
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
@@ -70,7 +70,8 @@ class MMCTRDataLoader:
         batch_size: rows a batch; the last one may be smaller. When shuffled, a last one of fewer than two rows a rank
             goes with the one before it: batch norm needs two.
         shuffle: a new seeded permutation every epoch.
-        item_info: item_info.parquet, or an ItemTable made before (shared by the splits).
+        item_info: item_info.parquet, or an ItemTable made before (shared by the splits). None for data without a
+            history, as FuxiCTR's own: all features are columns of the split, and a batch is a plain dictionary of them.
         max_len: history positions used, the last ones.
         batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`.
         gpu: the device the batches are on, -1 = CPU, as FuxiCTR.
@@ -113,7 +114,7 @@ class MMCTRDataLoader:
         for name, size in {"batch_size": batch_size, "max_len": max_len}.items():
             if int(size) < 1:
                 raise UserError(f"{name} is {size}, expected a whole number of at least 1")
-        if item_info is None:
+        if item_info is None and schema.ITEM_SEQ in feature_map.features:
             raise UserError("item_info is not set; name item_info.parquet in the dataset config")
         self.path = str(data_path)
         self.feature_map = feature_map
@@ -124,10 +125,10 @@ class MMCTRDataLoader:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda", gpu) if gpu >= 0 and torch.cuda.is_available() else torch.device("cpu")
-        if not isinstance(item_info, ItemTable):
+        if item_info is not None and not isinstance(item_info, ItemTable):
             features = item_side_features(feature_map.features, history_levels)
             item_info = load_item_table(item_info, features, item_feature)
-        self.item_table = item_info.to(self.device)
+        self.item_table = item_info.to(self.device) if item_info is not None else None
         self.data = self._load(storage, int(max_len))
         give_back_read_buffers()
         group = feature_map.group_id
@@ -179,13 +180,13 @@ class MMCTRDataLoader:
             columns, item_index = self.data.slice(start, stop, self.device)
         else:
             columns, item_index = self.data.gather(order.by_data[start:stop], self.device)
-        batch = IndexBatch(columns, item_index, self.item_table)
+        batch = columns if self.item_table is None else IndexBatch(columns, item_index, self.item_table)
         if self.batch_format == "indices":
             return batch
         if self.device.type == "cuda" and self._group_ids is not None:  # FuxiCTR calls .numpy() on it
             rows = slice(start, stop) if order is None else order.on_cpu[start:stop]
             columns[self.feature_map.group_id] = self._group_ids[rows]
-        return batch.triple()
+        return batch.triple() if isinstance(batch, IndexBatch) else batch
 
     def _bounds(self, index: int) -> tuple[int, int]:
         """First row of a batch and the row after its last."""
@@ -212,9 +213,11 @@ class MMCTRDataLoader:
             group = group if group in opened.schema_arrow.names else None
         features = self.feature_map.features
         if storage == "auto":
-            storage = _choose_storage(opened.num_rows * _row_bytes(features, max_len), self.device)
+            needed = opened.num_rows * _row_bytes(features, max_len, flat=self.item_table is None)
+            storage = _choose_storage(needed, self.device)
         place = in_a_file if storage == "memmap" else in_memory
-        read = partial(read_split, self.path, features, labels, self.item_table.num_items, max_len, group)
+        num_items = self.item_table.num_items if self.item_table else None
+        read = partial(read_split, self.path, features, labels, num_items, max_len, group)
         split = read_once_a_machine(read, place) if self.world_size > 1 else read(place)
         if self.device.type != "cuda" or storage == "memmap":
             return split
@@ -228,11 +231,11 @@ class _Order(NamedTuple):
     by_data: Tensor
 
 
-def _row_bytes(features: dict[str, dict], max_len: int) -> int:
+def _row_bytes(features: dict[str, dict], max_len: int, flat: bool = False) -> int:
     """About as many bytes as a row takes, four a number."""
-    own = [spec for spec in features.values() if spec.get("source") != "item"]
+    own = [spec for spec in features.values() if flat or spec.get("source") != "item"]
     widths = [spec.get("max_len") or spec.get("pretrain_dim") or 1 for spec in own]
-    return 4 * (max_len + 1 + sum(widths) + 2)
+    return 4 * ((0 if flat else max_len + 1) + sum(widths) + 2)
 
 
 def _choose_storage(needed: int, device: torch.device) -> str:
@@ -250,3 +253,9 @@ def _free_memory() -> int:
     except OSError:
         pass
     return 4 << 30
+
+
+if __name__ == "__main__":
+    from mm_fibinet.repository_check import main  # which a loader does not need
+
+    run_cli(main)

@@ -32,10 +32,12 @@ class Split:
         floats: float32 [N, F], or None when no column needs it.
         layout: {column: (first, width, is_list)} within `integers`.
         float_layout: the same for `floats`.
-        history_len: L.
+        history_len: L; None where there is neither history nor target, and the columns are all.
     """
 
-    def __init__(self, integers: Tensor, floats: Tensor | None, layout: Layout, float_layout: Layout, history_len: int):
+    def __init__(
+        self, integers: Tensor, floats: Tensor | None, layout: Layout, float_layout: Layout, history_len: int | None
+    ):
         self.integers = integers
         self.floats = floats
         self.layout = layout
@@ -76,7 +78,7 @@ class Split:
         columns = _columns(integers, self.layout)
         if floats is not None:
             columns.update(_columns(floats, self.float_layout))
-        return columns, integers[:, : self.history_len + 1]
+        return columns, integers[:, : 0 if self.history_len is None else self.history_len + 1]
 
     def to(self, device: torch.device) -> "Split":
         """The same split on another device."""
@@ -156,7 +158,7 @@ def read_split(
     path: str | Path,
     features: dict[str, dict],
     labels: list[str],
-    num_items: int,
+    num_items: int | None,
     max_len: int,
     group: str | None = None,
     allocate: Allocate = in_memory,
@@ -167,7 +169,7 @@ def read_split(
         path: a parquet file or folder of the contract.
         features: FuxiCTR feature specs by name; the item-side ones are not read here.
         labels: label columns, 0 or 1; empty for a test split.
-        num_items: rows of the item table; history and target ids must be below it.
+        num_items: rows of the item table; history and target ids must be below it. None for data without either.
         max_len: the last max_len positions of the history are kept.
         group: the group id of gAUC. Ids beyond int32 become 0, 1, 2, ... in their order: they tell rows apart, no more.
         allocate: where the matrices are kept.
@@ -176,7 +178,7 @@ def read_split(
         UserError: names the file, the column and the row of the first value that breaks the contract.
     """
     num_rows = open_parquet(path).num_rows
-    columns = schema.split_columns(features, labels, num_items, group)
+    columns = schema.split_columns(features, labels, num_items, group, flat=num_items is None)
     numbers = [column.name for column in columns if schema.is_number(column)]
     integers = [column.name for column in columns if column.name not in numbers]
     wide = [column.name for column in columns if column.role == "group"]  # may hold more than int32 does
@@ -200,8 +202,10 @@ def _with_short_history(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """The slices with the last max_len positions of the history."""
     for first, blocks in slices:
-        history = blocks[schema.ITEM_SEQ]
-        yield first, {**blocks, schema.ITEM_SEQ: history[:, max(history.shape[1] - max_len, 0) :]}
+        if schema.ITEM_SEQ in blocks:
+            history = blocks[schema.ITEM_SEQ]
+            blocks = {**blocks, schema.ITEM_SEQ: history[:, max(history.shape[1] - max_len, 0) :]}
+        yield first, blocks
 
 
 def _codes(groups: np.ndarray) -> np.ndarray:
@@ -224,9 +228,10 @@ def _empty_split(
     float_layout, float_width = _layout({name: blocks[name] for name in numbers})
     matrix = torch.from_numpy(allocate((rows, width), np.int32))
     floats = torch.from_numpy(allocate((rows, float_width), np.float32)) if float_width else None
-    items = {schema.ITEM_SEQ, schema.ITEM_ID} - {group}
+    history_len = blocks[schema.ITEM_SEQ].shape[1] if schema.ITEM_SEQ in blocks else None
+    items = {schema.ITEM_SEQ, schema.ITEM_ID} - {group} if history_len is not None else set()
     layout = {name: place for name, place in whole.items() if name not in items}
-    return Split(matrix, floats, layout, float_layout, blocks[schema.ITEM_SEQ].shape[1]), whole
+    return Split(matrix, floats, layout, float_layout, history_len), whole
 
 
 def _layout(blocks: dict[str, np.ndarray]) -> tuple[Layout, int]:

@@ -14,11 +14,10 @@ import torch
 from mm_fibinet import distributed, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
 from mm_fibinet.commands import Home
-from mm_fibinet.commands.train import checked_gpu
+from mm_fibinet.commands.train import checked_gpu, own_item_table
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.feature_map import build_feature_map, load_feature_map
-from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
     num_rows = len(schema.read_test_ids(test))
-    read = [test, *part_files(test), params["item_info"], params.get("item_feature"), weights]
+    read = [test, *part_files(test), *(params.get(key) for key in ("item_info", "item_feature")), weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
 
     if gpu < 0:
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
     model = settings.find_model(models, params["model"])(feature_map, **params)
     load_weights(model, weights)
-    table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
+    table = own_item_table(params, model)
     loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
     loader_params["batch_format"] = params.get("batch_format", "indices")
     test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
