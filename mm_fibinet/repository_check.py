@@ -110,7 +110,7 @@ def _check_assertions(script: Script, fuxictr: str) -> None:
     """`assert fuxictr.__version__ == "2.3.7"` and its like, where they would fail."""
     for holds, literal, text in script.version_assertions("fuxictr", fuxictr):
         if not holds:
-            script.replace(literal, f'"{fuxictr}"', f"it asserts {text}, to run on is {fuxictr}")
+            script.replace(literal, f'"{fuxictr}"', f"it asserts {text}, and is to run on {fuxictr}")
 
 
 def _check_iterators(script: Script, release: tuple[int, ...]) -> None:

@@ -286,11 +286,11 @@ class Entry:
     def insert(self, after: str, more: dict[str, str], why: str) -> None:
         """Put further keys behind one, as the mapping is written: in a line of braces, or on lines of their own."""
         mark = self.values[after].end_mark
-        place = (mark.line, mark.column)
         pairs = [f"{key}: {value}" for key, value in more.items()]
         if self.node.flow_style:
-            text = "".join(f", {pair}" for pair in pairs)
+            place, text = (mark.line, mark.column), "".join(f", {pair}" for pair in pairs)
         else:
+            place = (mark.line, len(self.config.lines[mark.line]))  # behind a comment
             indent = " " * next(key.start_mark.column for key, _ in self.node.value)
             text = "".join(f"\n{indent}{pair}" for pair in pairs)
         self.config.edits.append(Edit(place, place, text, why))

@@ -38,7 +38,7 @@ class Collator:
 CONFIG = """
 DATA:
     data_root: ./data/
-    item_info: ./data/item_info.parquet
+    item_info: ./data/item_info.parquet  # of v3
     feature_cols:
     - {name: likes_level, type: categorical}
     - {name: item_emb_d128, source: item, type: embedding}
@@ -136,7 +136,7 @@ def test_levels_of_the_history_become_two_settings(repository):
     }
     found = lines(repository(files, "2.3.7"))
     assert found["config/data.yaml:4"] == [
-        "    item_info: ./data/item_info.parquet",
+        "    item_info: ./data/item_info.parquet  # of v3",
         "    item_feature: ./data/item_feature.parquet",
         "    history_levels: True",
     ]
