@@ -16,17 +16,17 @@ from pathlib import Path
 
 from mm_fibinet.errors import EXIT_USER_ERROR, UserError, printable
 from mm_fibinet.parquet_reader import list_width
-from mm_fibinet.repository_text import Change, Entry, Script, dataset_entries, read_scripts, read_yaml_nodes
+from mm_fibinet.repository_text import Change, Entry, Script, dataset_entries, own_files, read_scripts, read_yaml_nodes
 from mm_fibinet.schema import LEVELS
 
 MODULE, LOADER = "mm_fibinet.dataloader", "MMCTRDataLoader"
 TESTED = ("2.3.7", "2.3.8", "2.3.9", "2.3.10")
 ITERATOR_UNTIL = (2, 3, 9)  # RankDataLoader is a class with make_iterator; later a function that returns the loaders
 PRETRAIN_DIM_FROM = (2, 3, 8)  # FeatureMap reads pretrain_dim of every embedding feature
-OLD_PACKAGES = {  # what FuxiCTR up to 2.3.9 needs of others, which it does not pin: package: (releases below, why)
-    "numpy": ((2,), "np.Inf", "numpy<2"),
-    "scikit-learn": ((1, 5), "log_loss(eps=...)", "scikit-learn<1.5"),
-    "keras-preprocessing": (None, "keras_preprocessing", "keras_preprocessing"),
+OLD_PACKAGES = {  # of FuxiCTR up to 2.3.9, which pins none: {package: (releases below, for what, what to do)}
+    "numpy": ((2,), "np.Inf", 'pip install "numpy<2", or numpy.Inf = numpy.inf before FuxiCTR is imported'),
+    "scikit-learn": ((1, 5), "log_loss(eps=...)", 'pip install "scikit-learn<1.5", or no logloss in metrics'),
+    "keras-preprocessing": (None, "keras_preprocessing", "pip install keras_preprocessing"),
 }
 
 
@@ -95,9 +95,8 @@ def check_repository(folder: str | Path, fuxictr: str | None = None) -> Findings
             joins_levels = joins_levels or (own is not None and own.levels)
             level_files.update(own.files if own else ())
         found.changes += script.changes()
-    for path in sorted({*root.rglob("*.yaml"), *root.rglob("*.yml")}):
-        if not any(part.startswith(".") for part in path.relative_to(root).parts):
-            _check_config(path, root, release, sorted(level_files) if joins_levels else None, found)
+    for path in own_files(root, (".yaml", ".yml")):
+        _check_config(path, root, release, sorted(level_files) if joins_levels else None, found)
     if not found.loaders:
         found.notes.append(
             f'{folder}: no script hands FuxiCTR a loader class (params["data_loader"] = ...), so none reads the '
@@ -131,6 +130,8 @@ def _check_loader(
     script: Script, name: str, line: int, scripts: dict[Path, Script], found: Findings
 ) -> OwnLoader | None:
     """One class handed to FuxiCTR: the import that must change, if that is all; what it reads, for the config."""
+    if script.full_name(name) == f"{MODULE}.{LOADER}":
+        return None
     imported = script.import_of(name)
     if imported is None:
         found.notes.append(
@@ -139,8 +140,6 @@ def _check_loader(
         )
         return None
     node, alias = imported
-    if node.module == MODULE and alias.name == LOADER:
-        return None
     place = script.find_class(alias.name, node, scripts)
     if place is None:
         found.notes.append(f"{script.shown}:{node.lineno}: {alias.name} is not among the repository's files")
@@ -232,7 +231,7 @@ def _old_packages() -> list[str]:
         installed = _installed(package)
         if installed is None or (below and _release(installed) >= below):
             found = f"installed is {installed}" if installed else "it is not installed"
-            notes.append(f'FuxiCTR up to 2.3.9 uses {name}, {found}: pip install "{wanted}"')
+            notes.append(f"FuxiCTR up to 2.3.9 uses {name}, {found}: {wanted}")
     return notes
 
 

@@ -137,7 +137,21 @@ class Script(Text):
             elif isinstance(node, ast.Dict):
                 pairs = zip(node.keys, node.values, strict=True)
                 values += [value for inner, value in pairs if _string(inner) == key]
+        while choices := [value for value in values if isinstance(value, ast.IfExp)]:  # X if ... else Y
+            values = [value for value in values if value not in choices]
+            values += [branch for choice in choices for branch in (choice.body, choice.orelse)]
         return sorted({(ast.unparse(value), value.lineno) for value in values}, key=lambda found: found[1])
+
+    def full_name(self, name: str) -> str:
+        """A name with the module that its first part is imported from."""
+        head, _, rest = name.partition(".")
+        origins = {}
+        for node in self.nodes:
+            if isinstance(node, ast.Import):
+                origins.update({alias.asname: alias.name for alias in node.names if alias.asname})
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                origins.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+        return ".".join(filter(None, [origins.get(head, head), rest]))
 
     def version_assertions(self, package: str, version: str) -> list[tuple[bool, ast.Constant, str]]:
         """Asserted versions of a package: (whether the assertion holds, its literal, its text).
@@ -297,24 +311,29 @@ class Entry:
 
 
 def read_scripts(root: Path) -> tuple[dict[Path, Script], list[str]]:
-    """The Python files of a repository without hidden folders and environments: ({path: script}, what was not read)."""
+    """The Python files of a repository: ({path: script}, what was not read)."""
     scripts, unread = {}, []
+    for path in own_files(root, (".py",)):
+        text, problem = _read(path, path.relative_to(root))
+        if text is None:
+            unread.append(problem)
+            continue
+        try:
+            scripts[path] = Script(path, root, text)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, SyntaxError) else error
+            unread.append(f"{path.relative_to(root)}: not read, it is no Python ({reason})")
+    return scripts, unread
+
+
+def own_files(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """A repository's files of a kind, hidden folders and virtual environments left out."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         if "pyvenv.cfg" in names:
             folders.clear()
             continue
-        for path in (Path(folder) / name for name in sorted(names) if name.endswith(".py")):
-            text, problem = _read(path, path.relative_to(root))
-            if text is None:
-                unread.append(problem)
-                continue
-            try:
-                scripts[path] = Script(path, root, text)
-            except (SyntaxError, ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, SyntaxError) else error
-                unread.append(f"{path.relative_to(root)}: not read, it is no Python ({reason})")
-    return scripts, unread
+        yield from (Path(folder) / name for name in sorted(names) if name.endswith(suffixes))
 
 
 def read_yaml_nodes(path: Path, shown: Path) -> tuple[Config | None, str]:

@@ -19,6 +19,7 @@ from fuxictr.pytorch.layers import (
     SqueezeExcitation,
 )
 from fuxictr.pytorch.models import BaseModel
+from sklearn.metrics import roc_auc_score
 
 import model_zoo
 from mm_fibinet.data_check import check_dataset
@@ -191,6 +192,21 @@ def test_the_commands_take_a_prepared_data_set_as_it_is(config, tmp_path, capsys
         saved = json.loads((folder / "feature_map.json").read_text())["features"]
         assert [name for entry in saved for name in entry] == list(SPECS)
     assert results["tiny_parquet"]["AUC"] == results["tiny_npz"]["AUC"] > 0.7
+
+
+def test_prediction_scores_a_test_split_with_row_numbers(config, columns, tmp_path, capsys):
+    arguments = ("--config", config, "--expid", "FiBiNET_tiny", "--model_root", tmp_path)
+    assert run_script("run_expid", *arguments, "--set", "storage=memmap", capsys=capsys)[0] == 0
+    table = pq.read_table(load_dataset_config(config, "tiny_parquet")["test_data"])
+    numbered = table.append_column("ID", pa.array(np.arange(table.num_rows)))
+    pq.write_table(numbered, tmp_path / "test.parquet")
+    command = ("--expid", "FiBiNET_tiny", "--model_root", tmp_path, "--test", tmp_path / "test.parquet")
+    code, _, err = run_script("prediction", *command, "--out", tmp_path / "scores.csv", capsys=capsys)
+    assert (code, err) == (0, "")
+    scores = np.genfromtxt(tmp_path / "scores.csv", delimiter=",", skip_header=1)
+    assert roc_auc_score(columns["test"]["clk"], scores[:, 1]) > 0.7
+    code, _, err = run_script("prediction", *command[:-2], "--out", tmp_path / "none.csv", capsys=capsys)
+    assert (code, "column ID is missing" in err) == (2, True)
 
 
 def test_a_batch_is_fuxictrs_dictionary(config, columns):

@@ -117,6 +117,37 @@ def test_the_import_is_found_as_it_is_written(repository, statement, after):
     assert lines(repository(files)) == {"run.py:3": after}
 
 
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        ("from mm_fibinet.dataloader import MMCTRDataLoader as Ours", "Ours"),
+        ("from mm_fibinet import dataloader", "dataloader.MMCTRDataLoader"),
+        ("import mm_fibinet.dataloader", "mm_fibinet.dataloader.MMCTRDataLoader"),
+        ("import mm_fibinet.dataloader as loaders", "loaders.MMCTRDataLoader"),
+    ],
+)
+def test_ours_is_known_however_it_is_named(repository, statement, value):
+    script = SCRIPT.replace("from src.loaders import MMCTRDataLoader", statement)
+    found = repository({"run.py": script.replace('["data_loader"] = MMCTRDataLoader', f'["data_loader"] = {value}')})
+    assert (found.changes, found.notes, found.loaders) == ([], [], 1)
+
+
+def test_a_class_by_another_way_is_told_to_be_imported(repository):
+    script = SCRIPT.replace('["data_loader"] = MMCTRDataLoader', '["data_loader"] = Own if params else MMCTRDataLoader')
+    found = repository({"run.py": script, "src/loaders.py": LOADER})
+    assert lines(found) == {"run.py:3": ["from mm_fibinet.dataloader import MMCTRDataLoader"]}
+    assert found.notes == [
+        "run.py:6: hands FuxiCTR Own, which is not imported by name there: write from mm_fibinet.dataloader import "
+        "MMCTRDataLoader, and hand over MMCTRDataLoader"
+    ]
+
+
+def test_files_of_an_environment_are_nobodys(repository):
+    files = {"venv/pyvenv.cfg": "", "venv/lib/run.py": SCRIPT, "venv/lib/data.yaml": CONFIG, ".git/run.py": SCRIPT}
+    found = repository({**files, "run.py": SCRIPT.replace("src.loaders", "mm_fibinet.dataloader")})
+    assert (found.changes, found.loaders) == ([], 1)
+
+
 def test_another_name_of_the_class_is_kept(repository):
     files = {
         "run.py": SCRIPT.replace("MMCTRDataLoader", "OwnLoader"),
@@ -208,8 +239,9 @@ def test_old_releases_and_new_packages_are_told_apart(monkeypatch):
     installed = {"numpy": "2.4.6", "scikit-learn": "1.4.2", "keras-preprocessing": None}
     monkeypatch.setattr(repository_check, "_installed", installed.get)
     assert check_repository(MINIATURE, "2.3.9").notes == [
-        'FuxiCTR up to 2.3.9 uses np.Inf, installed is 2.4.6: pip install "numpy<2"',
-        'FuxiCTR up to 2.3.9 uses keras_preprocessing, it is not installed: pip install "keras_preprocessing"',
+        'FuxiCTR up to 2.3.9 uses np.Inf, installed is 2.4.6: pip install "numpy<2", or numpy.Inf = numpy.inf before '
+        "FuxiCTR is imported",
+        "FuxiCTR up to 2.3.9 uses keras_preprocessing, it is not installed: pip install keras_preprocessing",
     ]
     assert check_repository(MINIATURE, "2.3.10").notes == []
 
