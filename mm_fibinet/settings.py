@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.fuxictr_data import complete_entry
 from mm_fibinet.model_source import find_model
 from mm_fibinet.setting_types import MAX_NAME
 from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
@@ -60,7 +61,8 @@ def load_params(
     """
     changes = parse_overrides(overrides or [])
     experiment = load_model_config(Path(config_dir), expid)
-    dataset = load_dataset_config(Path(config_dir), changes.get("dataset_id", experiment["dataset_id"]))
+    dataset_id = changes.get("dataset_id", experiment["dataset_id"])
+    dataset = load_dataset_config(Path(config_dir), dataset_id, data_root)
     params = resolve(expid, experiment, dataset, models, ("--set", changes))
     return _placed(params, changes, data_root, model_root, gpu, expid)
 
@@ -184,13 +186,14 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
     return params
 
 
-def load_dataset_config(config_dir: Path, dataset_id: object) -> dict:
-    """A data set's settings, with its name as dataset_id."""
+def load_dataset_config(config_dir: Path, dataset_id: object, data_root: str | None = None) -> dict:
+    """A data set's settings, with its name as dataset_id; its features from FuxiCTR's feature map where it has none."""
     found = _read_configs(config_dir, "dataset_config")
     dataset_id = require_name(dataset_id, "dataset_id")
     if dataset_id not in found:
         raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
-    return {**_settings(found, dataset_id), "dataset_id": dataset_id}
+    entry = {**_settings(found, dataset_id), "dataset_id": dataset_id}
+    return complete_entry(entry, f"dataset {dataset_id}", data_root)
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, object]:

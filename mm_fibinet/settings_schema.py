@@ -48,7 +48,7 @@ class Accepted:
 
 # In experiments, data sets' entries and features alike.
 ACCEPTED = {
-    "data_format": Accepted("the only format", ("parquet",)),
+    "data_format": Accepted("what the files are is told by their names", ("parquet", "npz")),
     "rebuild_dataset": Accepted("ids are contiguous: there is no vocabulary to build", (False, True)),
     "min_categr_count": Accepted("no id is rare enough to be dropped", (1,)),
     "dtype": Accepted("columns have the types of their files", ("int", "float", "str", "list", "bool")),
@@ -199,7 +199,7 @@ class DatasetEntry(Strict):
     train_data: types.Path
     valid_data: types.Path
     test_data: OptionalPath = None
-    item_info: types.Path
+    item_info: OptionalPath = None
     item_feature: OptionalPath = None
     user_info: OptionalPath = None
     feature_cols: Annotated[list[AnyFeature], Field(min_length=1, max_length=10_000, description="a list of features")]

@@ -91,7 +91,7 @@ class UserTable(Stored):
 def read_user_table(
     path: str | Path,
     features: dict[str, dict],
-    num_items: int,
+    num_items: int | None,
     allocate: Allocate = in_memory,
 ) -> UserTable:
     """Read and check user_info.parquet.
@@ -99,7 +99,7 @@ def read_user_table(
     Args:
         path: a parquet file or folder of the contract.
         features: FuxiCTR feature specs by name; those of source `user` that the file has are read.
-        num_items: rows of the item table; the items' ids must be below it.
+        num_items: rows of the item table, None when it is not known; the items' ids must be below it.
         allocate: where the tensors are kept.
 
     Raises:

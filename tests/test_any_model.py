@@ -49,7 +49,7 @@ def one_thread():
 def make(model_class, seed=0, features=FEATURES, **settings):
     """A model on the contract's features, in evaluation mode."""
     torch.manual_seed(seed)
-    params = {"embedding_dim": 8, "learning_rate": 0.01, "max_len": LENGTH, **settings}
+    params = {"embedding_dim": 8, "learning_rate": 0.01, "max_len": LENGTH, "item_info": "items", **settings}
     return any_model.make_model(model_class, make_feature_map(features), params).eval()
 
 

@@ -14,11 +14,10 @@ import torch
 from mm_fibinet import any_model, distributed, model_source, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
 from mm_fibinet.commands import Home
-from mm_fibinet.commands.train import checked_gpu
+from mm_fibinet.commands.train import checked_gpu, own_item_table
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.feature_map import build_feature_map, load_feature_map
-from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
     num_rows = len(schema.read_test_ids(test))
-    tables = [params["item_info"], params.get("item_feature"), params.get("user_info")]
+    tables = [params.get(key) for key in ("item_info", "item_feature", "user_info")]
     read = [test, *part_files(test), *tables, weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
 
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     model_class = settings.find_model(models, params["model"])
     model = any_model.make_model(model_class, feature_map, params)
     load_weights(model, weights)
-    items = any_model.item_features(model, feature_map, params)
-    table = load_item_table(params["item_info"], items, params.get("item_feature"))
+    table = own_item_table(params, model, feature_map)
     loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
     loader_params["batch_format"] = any_model.batch_format(model_class, params)
     test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)

@@ -9,6 +9,7 @@ import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
+from torch import nn
 
 from mm_fibinet import any_model, distributed, model_source, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
@@ -78,8 +79,7 @@ def run_experiment(
     ours = issubclass(model_class, models.MultimodalModel)
     refuse_own_loop(model, ENTRY_METHODS, models.MultimodalModel if ours else BaseModel)
 
-    items = any_model.item_features(model, feature_map, params)
-    table = load_item_table(params["item_info"], items, params.get("item_feature"))
+    table = own_item_table(params, model, feature_map)
     loader_params = {**params, "item_info": table, "batch_format": any_model.batch_format(model_class, params)}
     loader_params.update(rank=world.rank, world_size=world.size)
     train_data = MMCTRDataLoader(feature_map, params["train_data"], split="train", **loader_params)
@@ -118,6 +118,14 @@ def run_experiment(
             print(f"{what:<12}  {printable(path)}")
 
 
+def own_item_table(params: dict, model: nn.Module, feature_map: FeatureMap) -> ItemTable | None:
+    """What the model reads of the items; None for a data set without item_info, whose rows have all."""
+    if not params.get("item_info"):
+        return None
+    items = any_model.item_features(model, feature_map, params)
+    return load_item_table(params["item_info"], items, params.get("item_feature"))
+
+
 def announce(params: dict, model_class: type, run: RunFolder, world: distributed.World) -> None:
     """Say what will be done, before anything takes time."""
     gpu = params["gpu"]
@@ -134,10 +142,10 @@ def announce(params: dict, model_class: type, run: RunFolder, world: distributed
 
 
 def announce_data(
-    feature_map: FeatureMap, table: ItemTable, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader
+    feature_map: FeatureMap, table: ItemTable | None, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader
 ) -> None:
     """Say how many rows there are, and what the model reads of them."""
-    rows = (train_data.num_samples, valid_data.num_samples, table.num_items - 1)
-    logging.info("Train samples: %d, validation samples: %d, items: %d", *rows)
+    items = f", items: {table.num_items - 1}" if table else ""
+    logging.info("Train samples: %d, validation samples: %d%s", train_data.num_samples, valid_data.num_samples, items)
     kinds = {name: spec["type"] for name, spec in feature_map.features.items() if spec["type"] != "meta"}
     logging.info("%d features: %s", len(kinds), ", ".join(f"{name} ({kind})" for name, kind in kinds.items()))
