@@ -194,6 +194,30 @@ def test_the_commands_take_a_prepared_data_set_as_it_is(config, tmp_path, capsys
     assert results["tiny_parquet"]["AUC"] == results["tiny_npz"]["AUC"] > 0.7
 
 
+def test_a_class_of_the_users_own_trains_on_it_and_predicts(config, columns, working_folder, capsys):
+    entry = (config / "model_config.yaml").read_text().replace("FiBiNET_tiny", "Mine_tiny")
+    lines = [
+        line for line in entry.splitlines() if not any(key in line for key in ("bilinear", "hidden_act", "dropout"))
+    ]
+    own = working_folder / "config"
+    own.mkdir()
+    (own / "model_config.yaml").write_text("\n".join(lines).replace("model: FiBiNET", "model: my_models:Mine"))
+    (own / "dataset_config.yaml").write_text((config / "dataset_config.yaml").read_text())
+    command = ("--config", own, "--expid", "Mine_tiny", "--model_root", working_folder / "runs")
+    code, _, err = run_script("run_expid", *command, capsys=capsys)
+    assert (code, err) == (0, "")
+    result = working_folder / "runs" / "tiny_parquet" / "Mine_tiny" / "result.json"
+    assert json.loads(result.read_text())["metrics"]["AUC"] > 0.6
+    table = pq.read_table(load_dataset_config(config, "tiny_parquet")["test_data"])
+    pq.write_table(table.append_column("ID", pa.array(np.arange(table.num_rows))), "test.parquet")
+    code, _, err = run_script(
+        "prediction", *command[2:], "--test", "test.parquet", "--out", "scores.csv", capsys=capsys
+    )
+    assert (code, err) == (0, "")
+    scores = np.genfromtxt("scores.csv", delimiter=",", skip_header=1)
+    assert roc_auc_score(columns["test"]["clk"], scores[:, 1]) > 0.6
+
+
 def test_prediction_scores_a_test_split_with_row_numbers(config, columns, tmp_path, capsys):
     arguments = ("--config", config, "--expid", "FiBiNET_tiny", "--model_root", tmp_path)
     assert run_script("run_expid", *arguments, "--set", "storage=memmap", capsys=capsys)[0] == 0

@@ -70,7 +70,7 @@ def assert_same(batch, expected):
 
 
 @pytest.mark.parametrize("max_len", [1, 10, 100])
-@pytest.mark.parametrize("batch_format", ["indices", "triple"])
+@pytest.mark.parametrize("batch_format", ["indices", "triple", "flat"])
 def test_batches_equal_the_row_form(forms, batch_format, max_len):
     """All of them, the short last one too; histories are empty, cut, padded and whole."""
     for split, shuffle in (("train", True), ("train", False), ("valid", False), ("test", False)):
