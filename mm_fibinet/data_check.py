@@ -344,16 +344,17 @@ def main() -> int:
     return report(parse_arguments())
 
 
-def report(args: argparse.Namespace) -> int:
+def report(args: argparse.Namespace, defaults: dict[str, object] | None = None) -> int:
     """Print what is there and what is wrong with it; the exit code, 2 when something is.
 
     Args:
         args: of `options.add_check_arguments`.
+        defaults: settings that count where neither the experiment nor the data set's entry has them.
     """
     if args.folder:
         rows = check_folder(args.folder)
     else:
-        rows = check_dataset(load_entry(args.config, args.dataset_id, args.expid))
+        rows = check_dataset({**(defaults or {}), **load_entry(args.config, args.dataset_id, args.expid)})
     table = [(printable(row.name), printable(row.content), row.verdict) for row in rows]
     widths = [max(len(line[i]) for line in table) for i in range(2)]
     for name, content, verdict in [("file", "has", ["check"]), *table]:
