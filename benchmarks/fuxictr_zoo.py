@@ -56,7 +56,7 @@ SETTINGS = {
     "DMIN": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "num_heads": 2},
     "DMR": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "context_field": ["likes_level"]},
     "LongCTR DCNv2": {"parallel_dnn_hidden_units": [64, 32]},
-    "FGCNN": {"channels": [4], "kernel_heights": [3], "pooling_sizes": [2], "recombined_channels": [2]},
+    "FGCNN": {"dnn_hidden_units": [64, 32]},
     "PPNet": {"gate_priors": ["item_id"]},
     "TransAct": {"target_item_field": TARGET, "sequence_item_field": SEQUENCE},
 }

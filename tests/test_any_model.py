@@ -240,6 +240,18 @@ def test_the_mended_weights_are_trained():
     assert {group["lr"] for group in model.optimizer.param_groups} == {0.25}
     trained = {id(p) for group in model.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters()}
+    assert model.optimizer.defaults["fused"]
+
+
+def test_an_optimizer_of_the_models_own_is_kept():
+    class Decayed(type(mended())):
+        def __init__(self, feature_map, **kwargs):
+            super().__init__(feature_map, **kwargs)
+            self.optimizer = torch.optim.Adam(self.parameters(), lr=0.5, weight_decay=0.1)
+
+    model = make(Decayed)
+    fuxictr_adapter.refuse_untrained(model)
+    assert [(group["lr"], group["weight_decay"]) for group in model.optimizer.param_groups] == [(0.5, 0.1)] * 2
 
 
 def test_tables_that_nobody_initialised_begin_as_their_neighbours_do():
