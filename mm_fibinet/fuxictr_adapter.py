@@ -117,7 +117,7 @@ def refuse_untrained(model: BaseModel) -> None:
 
 
 def train_all(model: BaseModel) -> None:
-    """Let a compiled model's optimizer train every parameter, also those made after it, by a fused kernel if it has one.
+    """Let a compiled model's optimizer train all parameters, also those made after it, by a fused kernel if it has one.
 
     An optimizer that is not plainly FuxiCTR's, of one kind and a learning rate, is kept and given what it lacks.
     """
