@@ -54,8 +54,9 @@ SETTINGS = {
     "DIEN": {"dien_target_field": TARGET, "dien_sequence_field": SEQUENCE, "dien_neg_seq_field": []},
     "DIN": {"din_target_field": TARGET, "din_sequence_field": SEQUENCE},
     "DMIN": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "num_heads": 2},
-    "DMR": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": []},
+    "DMR": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "context_field": ["likes_level"]},
     "LongCTR DCNv2": {"parallel_dnn_hidden_units": [64, 32]},
+    "FGCNN": {"dnn_hidden_units": [64, 32]},
     "PPNet": {"gate_priors": ["item_id"]},
     "TransAct": {"target_item_field": TARGET, "sequence_item_field": SEQUENCE},
 }

@@ -94,6 +94,7 @@ def make_model(model_class: type, feature_map: FeatureMap, params: dict) -> Any:
         raise
     if not model_source.is_multimodal(model_class):
         _mend_linear_parts(model)
+        fuxictr_adapter.train_all(model)
     return model
 
 
@@ -214,7 +215,6 @@ def _mend_linear_parts(model: nn.Module) -> None:
     with noise of deviation 1 a history item: here it is initialised as its neighbours are. The layer itself stays
     FuxiCTR's, so whichever model uses it is mended, and no other process or model sees anything of it.
     """
-    added = []
     for layer in [module for module in model.modules() if type(module) is FeatureEmbeddingDict]:
         features = layer._feature_map.features
         for name, table in layer.embedding_layers.items():
@@ -223,7 +223,6 @@ def _mend_linear_parts(model: nn.Module) -> None:
                 weights = nn.Linear(spec["pretrain_dim"], 1, bias=False).to(model.device)
                 nn.init.xavier_normal_(weights.weight)
                 layer.embedding_layers[name] = weights
-                added.append(weights.weight)
             other = spec.get("share_embedding")
             own = other is not None and (
                 other not in layer.embedding_layers or layer.embedding_layers[other] is not table
@@ -231,5 +230,3 @@ def _mend_linear_parts(model: nn.Module) -> None:
             if own and type(table) is nn.Embedding:
                 with torch.no_grad():
                     layer.embedding_initializer(table.weight[1:] if table.padding_idx is not None else table.weight)
-    if added:
-        fuxictr_adapter.train_too(model, added)

@@ -24,6 +24,7 @@ from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 
 HISTORY, SIMILARITY = "history_", "similarity_"
+CONTEXT = "context"  # the source of what is neither the user's nor an item's; DSSM and FLEN tell these apart
 
 
 class FlatFormat:
@@ -79,6 +80,8 @@ class FlatFormat:
                     "similarity_fields is True, but there is nothing to compare: expected a history, and a feature of "
                     "source item and of type embedding or sequence, or history_levels: True"
                 )
+        numeric = {name for name, spec in features.items() if spec["type"] == "numeric"}
+        self._scalars = numeric
         self.numbers = list(self._numbers())
         for name in (*self.history, *self.numbers):
             if name in features:
@@ -98,13 +101,14 @@ class FlatFormat:
         for name in self.left_out:
             del flat.features[name]
         for spec in flat.features.values():
+            spec["source"] = spec.get("source") or CONTEXT
             if spec["type"] == "embedding":  # its width is that of models whose fields need not be of one width
                 spec.pop("embedding_dim", None)
         for name, item_feature in self.history.items():
             encoder = None if name in unpooled else SEQUENCE_ENCODERS[0]
             flat.features[name] = _history_spec(item_feature, flat.features[item_feature], max_len, encoder)
         for name in self.numbers:
-            flat.features[name] = {"type": "numeric", "source": ""}
+            flat.features[name] = {"type": "numeric", "source": CONTEXT}
         flat.num_fields = flat.get_num_fields()
         flat.set_column_index()
         return flat
@@ -118,7 +122,8 @@ class FlatFormat:
             table: the items.
 
         Returns:
-            batch_dict and the features of target, history and similarity: [B] or [B, W].
+            batch_dict and the features of target, history and similarity: [B] or [B, W], and [B, 1] of numeric ones,
+            which DLRM puts beside each other.
         """
         target, history = flat_index(item_index[:, -1]), item_index[:, :-1]
         columns = dict(batch_dict)
@@ -126,18 +131,17 @@ class FlatFormat:
         for name, item_feature in self.history.items():
             columns[name] = self._of_history(item_feature, table[item_feature], history)
         if self.numbers:
-            columns.update(zip(self.numbers, self._similarity(target, history, table).unbind(dim=1), strict=True))
-        return columns
+            columns.update(zip(self.numbers, self._similarity(target, history, table).split(1, dim=1), strict=True))
+        return {name: values.view(-1, 1) if name in self._scalars else values for name, values in columns.items()}
 
     def _of_history(self, name: str, values: Tensor, history: Tensor) -> Tensor:
-        """An item feature of the history: ids [B, L] or [B, L * W], means [B] or [B, E]."""
+        """An item feature of the history: ids [B, L] or [B, L * W], means [B, 1] or [B, E]."""
         if name == ITEM_ID:
             return history
         if self.original.features[name]["type"] in ("categorical", "sequence"):
             return take_rows(values, flat_index(history)).view(len(history), -1)
         vectors = values.float().view(len(values), -1)
-        means = F.embedding_bag(history, vectors, mode="mean", padding_idx=0)
-        return means if values.dim() == 2 else means.squeeze(1)
+        return F.embedding_bag(history, vectors, mode="mean", padding_idx=0)
 
     @torch.no_grad()
     def _similarity(self, target: Tensor, history: Tensor, table: ItemTable) -> Tensor:

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import get_regularizer
@@ -25,6 +26,7 @@ LOOP_METHODS = (
     "train_step", "train_epoch", "eval_step", "checkpoint_and_earlystop", "lr_decay", "evaluate_metrics",
 )  # fmt: skip
 ENTRY_METHODS = ("fit", "evaluate", "predict")
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # a step of these is one pass
 ACCUMULATING_STEPS = (
     "acdaeb1bc17a33816f67b153c7c091bcb98a12117a252c1a21d690dd7d1c92b4",
 )  # digests of a train_step that does what accumulation_steps does here
@@ -114,10 +116,23 @@ def refuse_untrained(model: BaseModel) -> None:
         )
 
 
-def train_too(model: BaseModel, parameters: list[nn.Parameter]) -> None:
-    """Let a compiled model's optimizer train parameters that were made after it."""
-    if getattr(model, "optimizer", None) is not None:
-        model.optimizer.add_param_group({"params": parameters})
+def train_all(model: BaseModel) -> None:
+    """Let a compiled model's optimizer train all parameters, also those made after it, by a fused kernel if it has one.
+
+    An optimizer that is not plainly FuxiCTR's, of one kind and a learning rate, is kept and given what it lacks.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return
+    parameters, lr = [p for p in model.parameters() if p.requires_grad], optimizer.param_groups[0]["lr"]
+    is_plain = type(optimizer) in FUSED and optimizer.defaults == type(optimizer)(parameters, lr=lr).defaults
+    if is_plain and len(optimizer.param_groups) == 1:
+        model.optimizer = type(optimizer)(parameters, lr=lr, fused=True)
+        return
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    added = [parameter for parameter in parameters if id(parameter) not in known]
+    if added:
+        optimizer.add_param_group({"params": added})
 
 
 def overridden(model: nn.Module, names: tuple[str, ...], base: type = BaseModel) -> list[str]:

@@ -111,8 +111,8 @@ def find_model(models, name: object, where: str = "") -> type:
         return checkout.find(name, where)
     names = sorted({*models.__all__, *(checkout.classes if checkout else ())})
     raise UserError(
-        f"{where}model {shown(name)} is unknown, expected one of {', '.join(names)}, or package.module:Class for a "
-        "FuxiCTR model of your own"
+        f"{where}model {shown(name)} is unknown, expected one of {', '.join(names)}; package.module:Class for a "
+        "FuxiCTR model of your own; or a class of the checkout of FuxiCTR that --models_from names"
     )
 
 

@@ -146,11 +146,20 @@ class Run:
         self.valid = MMCTRDataLoader(self.feature_map, params["valid_data"], **{**arguments, "shuffle": False})
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_sim_trains_as_by_its_own_step(dataset, tmp_path, accumulation_steps):
-    sizes = ["dnn_hidden_units=[8]", "attention_dim=8", "topk=3", "short_seq_len=5", "learning_rate=0.005"]
-    more = ["embedding_regularizer=1e-2", "net_regularizer=1e-3", f"accumulation_steps={accumulation_steps}"]
-    run = Run(dataset, tmp_path, "model_zoo.LongCTR:SIM", *sizes, *more)
+SIM_SIZES = ["dnn_hidden_units=[8]", "attention_dim=8", "topk=3", "short_seq_len=5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("model_zoo.LongCTR:SIM", SIM_SIZES),
+        ("model_zoo.LongCTR:SIM", [*SIM_SIZES, "accumulation_steps=2"]),
+        ("my_models:Mine", ["similarity_fields=True"]),
+    ],
+)
+def test_a_model_trains_as_by_its_own_step(dataset, tmp_path, working_folder, name, changes):
+    more = ["learning_rate=0.005", "embedding_regularizer=1e-2", "net_regularizer=1e-3"]
+    run = Run(dataset, tmp_path, name, *changes, *more)
     reference = copy.deepcopy(run.model).train()
     BaseModel.compile(reference, "adam", "binary_crossentropy", 0.005)
     reference._max_gradient_norm = 10.0
@@ -163,6 +172,36 @@ def test_sim_trains_as_by_its_own_step(dataset, tmp_path, accumulation_steps):
         reference.train_step(batch)
     for (name, ours), theirs in zip(run.model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_flat_model_reads_target_and_history_in_any_order(working_folder):
+    model, batch, order = make(found("my_models:Mine")), make_batch(), torch.randperm(ROWS)
+    form = FlatFormat(make_feature_map(FEATURES))
+    for table in [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]:
+        torch.nn.init.normal_(table.weight[1:], std=0.3)
+    predicted = scores(model, form.batch(*batch))
+    assert_equal_scores(scores(model, form.batch(*some_rows(batch, order))), predicted[order])
+    index = batch.item_index.clone()
+    index[:, :-1] = torch.where(index[:, :-1] > 0, index[:, :-1] % (ITEMS - 1) + 1, 0)
+    moved = (scores(model, form.batch(*batch._replace(item_index=index))) - predicted).abs().squeeze(1)
+    has_history = batch.mask.sum(dim=1) > 0
+    assert moved[~has_history].max() == 0 and (moved[has_history] > 1e-6).float().mean() > 0.9
+    model.add_loss(model(form.batch(*batch)), model.get_labels(form.batch(*batch))).backward()
+    assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
+    batch.item_table.columns["item_emb_d128"][1:] += 1
+    assert ((scores(model, form.batch(*batch)) - predicted).abs() > 1e-6).float().mean() > 0.9
+
+
+def test_levels_of_source_item_are_in_the_history_of_longctr():
+    levels = {name: {**FEATURES[name], "source": "item"} for name in ("likes_level", "views_level")}
+    model, batch = make(found("model_zoo.LongCTR:SIM"), features={**FEATURES, **levels}, **RETRIEVAL), make_batch()
+    del batch.batch_dict["likes_level"], batch.batch_dict["views_level"]
+    for table in [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]:
+        torch.nn.init.normal_(table.weight[1:], std=0.3)
+    predicted = scores(model, batch.triple())
+    history = torch.arange(1, ITEMS)[~torch.isin(torch.arange(1, ITEMS), batch.item_index[:, -1])]
+    batch.item_table.columns["likes_level"][history] = 10
+    assert ((scores(model, batch.triple()) - predicted).abs() > 1e-6).any()
 
 
 def test_which_batches_a_class_reads(working_folder):
@@ -240,6 +279,18 @@ def test_the_mended_weights_are_trained():
     assert {group["lr"] for group in model.optimizer.param_groups} == {0.25}
     trained = {id(p) for group in model.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters()}
+    assert model.optimizer.defaults["fused"]
+
+
+def test_an_optimizer_of_the_models_own_is_kept():
+    class Decayed(type(mended())):
+        def __init__(self, feature_map, **kwargs):
+            super().__init__(feature_map, **kwargs)
+            self.optimizer = torch.optim.Adam(self.parameters(), lr=0.5, weight_decay=0.1)
+
+    model = make(Decayed)
+    fuxictr_adapter.refuse_untrained(model)
+    assert [(group["lr"], group["weight_decay"]) for group in model.optimizer.param_groups] == [(0.5, 0.1)] * 2
 
 
 def test_tables_that_nobody_initialised_begin_as_their_neighbours_do():

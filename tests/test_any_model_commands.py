@@ -12,6 +12,7 @@ import two_ranks_any_model
 import user_models
 from conftest import ROOT, make_dataset, run_script
 
+import model_zoo
 from mm_fibinet import launcher
 from mm_fibinet.demo.data import generate
 
@@ -99,6 +100,23 @@ def test_the_manifest_knows_the_code_and_prediction_refuses_another(config, work
     assert failed == 2 and "the run in" in err and "model_code is another file" in err
     helper.write_text(user_models.HELPERS)
     assert run_script("prediction", *arguments, capsys=capsys)[0] == 0
+
+
+def test_a_run_of_a_checkouts_class_knows_its_checkout(config, working_folder, capsys, monkeypatch):
+    monkeypatch.setattr(model_zoo, "__path__", list(model_zoo.__path__))
+    source = working_folder / "FuxiCTR" / "model_zoo" / "Mine" / "src"
+    source.mkdir(parents=True)
+    (source / "Mine.py").write_text(user_models.MODULE)
+    (config / "model_config.yaml").write_text(EXPERIMENTS.replace("my_models:Mine", "Mine", 1))
+    failed, err = train(config, "Mine_test", working_folder / "runs", capsys=capsys)
+    assert failed == 2 and "model 'Mine' is unknown" in err
+    checkout = ["--models_from", "FuxiCTR", "--set", "epochs=1"]
+    assert train(config, "Mine_test", working_folder / "runs", *checkout, capsys=capsys) == (0, "")
+    arguments = ["--expid", "Mine_test", "--model_root", working_folder / "runs", "--out", working_folder / "out.csv"]
+    assert run_script("prediction", *arguments, capsys=capsys)[0] == 0
+    (source / "Mine.py").write_text(user_models.MODULE + "changed = True\n")
+    failed, _, err = run_script("prediction", *arguments, capsys=capsys)
+    assert failed == 2 and "was trained with other code of model_zoo.Mine.src.Mine:Mine" in err
 
 
 @pytest.mark.parametrize(

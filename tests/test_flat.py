@@ -46,8 +46,9 @@ def test_columns_of_target_and_history(batch):
     for i, row in enumerate(batch.item_index[:40]):
         target, history = int(row[-1]), row[:-1].tolist()
         assert columns["likes_level"][i] == batch.batch_dict["likes_level"][i]
-        for name in ("item_id", "item_tags", "item_emb_d128", "price"):
+        for name in ("item_id", "item_tags", "item_emb_d128"):
             assert columns[name][i].equal(table[name][target]), name
+        assert columns["price"][i].tolist() == [table["price"][target]]
         assert columns["history_item_id"][i].tolist() == history
         assert columns["history_item_tags"][i].tolist() == [tag for item in history for tag in table["item_tags"][item]]
         assert columns["history_views_level"][i].tolist() == table["views_level"][history].tolist()
@@ -66,6 +67,7 @@ def test_fuxictrs_layer_pools_the_history_by_the_items_own_table(batch):
     }  # fmt: skip
     assert feature_map.features["history_item_tags"]["max_len"] == 5 * LENGTH
     assert feature_map.num_fields == 2 + 4 + 4
+    assert feature_map.features["likes_level"]["source"] == "context"
     columns = flat().batch(*batch)
     layer = FeatureEmbedding(feature_map, 8).embedding_layer
     assert layer.embedding_layers["history_item_id"] is layer.embedding_layers["item_id"]
@@ -96,10 +98,10 @@ def test_similarity_is_that_of_our_models_of_fields(batch):
     columns = form.batch(*batch)
     model = model_zoo.FiBiNET(make_feature_map(FEATURES), embedding_dim=8, hidden_units=[8], **settings)
     expected = torch.cat(model.similarity.features(model.read_batch(batch)), dim=1)
-    torch.testing.assert_close(torch.stack([columns[name] for name in form.numbers], dim=1), expected)
+    torch.testing.assert_close(torch.cat([columns[name] for name in form.numbers], dim=1), expected)
     assert len(form.numbers) == 4 + 3 + 8 and len(set(form.numbers)) == 15
     feature_map = form.feature_map(max_len=LENGTH)
-    assert all(feature_map.features[name] == {"type": "numeric", "source": ""} for name in form.numbers)
+    assert all(feature_map.features[name] == {"type": "numeric", "source": "context"} for name in form.numbers)
 
 
 def test_similarity_by_name(batch):

@@ -61,7 +61,11 @@ def test_a_module_in_a_package_of_the_working_folder(working_folder):
         ("os:system(1)", "", r"expected package.module:Class, for example my_models:MyModel"),
         ("__import__('os'):X", "", "expected package.module:Class"),
         ("os:system", "", "system in .*os.py is no model"),
-        ("MaskNet", "", r"model '?MaskNet'? is unknown, expected one of AutoInt, .*, or package.module:Class"),
+        (
+            "MaskNet",
+            "",
+            r"model '?MaskNet'? is unknown, expected one of AutoInt, .*; package.module:Class .* --models_from",
+        ),
         (None, "", r"model \w+ is unknown"),
     ],
 )
