@@ -16,7 +16,9 @@ from conftest import list_column, run_script
 from user_data import FORMS, LONGEST, USERS, make_forms
 
 import model_zoo
-from mm_fibinet import storage
+from benchmarks import user_info as benchmark
+from benchmarks.synthetic import Sizes
+from mm_fibinet import memory, storage
 from mm_fibinet.data_check import check_dataset, check_folder
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -485,3 +487,12 @@ def test_longctr_has_the_same_histories_under_its_own_names(users):
     assert torch.equal(batch[2], mask)
     for name in ("item_tags", "item_emb_d16"):
         assert torch.equal(batch[1][name].float(), item_dict[name].float())
+
+
+def test_the_benchmark_writes_the_same_histories_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "0")
+    sizes = Sizes(rows=300, items=50, max_len=40)
+    benchmark.write_forms(tmp_path, sizes, users=60)
+    rows, pointing = (benchmark.Side(form, tmp_path, sizes, 64) for form in benchmark.FORMS)
+    assert rows.digest(4) == pointing.digest(4) != rows.digest(3)
+    assert pointing.pass_over("triple", 2) > 0 and pointing.measured()["files"] < rows.measured()["files"]
