@@ -94,6 +94,7 @@ def check_repository(folder: str | Path, fuxictr: str | None = None) -> Findings
             own = _check_loader(script, name, line, scripts, found)
             joins_levels = joins_levels or (own is not None and own.levels)
             level_files.update(own.files if own else ())
+        script.edit_imports("our loader in the place of the repository's")
         found.changes += script.changes()
     for path in own_files(root, (".yaml", ".yml")):
         _check_config(path, root, release, sorted(level_files) if joins_levels else None, found)
@@ -142,30 +143,29 @@ def _check_loader(
     node, alias = imported
     place = script.find_class(alias.name, node, scripts)
     if place is None:
-        found.notes.append(f"{script.shown}:{node.lineno}: {alias.name} is not among the repository's files")
-        own = OwnLoader((), False, True)
-    else:
-        home, text = place
-        own = OwnLoader(
-            tuple(sorted(value for value in text.strings if value.endswith(".parquet") and value != ".parquet")),
-            any(level in text.strings for level in LEVELS),
-            3 in text.returned,
+        found.notes.append(
+            f"{script.shown}:{node.lineno}: {alias.name} is no class of the repository's files: whether {LOADER} can "
+            "take its place cannot be told"
         )
-        where = f"{home.shown}:{text.line}: {alias.name}"
-        if not own.is_triple:
-            found.notes.append(
-                f"{where} does not return three things, (batch_dict, item_dict, mask): it stays as it is"
-            )
-            return None
-        if len(own.files) > 1 or (own.files and not own.levels):
-            found.notes.append(
-                f"{where} reads {', '.join(own.files)}, too; what it makes of them must be columns of item_info before "
-                f"{LOADER} can take its place in {script.shown}:{line}"
-            )
-            return None
+        return None
+    home, text = place
+    own = OwnLoader(
+        tuple(sorted(value for value in text.strings if value.endswith(".parquet") and value != ".parquet")),
+        any(level in text.strings for level in LEVELS),
+        3 in text.returned,
+    )
+    where = f"{home.shown}:{text.line}: {alias.name}"
+    if not own.is_triple:
+        found.notes.append(f"{where} does not return three things, (batch_dict, item_dict, mask): it stays as it is")
+        return None
+    if len(own.files) > 1 or (own.files and not own.levels):
+        found.notes.append(
+            f"{where} reads {', '.join(own.files)}, too; what it makes of them must be columns of item_info before "
+            f"{LOADER} can take its place in {script.shown}:{line}"
+        )
+        return None
     as_name = "" if name == LOADER else f" as {name}"
-    ours = f"from {MODULE} import {LOADER}{as_name}"
-    script.move_import(node, alias, ours, "our loader in the place of the repository's")
+    script.move_import(node, alias, f"from {MODULE} import {LOADER}{as_name}")
     return own
 
 

@@ -124,6 +124,7 @@ class Script(Text):
         self.root = root
         self.tree = ast.parse(source)
         self.nodes = list(ast.walk(self.tree))
+        self.moved: dict[ast.ImportFrom, dict[ast.alias, str]] = {}
 
     def handed_over(self, key: str) -> list[tuple[str, int]]:
         """What is given under a key, as `params[key] = X`, `f(key=X)` or `{key: X}`: (X as written, its line)."""
@@ -140,7 +141,7 @@ class Script(Text):
         while choices := [value for value in values if isinstance(value, ast.IfExp)]:  # X if ... else Y
             values = [value for value in values if value not in choices]
             values += [branch for choice in choices for branch in (choice.body, choice.orelse)]
-        return sorted({(ast.unparse(value), value.lineno) for value in values}, key=lambda found: found[1])
+        return sorted({(ast.unparse(value), value.lineno) for value in values}, key=lambda found: found[::-1])
 
     def full_name(self, name: str) -> str:
         """A name with the module that its first part is imported from."""
@@ -245,14 +246,17 @@ class Script(Text):
         assert isinstance(call.func, ast.Attribute)
         self.edits.append(Edit(self._end(call.func.value), self._end(call), "", why))
 
-    def move_import(self, node: ast.ImportFrom, alias: ast.alias, text: str, why: str) -> None:
-        """Import one name of a `from ... import` by another statement, the others as before."""
-        start = self._start(node)
-        kept = [other for other in node.names if other is not alias]
-        if kept:
-            names = ast.unparse(ast.ImportFrom(module=node.module, names=kept, level=node.level))
-            text = f"{names}\n{' ' * start[1]}{text}"
-        self.edits.append(Edit(start, self._end(node), text, why))
+    def move_import(self, node: ast.ImportFrom, alias: ast.alias, text: str) -> None:
+        """Import one name of a `from ... import` by another statement, once `edit_imports` is called."""
+        self.moved.setdefault(node, {})[alias] = text
+
+    def edit_imports(self, why: str) -> None:
+        """Write the imports that were moved, each beside what is left of its statement."""
+        for node, moved in self.moved.items():
+            start, kept = self._start(node), [alias for alias in node.names if alias not in moved]
+            rest = [ast.unparse(ast.ImportFrom(module=node.module, names=kept, level=node.level))] if kept else []
+            statements = f"\n{' ' * start[1]}".join([*rest, *(moved[alias] for alias in node.names if alias in moved)])
+            self.edits.append(Edit(start, self._end(node), statements, why))
 
     def _start(self, node: ast.expr | ast.stmt) -> Place:
         return self._place(node.lineno, node.col_offset)

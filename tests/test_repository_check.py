@@ -142,6 +142,25 @@ def test_a_class_by_another_way_is_told_to_be_imported(repository):
     ]
 
 
+def test_a_class_from_elsewhere_is_left(repository):
+    found = repository({"run.py": SCRIPT.replace("src.loaders", "torch.utils.data")})
+    assert found.changes == []
+    assert found.notes[0].startswith("run.py:3: MMCTRDataLoader is no class of the repository's files: whether ")
+
+
+def test_two_classes_of_one_import_become_one_change(repository):
+    script = SCRIPT.replace("import MMCTRDataLoader", "import MMCTRDataLoader, Other, other")
+    script = script.replace("= MMCTRDataLoader", "= MMCTRDataLoader if params else Other")
+    files = {"run.py": script, "src/loaders.py": LOADER + LOADER.replace("MMCTRDataLoader", "Other")}
+    assert lines(repository(files)) == {
+        "run.py:3": [
+            "from src.loaders import other",
+            "from mm_fibinet.dataloader import MMCTRDataLoader",
+            "from mm_fibinet.dataloader import MMCTRDataLoader as Other",
+        ]
+    }
+
+
 def test_files_of_an_environment_are_nobodys(repository):
     files = {"venv/pyvenv.cfg": "", "venv/lib/run.py": SCRIPT, "venv/lib/data.yaml": CONFIG, ".git/run.py": SCRIPT}
     found = repository({**files, "run.py": SCRIPT.replace("src.loaders", "mm_fibinet.dataloader")})
