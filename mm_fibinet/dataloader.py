@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError, run_cli
-from mm_fibinet.flat import FlatFormat
 from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
@@ -132,6 +131,8 @@ class MMCTRDataLoader:
         self.batch_format = batch_format
         self.flat = None
         if batch_format == "flat" and item_info is not None:
+            from mm_fibinet.flat import FlatFormat  # which brings FuxiCTR and pydantic; the other forms need neither
+
             self.flat = FlatFormat(feature_map, history_levels, similarity_fields, similarity_only)
         self.seed = seed
         self.rank, self.world_size = rank, world_size
