@@ -24,6 +24,7 @@ from mm_fibinet.errors import UserError, explain_os_error
 SLICE_ROWS = 65_536
 SUFFIX = ".parquet"
 NPZ = ".npz"  # of FuxiCTR: an array a column
+IDS_OF_TEXT = "build_dataset.py makes ids of text: python build_dataset.py --recipe RECIPE.yaml --out data/NAME"
 DAMAGED = (pa.ArrowException, OSError, ValueError)  # what a broken file makes Arrow raise
 
 
@@ -287,7 +288,8 @@ def scalars(
     fits = fits or (pa.types.is_floating(kind) and not integer)
     if not fits:
         expected = "an integer" if integer else "a number"
-        raise UserError(f"{path}: column {column} has type {kind}, expected {expected} a row")
+        hint = f"; {IDS_OF_TEXT}" if integer and kind in (pa.string(), pa.large_string(), pa.string_view()) else ""
+        raise UserError(f"{path}: column {column} has type {kind}, expected {expected} a row{hint}")
     if array.null_count and fill_na is None:
         nulls = array.is_null().to_numpy(zero_copy_only=False)
         raise RowError(path, column, "is empty (null)", "a value", nulls, first_row)

@@ -279,6 +279,19 @@ def test_raw_data_are_referred_to_build_dataset(config, tmp_path, dataset_id, ch
         load_dataset_config(tmp_path, dataset_id)
 
 
+def test_text_where_ids_belong_is_referred_to_build_dataset(config, columns, tmp_path):
+    table = pq.read_table(load_dataset_config(config, "tiny_parquet")["train_data"])
+    text = pa.array([f"p{value}" for value in columns["train"]["pid"]])
+    path = tmp_path / "train.parquet"
+    pq.write_table(table.set_column(table.schema.get_field_index("pid"), "pid", text), path)
+    feature_map = build_feature_map(load_params(config, "FiBiNET_tiny", model_zoo))
+    message = (
+        f"{path}: column pid has type string, expected an integer a row; build_dataset.py makes ids of text: python"
+    )
+    with pytest.raises(UserError, match=message):
+        MMCTRDataLoader(feature_map, str(path))
+
+
 def test_without_a_feature_map_features_must_be_named(config, tmp_path):
     text = (config / "dataset_config.yaml").read_text()
     (tmp_path / "dataset_config.yaml").write_text(text.replace("tiny_npz:", "other:"))
