@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from mm_fibinet import schema
+from mm_fibinet import schema, user_info
 from mm_fibinet.errors import EXIT_USER_ERROR, UserError, explain_os_error, printable, run_cli
-from mm_fibinet.feature_map import USER_ID, build_feature_map, label_names
+from mm_fibinet.feature_map import build_feature_map, label_names
 from mm_fibinet.files import walk
 from mm_fibinet.options import add_check_arguments, require_one_subject
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
+from mm_fibinet.user_info import USER_ID, Users
 
 LEVEL_SIZE = 11  # likes_level and views_level are 0..10
 SPLITS = {"train_data": "train.parquet", "valid_data": "valid.parquet", "test_data": "test.parquet"}
 ITEM_INFO = "item_info.parquet"
 ITEM_FEATURE = "item_feature.parquet"
+USER_INFO = "user_info.parquet"
 IMAGES = "item_images"
 SHOWN = 20  # problems of a file
 
@@ -101,6 +104,8 @@ def check_folder(folder: str | Path) -> list[Row]:
     folder = _splits_folder(Path(folder))
     params: dict = {key: folder / name for key, name in {**SPLITS, "item_info": ITEM_INFO}.items()}
     params["item_feature"] = _beside(folder, ITEM_FEATURE)
+    has_users = exists(folder / USER_INFO) and schema.ITEM_SEQ not in _column_names(params)
+    params["user_info"] = folder / USER_INFO if has_users else None
     params.update(dataset_id=folder.name, folder=folder)
     params["feature_cols"] = _usual_columns(params)
     params["group_id"] = _usual_group(params)
@@ -115,9 +120,10 @@ def check_dataset(params: dict) -> list[Row]:
             names must be there, unless it came about from a `folder`.
     """
     problems = Problems()
-    required = [] if "folder" in params else [key for key in (*SPLITS, "item_info") if params.get(key)]
+    required = [] if "folder" in params else [key for key in (*SPLITS, "item_info", "user_info") if params.get(key)]
     rows = {}
-    for key, name in {"item_info": ITEM_INFO, **SPLITS, "item_feature": ITEM_FEATURE}.items():
+    of_users = {"user_info": USER_INFO} if params.get("user_info") else {}
+    for key, name in {"item_info": ITEM_INFO, **of_users, **SPLITS, "item_feature": ITEM_FEATURE}.items():
         path = params.get(key)
         rows[key] = Row(name if path is None or "folder" in params else str(path), path)
         rows[key].absent = path is None or (key not in required and not _is_there(path, problems))
@@ -135,10 +141,13 @@ def check_dataset(params: dict) -> list[Row]:
         with problems.noted():
             num_items = open_parquet(params["item_info"]).num_rows
             rows["item_info"].content = _check_items(params, features, rows, problems)
+    users = None
+    if "user_info" in rows and not rows["user_info"].absent:
+        rows["user_info"].content, users = _check_users(params["user_info"], features, num_items, problems)
     for key in SPLITS:
         if not rows[key].absent:
             with problems.noted():
-                rows[key].content = _check_split(key, params, features, num_items, problems)
+                rows[key].content = _check_split(key, params, features, num_items, users, problems)
     if not rows["item_feature"].absent:
         with problems.noted():
             rows["item_feature"].content = _describe_item_feature(params["item_feature"])
@@ -168,7 +177,27 @@ def _check_items(params: dict, features: dict[str, dict], rows: dict[str, Row], 
     return f"{opened.num_rows:,} items: {', '.join(shown)}"
 
 
-def _check_split(key: str, params: dict, features: dict[str, dict], num_items: int | None, problems: Problems) -> str:
+def _check_users(
+    path: str | Path, features: dict[str, dict], num_items: int | None, problems: Problems
+) -> tuple[str, Users]:
+    """The users as training reads them; returns what user_info has, and what the splits are checked against."""
+    lengths, own = None, {name: spec for name, spec in features.items() if spec.get("source") == "user"}
+    with problems.noted():
+        own = user_info.user_features(path, features)
+        slices = [users.lengths for users in user_info.user_slices(path, own, num_items, problems.noted)]
+        lengths = np.concatenate(slices)
+    content = ""
+    if lengths is not None and lengths.max() < user_info.UNKNOWN_LENGTH:
+        content = (
+            f"{len(lengths):,} users: histories of {lengths.min()} to {lengths.max()}, {lengths.mean():.1f} on average"
+        )
+        content += "".join(f", {name}" for name in own)
+    return content, Users(lengths, frozenset(own))
+
+
+def _check_split(
+    key: str, params: dict, features: dict[str, dict], num_items: int | None, users: Users | None, problems: Problems
+) -> str:
     """One split as training or prediction reads it; returns what it has."""
     path, is_test = params[key], key == "test_data"
     opened = open_parquet(path)
@@ -179,9 +208,14 @@ def _check_split(key: str, params: dict, features: dict[str, dict], num_items: i
             schema.read_test_ids(path)
         labels = []
         group = group if group in present else None
-    columns = schema.split_columns(features, labels, num_items, group)
+    if users:
+        columns = user_info.row_columns(path, features, labels, num_items, group, users)
+        slices = user_info.checked_rows(path, columns, users, problems.noted)
+    else:
+        columns = schema.split_columns(features, labels, num_items, group)
+        slices = schema.checked_slices(path, columns, problems.noted)
     width, positives, complete = None, 0.0, bool(labels)
-    for _, blocks in schema.checked_slices(path, columns, problems.noted):
+    for _, blocks in slices:
         width = blocks[schema.ITEM_SEQ].shape[1] if schema.ITEM_SEQ in blocks else width
         complete = complete and labels[0] in blocks
         positives += blocks[labels[0]].sum() if complete else 0

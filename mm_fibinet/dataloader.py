@@ -14,7 +14,6 @@ million rows of 64 history items take 1 GB. On a CPU, batches come faster after
 import math
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +26,12 @@ from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
 from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.split import Split, in_a_file, in_memory, read_once_a_machine, read_split
+from mm_fibinet.split import PointingSplit, Split, read_split
+from mm_fibinet.storage import STORAGES, choose_storage, read_stored
+from mm_fibinet.user_info import HISTORY_END
+from mm_fibinet.user_table import UserTable, read_user_table, user_table_bytes
 
 BATCH_FORMATS = ("triple", "indices")
-STORAGES = ("auto", "device", "memory", "memmap")
-MEMORY_SHARE = 0.5  # a split may take this share of the free memory of the place it is kept in
 
 
 class IndexBatch(NamedTuple):
@@ -71,6 +71,8 @@ class MMCTRDataLoader:
             goes with the one before it: batch norm needs two.
         shuffle: a new seeded permutation every epoch.
         item_info: item_info.parquet, or an ItemTable made before (shared by the splits).
+        user_info: user_info.parquet, where the users' histories are there and not in the rows; or another loader's
+            `users` (shared by the splits).
         max_len: history positions used, the last ones.
         batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`.
         gpu: the device the batches are on, -1 = CPU, as FuxiCTR.
@@ -104,6 +106,7 @@ class MMCTRDataLoader:
         history_levels: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        user_info: str | UserTable | None = None,
         **kwargs,
     ):
         if batch_format not in BATCH_FORMATS:
@@ -128,6 +131,7 @@ class MMCTRDataLoader:
             features = item_side_features(feature_map.features, history_levels)
             item_info = load_item_table(item_info, features, item_feature)
         self.item_table = item_info.to(self.device)
+        self.users = self._load_users(user_info, storage)
         self.data = self._load(storage, int(max_len))
         give_back_read_buffers()
         group = feature_map.group_id
@@ -203,6 +207,16 @@ class MMCTRDataLoader:
         rows = torch.randperm(self.num_samples, generator=generator)
         return _Order(rows, rows.to(self.data.integers.device))
 
+    def _load_users(self, user_info: str | UserTable | None, storage: str) -> UserTable | None:
+        """The users, where there is a user_info, on the device if they fit there; None without."""
+        if user_info is None or isinstance(user_info, UserTable):
+            return user_info
+        features = self.feature_map.features
+        if storage == "auto":
+            storage = choose_storage(user_table_bytes(user_info, features), self.device)
+        read = partial(read_user_table, user_info, features, self.item_table.num_items)
+        return read_stored(read, storage, self.device, self.world_size > 1)
+
     def _load(self, storage: str, max_len: int) -> Split:
         group = self.feature_map.group_id
         opened = open_parquet(self.path)
@@ -210,15 +224,20 @@ class MMCTRDataLoader:
         if self.split == "test":
             labels = [label for label in labels if schema.has_labels(self.path, opened, label)]
             group = group if group in opened.schema_arrow.names else None
-        features = self.feature_map.features
+        features, users = self.feature_map.features, self.users
         if storage == "auto":
-            storage = _choose_storage(opened.num_rows * _row_bytes(features, max_len), self.device)
-        place = in_a_file if storage == "memmap" else in_memory
+            row_bytes = _row_bytes(features, max_len if users is None else 2)
+            storage = choose_storage(opened.num_rows * row_bytes, self.device)
+        if storage == "device" and users is not None and users.device != self.device:
+            storage = "memory"  # beside the users: the device would be waited for to ask them
         read = partial(read_split, self.path, features, labels, self.item_table.num_items, max_len, group)
-        split = read_once_a_machine(read, place) if self.world_size > 1 else read(place)
-        if self.device.type != "cuda" or storage == "memmap":
+        if users is not None:
+            read = partial(read, users=users.users())
+        split = read_stored(read, storage, self.device, self.world_size > 1)
+        if users is None:
             return split
-        return split.to(self.device) if storage == "device" else split.pin()
+        has_ends = HISTORY_END in opened.schema_arrow.names
+        return PointingSplit(split, users, min(max_len, users.longest), has_ends)
 
 
 class _Order(NamedTuple):
@@ -233,20 +252,3 @@ def _row_bytes(features: dict[str, dict], max_len: int) -> int:
     own = [spec for spec in features.values() if spec.get("source") != "item"]
     widths = [spec.get("max_len") or spec.get("pretrain_dim") or 1 for spec in own]
     return 4 * (max_len + 1 + sum(widths) + 2)
-
-
-def _choose_storage(needed: int, device: torch.device) -> str:
-    if device.type == "cuda" and needed < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    return "memory" if needed < MEMORY_SHARE * _free_memory() else "memmap"
-
-
-def _free_memory() -> int:
-    """Bytes of main memory that can be had without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30

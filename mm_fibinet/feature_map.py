@@ -19,8 +19,8 @@ from mm_fibinet import files, normalizer, schema
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.parquet_reader import exists, is_list, list_width, matrix, open_parquet, read_slices, scalars
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
+from mm_fibinet.user_info import USER_ID, user_features
 
-USER_ID = "user_id"
 FEATURE_TYPES = ("meta", "numeric", "categorical", "sequence", "embedding")
 MAX_TABLE_BYTES = 8 << 30  # of an embedding table whose size nobody gave but an id in the data
 SPEC_KEYS = (
@@ -34,9 +34,9 @@ def build_feature_map(params: dict, noted: schema.Noted = nullcontext) -> Featur
     """FuxiCTR's FeatureMap from the dataset config, as FeatureMap.load would leave it.
 
     A vocab_size, pretrain_dim or max_len that is not given is read from the data. A numeric feature is fitted to the
-    training split, one of the items to the rows of item_info behind the padding item; its spec holds `normalizer`,
-    `shift` and `scale` (see mm_fibinet.normalizer). item_feature is checked where there is one: its levels must fit the
-    features that they stand for.
+    training split, one of user_info to the users of that split's rows, one of the items to the rows of item_info behind
+    the padding item; its spec holds `normalizer`, `shift` and `scale` (see mm_fibinet.normalizer). item_feature is
+    checked where there is one: its levels must fit the features that they stand for.
 
     Args:
         params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta;
@@ -297,9 +297,27 @@ def _share_tables(features: dict[str, dict]) -> None:
 
 def _file_of(name: str, source: str, params: dict) -> str | Path:
     """The file that a feature's sizes and scale are read from."""
+    if _is_of_users(name, source, params):
+        return params["user_info"]
     if source != "item":
         return params["train_data"]
     return source_file(name, params["item_info"], params.get("item_feature"))
+
+
+def _is_of_users(name: str, source: str, params: dict) -> bool:
+    """Whether a feature is looked up by user_id, in user_info."""
+    return bool(user_features(params.get("user_info"), {name: {"source": source, "type": ""}}))
+
+
+def _numbers_of_users(name: str, spec: dict, params: dict) -> Iterator[np.ndarray]:
+    """A numeric feature of user_info, for the users of the training split's rows: float64 [n] each."""
+    path, rows = params["user_info"], params["train_data"]
+    slices = [schema.read_numbers(arrays[name], path, name, spec, first) for first, arrays in read_slices(path, [name])]
+    values = np.concatenate(slices)
+    for first, arrays in read_slices(rows, [USER_ID]):
+        users = scalars(arrays[USER_ID], rows, USER_ID, first)
+        schema.require_range(users, rows, USER_ID, len(values), "users in user_info", first)
+        yield values[users]
 
 
 def source_file(name: str, item_info: str | Path, item_feature: str | Path | None) -> str | Path:
@@ -311,6 +329,9 @@ def source_file(name: str, item_info: str | Path, item_feature: str | Path | Non
 
 def _training_numbers(name: str, spec: dict, params: dict) -> Iterator[np.ndarray]:
     """A numeric feature's values of the training split, or of the items without the padding item: float64 [n] each."""
+    if _is_of_users(name, spec["source"], params):
+        yield from _numbers_of_users(name, spec, params)
+        return
     path = _file_of(name, spec["source"], params)
     of_items = spec["source"] == "item"
     for first, arrays in read_slices(path, [name, schema.ITEM_ID] if of_items else [name]):
@@ -325,7 +346,9 @@ def _vocab_size(column: dict, spec: dict, params: dict) -> int:
     name = column["name"]
     if name == schema.ITEM_ID:
         return open_parquet(params["item_info"]).num_rows
-    if spec["source"] == "item":
+    if name == USER_ID and params.get("user_info"):
+        return open_parquet(params["user_info"]).num_rows
+    if spec["source"] == "item" or _is_of_users(name, spec["source"], params):
         paths = [_file_of(name, spec["source"], params)]
     else:
         paths = [params[key] for key in ("train_data", "valid_data", "test_data") if params.get(key)]

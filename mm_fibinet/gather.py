@@ -10,6 +10,7 @@ Values on another device, and those under `torch.compile` or autograd, are torch
 
 import functools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 BYTES_A_PART = 4 << 20  # about half a millisecond of copying
 MOST_THREADS = 8  # more wait for memory, not for cores
+RUN = 32  # numbers that `take_tails` copies at once
 SHARED_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)  # with numpy, among those that tables have
 
 
@@ -56,6 +58,43 @@ def take_rows(values: Tensor, index: Tensor, out: Tensor | None = None) -> Tenso
     return out
 
 
+def take_rows_for(values: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """`take_rows`, to where a copy to a device is not waited for."""
+    return take_rows(values, index, out=_empty_for(len(index), values.shape[1:], values, device))
+
+
+def take_tails(values: Tensor, starts: Tensor, stops: Tensor, width: int, device: torch.device) -> Tensor:
+    """The last numbers of some parts of a long row, behind zeros, to where a copy to a device is not waited for.
+
+    A look-up of each number takes several times as long as a copy of as many. So runs of RUN numbers are copied, from
+    wherever a part ends; before its start there are zeros to copy, which makes a mask needless.
+
+    Args:
+        values: [T]; before each start there are RUN zeros.
+        starts, stops: int64 [M], where each part begins, and the place after its last number.
+        width: how many numbers are wanted.
+
+    Returns:
+        [M, W], W at least `width`: the numbers of the part that ends at the row's end, zeros before it.
+
+    Raises:
+        IndexError: a part is not within the values.
+    """
+    runs = -(-width // RUN)
+    if not _is_plain(values):
+        back = torch.arange(runs * RUN, 0, -1, device=values.device)
+        return values[torch.maximum(stops.unsqueeze(1) - back, starts.unsqueeze(1) - 1)]
+    source, first, last = values.numpy(), starts.numpy(), stops.numpy()
+    if first.size and not (first.min() >= RUN and last.max() <= len(source)):
+        raise IndexError(f"parts from {first.min()} to {last.max()}, expected {RUN} to {len(source)}")
+    places = np.ndarray((len(source) - RUN + 1,), f"V{RUN * source.itemsize}", source, strides=source.strides)
+    index = last[:, None] - np.arange(runs, 0, -1) * RUN
+    taken = places[np.maximum(index, first[:, None] - RUN, out=index)].view(source.dtype)
+    if device.type != "cuda":
+        return torch.from_numpy(taken)
+    return _empty_for(len(taken), taken.shape[1:], values, device).copy_(torch.from_numpy(taken))
+
+
 def flat_index(index: Tensor) -> Tensor:
     """An index of any shape as [M], for `take_rows`; positions are a part of wider rows, which makes it a copy."""
     return torch.from_numpy(index.numpy().reshape(-1)) if _is_plain(index) else index.reshape(-1)
@@ -64,6 +103,12 @@ def flat_index(index: Tensor) -> Tensor:
 def real_positions(index: Tensor) -> Tensor:
     """float32 of the index's shape, 1 where it is not 0, the padding."""
     return torch.from_numpy((index.numpy() > 0).astype(np.float32)) if _is_plain(index) else (index > 0).float()
+
+
+def _empty_for(rows: int, shape: Sequence[int], values: Tensor, device: torch.device) -> Tensor:
+    """A tensor [rows, *shape] where `values` are, page-locked where a copy to the device is then not waited for."""
+    pinned = device.type == "cuda" and values.device.type == "cpu"
+    return torch.empty(rows, *shape, dtype=values.dtype, device=values.device, pin_memory=pinned)
 
 
 def _is_plain(values: Tensor) -> bool:

@@ -82,6 +82,20 @@ class ParquetData:
         if done != self.num_rows:
             raise UserError(f"{self.path}: has {done} rows, its footer says {self.num_rows}; copy or build it again")
 
+    def num_values(self, column: str) -> int:
+        """The numbers in a column of lists, by the footers; a list without any counts as one."""
+        count = 0
+        try:
+            for part in self.parts:
+                with _open_file(part) as opened:
+                    groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
+                for group in groups:
+                    leaves = [group.column(i) for i in range(group.num_columns)]
+                    count += sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == column)
+        except DAMAGED as error:
+            raise UserError(f"{self.path}: cannot be read ({_first_line(error)}); copy or build it again") from error
+        return count
+
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows as one table, the columns' order and types as in the file."""
         tables = []
@@ -173,16 +187,18 @@ def require_columns(path: str | Path, opened: ParquetData, columns: list[str]) -
             raise UserError(f"{path}: column {column} is missing, found {', '.join(present)}")
 
 
-def read_slices(path: str | Path, columns: list[str]) -> Iterator[tuple[int, dict[str, pa.Array]]]:
+def read_slices(
+    path: str | Path, columns: list[str], rows: int = SLICE_ROWS
+) -> Iterator[tuple[int, dict[str, pa.Array]]]:
     """Read `columns` slice by slice.
 
     Yields:
-        (first row of the slice, {column: arrow array}), at most SLICE_ROWS rows at a time.
+        (first row of the slice, {column: arrow array}), at most `rows` rows at a time.
     """
     opened = open_parquet(path)
     require_columns(path, opened, columns)
     first_row = 0
-    for batch in opened.iter_batches(columns):
+    for batch in opened.iter_batches(columns, rows):
         yield first_row, {name: batch.column(name) for name in columns}
         first_row += batch.num_rows
 
@@ -262,6 +278,42 @@ def matrix(
     Returns:
         [n, width] in the file's own number type.
     """
+    values, lengths = _flat_lists(array, path, column, first_row, integer)
+    if len(lengths) == 0:
+        return np.zeros((0, width or 0), dtype=np.int64 if integer else np.float32)
+    width = int(lengths[0]) if width is None else width
+    wrong = lengths != width
+    if wrong.any():
+        expected = f"{width}; all rows need the same length (pad histories with zeros in front)"
+        raise RowError(path, column, f"has {int(lengths[wrong.argmax()])} values", expected, wrong, first_row)
+    if values.null_count:
+        nulls = values.is_null().to_numpy(zero_copy_only=False).reshape(len(lengths), width).any(axis=1)
+        raise RowError(path, column, "has a null", f"{width} numbers", nulls, first_row)
+    return values.to_numpy(zero_copy_only=False).reshape(len(lengths), width)
+
+
+def list_values(array: pa.Array, path: str | Path, column: str, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One list of integers a row, of any lengths.
+
+    Returns:
+        all values, one list's after the other's, [T] in the file's own number type; the lengths, int64 [n].
+    """
+    values, lengths = _flat_lists(array, path, column, first_row, integer=True)
+    if values.null_count:
+        nulls = values.is_null().to_numpy(zero_copy_only=False)
+        raise RowError(path, column, "has a null", "integers", lists_with(nulls, lengths), first_row)
+    return values.to_numpy(zero_copy_only=False), lengths
+
+
+def lists_with(marked: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Which of n lists have a marked value: bool [T], lengths int [n], to bool [n]."""
+    return np.bincount(np.repeat(np.arange(len(lengths)), lengths)[marked], minlength=len(lengths)) > 0
+
+
+def _flat_lists(
+    array: pa.Array, path: str | Path, column: str, first_row: int, integer: bool
+) -> tuple[pa.Array, np.ndarray]:
+    """The values of lists without nulls among the lists, and the lists' lengths, int64 [n]."""
     array = _plain(array)
     kind = array.type
     if not is_list(kind):
@@ -273,22 +325,11 @@ def matrix(
     if array.null_count:
         nulls = array.is_null().to_numpy(zero_copy_only=False)
         raise RowError(path, column, "is empty (null)", "a list", nulls, first_row)
-    if len(array) == 0:
-        return np.zeros((0, width or 0), dtype=np.int64 if integer else np.float32)
     if pa.types.is_fixed_size_list(kind):
         lengths = np.full(len(array), kind.list_size)
     else:
-        lengths = np.diff(array.offsets.to_numpy(zero_copy_only=False))
-    values = _plain(array.flatten())
-    width = int(lengths[0]) if width is None else width
-    wrong = lengths != width
-    if wrong.any():
-        expected = f"{width}; all rows need the same length (pad histories with zeros in front)"
-        raise RowError(path, column, f"has {int(lengths[wrong.argmax()])} values", expected, wrong, first_row)
-    if values.null_count:
-        nulls = values.is_null().to_numpy(zero_copy_only=False).reshape(len(array), width).any(axis=1)
-        raise RowError(path, column, "has a null", f"{width} numbers", nulls, first_row)
-    return values.to_numpy(zero_copy_only=False).reshape(len(array), width)
+        lengths = np.diff(array.offsets.to_numpy(zero_copy_only=False)).astype(np.int64)
+    return _plain(array.flatten()), lengths
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -188,8 +188,8 @@ def refuse_other_settings(trained: dict, given: dict, where: str) -> None:
 
 
 def refuse_other_items(manifest: dict, params: dict, where: str) -> None:
-    """A `UserError` when item_info or item_feature are not byte for byte those that the run was trained on."""
-    keys = ("item_info", "item_feature")
+    """A `UserError` when items or users are not byte for byte those that the run was trained on."""
+    keys = ("item_info", "item_feature", "user_info")
     found = distributed.once_a_machine(lambda: data_fingerprint({key: params.get(key) for key in keys}))
     for key in keys:
         before, now = manifest["data"].get(key), found.get(key)

@@ -38,6 +38,7 @@ LEVELS = ("likes_level", "views_level")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of ITEM_ID.jpg, an item's cover
 ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")  # of covers, beside .zip
 INT32 = (2**31, "the int32 range")  # ids are kept as int32
+NOT_IN_BATCHES = ("history", "target", "user", "end")  # roles of columns that say which items a row has
 
 Noted = Callable[[], AbstractContextManager]
 

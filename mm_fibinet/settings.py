@@ -23,7 +23,7 @@ __all__ = [
     "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
 
-DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_feature")
+DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_feature", "user_info")
 DEFAULTS = {
     name: RunSettings.model_fields[name].default
     for name in ("seed", "batch_size", "epochs", "max_len", "shuffle", "group_id")

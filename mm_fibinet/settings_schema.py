@@ -199,6 +199,7 @@ class DatasetEntry(Strict):
     test_data: OptionalPath = None
     item_info: types.Path
     item_feature: OptionalPath = None
+    user_info: OptionalPath = None
     feature_cols: Annotated[list[AnyFeature], Field(min_length=1, max_length=10_000, description="a list of features")]
     label_col: Annotated[
         list[Label], BeforeValidator(_as_list), Field(min_length=1, max_length=1, description="one label column")

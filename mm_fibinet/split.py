@@ -1,30 +1,31 @@
 """A split as tensors: one int32 matrix [N, L + 1 + C] (history, target item, then the other integer columns).
 
 Rows become tensors once; a batch is then a gather of rows of that matrix, and of a float matrix where numbers are
-features of the row. Where the matrices live, and in which order rows come, is the loader's.
+features of the row. Where histories are in user_info the matrix is [N, 2 + C] or [N, 3 + C]: a row has the target, its
+user and perhaps where its history ends, and a batch gathers the histories from the users'. Where the matrices live, and
+in which order rows come, is the loader's.
 """
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mm_fibinet import distributed, schema
-from mm_fibinet.gather import take_rows
+from mm_fibinet import schema, user_info
+from mm_fibinet.gather import take_rows_for
 from mm_fibinet.parquet_reader import open_parquet
+from mm_fibinet.storage import Allocate, Stored, in_memory
+from mm_fibinet.user_info import Users
+from mm_fibinet.user_table import UserTable
 
 Layout = dict[str, tuple[int, int, bool]]  # {column: (first, width, is_list)}
-Allocate = Callable[[tuple[int, int], type], np.ndarray]  # (shape, type of number) to a matrix that is not yet filled
+Batch = tuple[dict[str, Tensor], Tensor]  # ({column: [B] or [B, W]}, item_index int32 [B, L + 1])
 
 
-class Split:
+class Split(Stored):
     """One split as tensors.
 
     Attributes:
@@ -32,7 +33,7 @@ class Split:
         floats: float32 [N, F], or None when no column needs it.
         layout: {column: (first, width, is_list)} within `integers`.
         float_layout: the same for `floats`.
-        history_len: L.
+        history_len: L; 0 where rows point at their users, which makes `PointingSplit` of them.
     """
 
     def __init__(self, integers: Tensor, floats: Tensor | None, layout: Layout, float_layout: Layout, history_len: int):
@@ -45,111 +46,70 @@ class Split:
     def __len__(self) -> int:
         return len(self.integers)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return self.integers.nbytes + (self.floats.nbytes if self.floats is not None else 0)
+    def tensors(self) -> dict[str, Tensor]:
+        """The matrices."""
+        return {"integers": self.integers, **({} if self.floats is None else {"floats": self.floats})}
+
+    def holding(self, tensors: dict[str, Tensor]) -> "Split":
+        """The same split in other matrices."""
+        return Split(tensors["integers"], tensors.get("floats"), self.layout, self.float_layout, self.history_len)
 
     def column(self, name: str) -> Tensor:
         """One column over all rows, [N] or [N, W]."""
         return _columns(self.integers, self.layout)[name]
 
-    def gather(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """The rows' columns.
+    def gather(self, rows: Tensor, device: torch.device) -> Batch:
+        """The rows' columns and items.
 
         Args:
             rows: int64 [B], on the device of `integers`.
-            device: where the columns shall be.
-
-        Returns:
-            ({column: [B] or [B, W]}, item_index int32 [B, L + 1]).
+            device: where the batch shall be.
         """
-        floats = None if self.floats is None else _gather(self.floats, rows, device)
-        return self._split_up(_gather(self.integers, rows, device), floats)
+        floats = None if self.floats is None else take_rows_for(self.floats, rows, device)
+        return self._batch(take_rows_for(self.integers, rows, device), floats, device)
 
-    def slice(self, start: int, stop: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """`gather` of rows start .. stop - 1, without a copy where they are there already."""
-        floats = None if self.floats is None else self.floats[start:stop].to(device, non_blocking=True)
-        return self._split_up(self.integers[start:stop].to(device, non_blocking=True), floats)
+    def slice(self, start: int, stop: int, device: torch.device) -> Batch:
+        """`gather` of rows start .. stop - 1, without a copy of what is there already."""
+        floats = None if self.floats is None else self.floats[start:stop]
+        return self._batch(self.integers[start:stop], floats, device)
 
-    def _split_up(self, integers: Tensor, floats: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        columns = _columns(integers, self.layout)
+    def _batch(self, integers: Tensor, floats: Tensor | None, device: torch.device) -> Batch:
+        """The batch, on its device, of rows that are where the split is."""
+        there = integers.to(device, non_blocking=True)
+        columns = _columns(there, self.layout)
         if floats is not None:
-            columns.update(_columns(floats, self.float_layout))
-        return columns, integers[:, : self.history_len + 1]
+            columns.update(_columns(floats.to(device, non_blocking=True), self.float_layout))
+        return self._with_items(columns, integers, there)
 
-    def to(self, device: torch.device) -> "Split":
-        """The same split on another device."""
-        floats = self.floats.to(device) if self.floats is not None else None
-        return Split(self.integers.to(device), floats, self.layout, self.float_layout, self.history_len)
-
-    def pin(self) -> "Split":
-        """The same split in page-locked memory, from which a GPU copies while it computes."""
-        floats = self.floats.pin_memory() if self.floats is not None else None
-        return Split(self.integers.pin_memory(), floats, self.layout, self.float_layout, self.history_len)
+    def _with_items(self, columns: dict[str, Tensor], here: Tensor, there: Tensor) -> Batch:
+        """The batch of its columns, and of its integers where the split is and where the batch shall be."""
+        return columns, there[:, : self.history_len + 1]
 
 
-def in_memory(shape: tuple[int, int], dtype: type) -> np.ndarray:
-    """A matrix in main memory."""
-    return np.empty(shape, dtype=dtype)
-
-
-def in_a_file(shape: tuple[int, int], dtype: type) -> np.ndarray:
-    """A matrix in an unnamed file of the temporary folder, freed with the process."""
-    with _unnamed_file() as opened:
-        return np.memmap(opened, dtype=dtype, mode="w+", shape=shape)
-
-
-def _unnamed_file() -> IO:
-    return tempfile.TemporaryFile(prefix="mm-fibinet-")
-
-
-def read_once_a_machine(read: Callable[[Allocate], Split], allocate: Allocate) -> Split:
-    """A split that the first process of a machine reads and checks, and its others see in the same memory.
-
-    A rank needs all rows of a split: its share of a shuffled batch is of any of them. So what can be saved is not rows
-    but copies, and the time in which each process would make its own.
+class PointingSplit(Split):
+    """A split whose rows say whose history is theirs, and how much of it.
 
     Args:
-        read: makes the split of matrices from an `Allocate`; called once a machine, on Linux.
-        allocate: `in_memory` or `in_a_file`: of what kind the shared memory is, and where each process keeps a split of
-            its own, alone or on a system where none can open another's memory.
-
-    Raises:
-        UserError: of `read`, on all ranks.
+        rows: its integers begin with the target, the user and, with `has_ends`, the end of the history.
+        users: on the device of the split, or of its batches.
+        history_len: L, positions of a history.
+        has_ends: the rows say how many of the user's items came before them; else all did.
     """
-    if distributed.current().size == 1 or not hasattr(os, "memfd_create") or not Path("/proc/self/fd").exists():
-        return read(allocate)
-    own: list[Split] = []
-    paths: list[str] = []
-    with contextlib.ExitStack() as files:
 
-        def shareable(shape: tuple[int, int], dtype: type) -> np.ndarray:
-            file = _unnamed_file() if allocate is in_a_file else os.fdopen(os.memfd_create("mm-fibinet"), "r+b")
-            paths.append(f"/proc/{os.getpid()}/fd/{files.enter_context(file).fileno()}")
-            return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+    def __init__(self, rows: Split, users: UserTable, history_len: int, has_ends: bool):
+        super().__init__(rows.integers, rows.floats, rows.layout, rows.float_layout, history_len)
+        self.users = users
+        self.has_ends = has_ends
 
-        def describe() -> tuple:
-            split = read(shareable)
-            own.append(split)
-            shapes = [tuple(values.shape) for values in (split.integers, split.floats) if values is not None]
-            return list(zip(paths, shapes, strict=True)), (split.layout, split.float_layout, split.history_len)
+    def holding(self, tensors: dict[str, Tensor]) -> "PointingSplit":
+        """The same split in other matrices."""
+        return PointingSplit(super().holding(tensors), self.users, self.history_len, self.has_ends)
 
-        places, layouts = distributed.once_a_machine(describe)
-        if not own:
-            try:
-                own.append(_mapped(places, layouts))
-            except OSError:  # a container may keep its processes apart
-                own.append(read(allocate))
-        distributed.barrier()  # until all have opened the files, which have no name to be opened by later
-    return own[0]
-
-
-def _mapped(places: list[tuple[str, tuple[int, int]]], layouts: tuple) -> Split:
-    """The split whose matrices, integers and then floats, another process has at these paths."""
-    types = zip(places, (np.int32, np.float32), strict=False)
-    matrices = [torch.from_numpy(np.memmap(path, dtype, "r+", shape=shape)) for (path, shape), dtype in types]
-    return Split(*(matrices if len(matrices) == 2 else [*matrices, None]), *layouts)
+    def _with_items(self, columns: dict[str, Tensor], here: Tensor, there: Tensor) -> Batch:
+        pointers = there if self.users.device == there.device else here
+        user, end = pointers[:, 1], pointers[:, 2] if self.has_ends else None
+        columns.update(self.users.rows(user, there.device))
+        return columns, self.users.item_index(pointers[:, 0], user, end, self.history_len, there.device)
 
 
 def read_split(
@@ -160,39 +120,50 @@ def read_split(
     max_len: int,
     group: str | None = None,
     allocate: Allocate = in_memory,
+    users: Users | None = None,
 ) -> Split:
     """Read and check one split.
 
     Args:
         path: a parquet file or folder of the contract.
-        features: FuxiCTR feature specs by name; the item-side ones are not read here.
+        features: FuxiCTR feature specs by name; the items' and the users' are not read here.
         labels: label columns, 0 or 1; empty for a test split.
         num_items: rows of the item table; history and target ids must be below it.
         max_len: the last max_len positions of the history are kept.
         group: the group id of gAUC. Ids beyond int32 become 0, 1, 2, ... in their order: they tell rows apart, no more.
         allocate: where the matrices are kept.
+        users: who the rows point at, where the histories are in user_info.
 
     Raises:
         UserError: names the file, the column and the row of the first value that breaks the contract.
     """
     num_rows = open_parquet(path).num_rows
-    columns = schema.split_columns(features, labels, num_items, group)
+    if users:
+        columns = user_info.row_columns(path, features, labels, num_items, group, users)
+        slices = user_info.checked_rows(path, columns, users)
+    else:
+        columns = schema.split_columns(features, labels, num_items, group)
+        slices = _with_short_history(schema.checked_slices(path, columns), max_len)
     numbers = [column.name for column in columns if schema.is_number(column)]
-    integers = [column.name for column in columns if column.name not in numbers]
     wide = [column.name for column in columns if column.role == "group"]  # may hold more than int32 does
     groups = {name: np.empty(num_rows, dtype=np.int64) for name in wide}
-    slices = _with_short_history(schema.checked_slices(path, columns), max_len)
     head = next(slices)  # a file without rows has been refused
-    split, layout = _empty_split(num_rows, head[1], integers, numbers, group, allocate)
+    integers = {column.name: head[1][column.name] for column in columns if column.name not in numbers}
+    whole, width = _layout(integers)
+    float_layout, float_width = _layout({name: head[1][name] for name in numbers})
+    matrix = torch.from_numpy(allocate((num_rows, width), np.int32))
+    floats = torch.from_numpy(allocate((num_rows, float_width), np.float32)) if float_width else None
     for first, blocks in chain([head], slices):
         for name, values in groups.items():
             values[first : first + len(blocks[name])] = blocks[name]
-        _fill(split.integers, blocks, layout, first)
-        if split.floats is not None:
-            _fill(split.floats, blocks, split.float_layout, first)
+        _fill(matrix, blocks, whole, first)
+        if floats is not None:
+            _fill(floats, blocks, float_layout, first)
     for name, values in groups.items():
-        split.integers.numpy()[:, layout[name][0]] = _codes(values)
-    return split
+        matrix.numpy()[:, whole[name][0]] = _codes(values)
+    hidden = {column.name for column in columns if column.role in schema.NOT_IN_BATCHES and not column.spec} - {group}
+    layout = {name: place for name, place in whole.items() if name not in hidden}
+    return Split(matrix, floats, layout, float_layout, integers[schema.ITEM_SEQ].shape[1] if not users else 0)
 
 
 def _with_short_history(
@@ -211,24 +182,6 @@ def _codes(groups: np.ndarray) -> np.ndarray:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _empty_split(
-    rows: int,
-    blocks: dict[str, np.ndarray],
-    integers: list[str],
-    numbers: list[str],
-    group: str | None,
-    allocate: Allocate,
-) -> tuple[Split, Layout]:
-    """A split whose matrices fit these columns, not yet filled, and the layout of all its integers."""
-    whole, width = _layout({name: blocks[name] for name in integers})
-    float_layout, float_width = _layout({name: blocks[name] for name in numbers})
-    matrix = torch.from_numpy(allocate((rows, width), np.int32))
-    floats = torch.from_numpy(allocate((rows, float_width), np.float32)) if float_width else None
-    items = {schema.ITEM_SEQ, schema.ITEM_ID} - {group}
-    layout = {name: place for name, place in whole.items() if name not in items}
-    return Split(matrix, floats, layout, float_layout, blocks[schema.ITEM_SEQ].shape[1]), whole
-
-
 def _layout(blocks: dict[str, np.ndarray]) -> tuple[Layout, int]:
     """The columns' places in the matrix, and the matrix's width."""
     layout, first = {}, 0
@@ -243,14 +196,6 @@ def _fill(target: Tensor, blocks: dict[str, np.ndarray], layout: Layout, first: 
     for name, (start, width, _) in layout.items():
         block = blocks[name]
         target.numpy()[first : first + len(block), start : start + width] = block.reshape(len(block), width)
-
-
-def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Rows of a matrix on a device; to another one through page-locked memory, so that the copy is not waited for."""
-    if values.device == device:
-        return take_rows(values, rows)
-    here = torch.empty(len(rows), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
-    return take_rows(values, rows, out=here).to(device, non_blocking=True)
 
 
 def _columns(values: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import two_ranks
 from conftest import ROOT, make_dataset
+from user_data import make_forms
 
 from mm_fibinet import table_optimizer
 
@@ -145,6 +146,7 @@ def results(tmp_path_factory):
     """What each of two ranks, and one process alone, made of the cases of two_ranks.py: (config, folder, [by rank])."""
     folder = tmp_path_factory.mktemp("two_ranks")
     config = make_dataset(folder, rows=610)
+    make_forms(folder / "forms")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WORLD_SIZE": "2"}
     environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     command = [sys.executable, ROOT / "tests" / "two_ranks.py", config, folder]
@@ -206,3 +208,15 @@ def test_a_machine_reads_a_split_once_and_its_ranks_share_the_memory(results, tm
     for each in (0, 1):
         assert [rank["shared"][each][:2] for rank in ranks] == [(1, 78), (0, 77)]
     assert [rank["apart"][:2] for rank in ranks] == [(1, expected[1, 0].item()), (1, expected[0, 0].item())]
+
+
+def test_a_machine_reads_its_users_once_and_ranks_have_the_batches_of_the_row_form(results, tmp_path, monkeypatch):
+    _, folder, ranks = results
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", table_optimizer.MIN_ROWS)
+    rows = folder / "forms" / "rows" / "config"
+    for rank, result in enumerate(ranks):
+        loader = two_ranks.make_trainer(rows, tmp_path, shuffle=True)[1]
+        loader.rank, loader.world_size = rank, 2
+        expected = torch.cat([batch.item_index for batch in loader])
+        for note, items in result["users"]:
+            assert note == 77 + (1 - rank) and torch.equal(items, expected)

@@ -123,3 +123,27 @@ def test_a_forked_process_gathers_with_helpers_of_its_own(monkeypatch):
     finally:
         child.kill()
         child.join()
+
+
+@pytest.mark.parametrize("path", ["numpy", "torch"])
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 100])
+def test_tails_are_the_last_numbers_behind_zeros(monkeypatch, path, width):
+    """Parts of all lengths, from none to more than is wanted; each worked out by slices of a list."""
+    monkeypatch.setattr(gather, "_is_plain", {"numpy": gather._is_plain, "torch": lambda values: False}[path])
+    parts = [torch.randint(1, 2**31 - 1, (length,), dtype=torch.int32) for length in [*range(150), 0, 200]]
+    pieces = [piece for part in parts for piece in (torch.zeros(gather.RUN, dtype=torch.int32), part)]
+    ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)
+    starts, stops = ends[0::2], ends[1::2]
+    tails = gather.take_tails(torch.cat(pieces), starts, stops, width, torch.device("cpu"))
+    assert tails.shape[1] >= width and tails.dtype == torch.int32
+    for row, part in zip(tails[:, -width:].tolist(), parts, strict=True):
+        tail = part.tolist()[-width:]
+        assert row == [0] * (width - len(tail)) + tail
+    assert len(gather.take_tails(torch.cat(pieces), starts[:0], stops[:0], width, torch.device("cpu"))) == 0
+
+
+@pytest.mark.parametrize(("start", "stop"), [(31, 40), (32, 101)])
+def test_a_part_beyond_the_values_is_refused(start, stop):
+    starts, stops = torch.tensor([32, start]), torch.tensor([40, stop])
+    with pytest.raises(IndexError, match=f"parts from {start} to {stop}, expected 32 to 100"):
+        gather.take_tails(torch.zeros(100, dtype=torch.int32), starts, stops, 7, torch.device("cpu"))

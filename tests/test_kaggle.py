@@ -40,7 +40,7 @@ def read_by_training(data, expid=None):
     arguments.train(parser, ROOT / "config")
     args = parser.parse_args(["--expid", expid or data.expids[0], *data.train_arguments])
     params = settings.load_params(args.config, args.expid, model_zoo, args.set, args.data_root)
-    return {key: Path(params[key]) for key in settings.DATA_FILES}
+    return {key: Path(params[key]) for key in settings.DATA_FILES if params.get(key)}
 
 
 @pytest.mark.parametrize(

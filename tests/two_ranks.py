@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fuxictr.pytorch.torch_utils import seed_everything
 
 import model_zoo
-from mm_fibinet import dataloader, distributed, split, table_optimizer
+from mm_fibinet import dataloader, distributed, storage, table_optimizer
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -112,14 +112,14 @@ def stop_and_resume(config, folder):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-def no_access(places, layouts):
+def no_access(places, described):
     """As where a container keeps its processes apart."""
-    raise PermissionError(13, "permission denied", places[0][0])
+    raise PermissionError(13, "permission denied", places["integers"])
 
 
 def shared_memory(config, folder, **settings):
     """(reads of the split here, the other rank's note in this rank's matrix, what the split holds)."""
-    reads, plain = [0], split.read_split
+    reads, plain = [0], dataloader.read_split
 
     def counted(*arguments):
         reads[0] += 1
@@ -133,6 +133,17 @@ def shared_memory(config, folder, **settings):
     loader.data.integers[distributed.current().rank, 0] = 77 + distributed.current().rank
     distributed.barrier()
     return reads[0], loader.data.integers[1 - distributed.current().rank, 0].item(), rows
+
+
+def shared_users(config, folder, **settings):
+    """(the other rank's note in this rank's users, the items of this rank's share of an epoch)."""
+    loader = make_trainer(config, folder, shuffle=True, **settings)[1]
+    items = torch.cat([batch.item_index for batch in loader])
+    rank = distributed.current().rank
+    distributed.barrier()
+    loader.users.sequences[rank] = 77 + rank
+    distributed.barrier()
+    return loader.users.sequences[1 - rank].item(), items
 
 
 def error_of(compute):
@@ -159,8 +170,10 @@ def main(config, folder):
         error_of(lambda: distributed.once_a_machine(missing_file)),
     )
 
-    results["shared"] = [shared_memory(config, folder, storage=storage) for storage in ("memory", "memmap")]
-    split._mapped = no_access
+    results["shared"] = [shared_memory(config, folder, storage=kind) for kind in ("memory", "memmap")]
+    forms = folder / "forms" / "users" / "config"
+    results["users"] = [shared_users(forms, folder / "users", storage=kind) for kind in ("memory", "memmap")]
+    storage._mapped = no_access
     results["apart"] = shared_memory(config, folder)
 
     def unused():

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
     num_rows = len(schema.read_test_ids(test))
-    read = [test, *part_files(test), params["item_info"], params.get("item_feature"), weights]
+    tables = [params["item_info"], params.get("item_feature"), params.get("user_info")]
+    read = [test, *part_files(test), *tables, weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
 
     if gpu < 0:

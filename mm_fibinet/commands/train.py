@@ -79,7 +79,7 @@ def run_experiment(
     loader_params = {**params, "item_info": table, "batch_format": params.get("batch_format", "indices")}
     loader_params.update(rank=world.rank, world_size=world.size)
     train_data = MMCTRDataLoader(feature_map, params["train_data"], split="train", **loader_params)
-    loader_params["shuffle"] = False
+    loader_params.update(shuffle=False, user_info=train_data.users)
     valid_data = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", **loader_params)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     settings.check_reachable(params, len(train_data))
