@@ -112,6 +112,7 @@ RECIPE_OPTIONS: dict[str, tuple[str, str, str]] = {
     "title": ("the catalogue", "text", "column"),
     "tags": ("the catalogue", "list", "columns of lists, or of texts that a separator cuts"),
     "tag_separator": ("the catalogue", "text", "(default: |)"),
+    "tag_flags": ("the catalogue", "list", "columns of 0 and 1 whose names are the tags"),
     "max_tags": ("the catalogue", "int", "tags an item (default: 5)"),
     "description": ("the catalogue", "text", "column"),
     "item_features": ("the catalogue", "list", "further columns: texts become ids, numbers stay numbers"),
@@ -119,6 +120,9 @@ RECIPE_OPTIONS: dict[str, tuple[str, str, str]] = {
     "all_items": ("the catalogue", "flag", "keep items that do not occur in the log"),
     "images": ("the catalogue", "text", "folder or .zip of images named by the items' original ids"),
     "copy_images": ("the catalogue", "flag", "copy a folder's images instead of linking them"),
+    "embeddings": ("the catalogue", "list", "files with an item embedding that there is already"),
+    "embedding": ("the catalogue", "text", "their column of lists"),
+    "embedding_scale": ("the catalogue", "number", "what its numbers are multiplied by (default: 1)"),
     "users": ("the users", "list", "files"),
     "user_key": ("the users", "text", "column of the user (default: that of --user)"),
     "user_history": ("the users", "text", "column of a user's clicks, oldest first"),
@@ -139,6 +143,7 @@ KINDS: dict[str, dict] = {
     "list": {"nargs": "+", "metavar": "NAME"},
     "int": {"type": int, "metavar": "N"},
     "float": {"type": float, "metavar": "SHARE"},
+    "number": {"type": float, "metavar": "NUMBER"},
     "flag": {"action": "store_true", "default": None},
 }
 

@@ -99,7 +99,7 @@ def _build(recipe: Recipe, folder: Path, name: str) -> Built:
         raise explain_os_error(error, error.filename or folder) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Built(folder, name, found, writing.has_content(made, recipe))
+    return Built(folder, name, found, writing.has_content(made, recipe) and made.embedding is None)
 
 
 def _publish(done: Path, folder: Path, files: list[str]) -> None:
@@ -155,12 +155,12 @@ def _require_free(folder: Path, force: bool) -> None:
 
 def _inputs(recipe: Recipe) -> list[Path]:
     """All files and folders that are read; a `UserError` where there is none."""
-    tables = [*recipe.interactions.values(), recipe.items, recipe.users]
+    tables = [*recipe.interactions.values(), recipe.items, recipe.users, recipe.embeddings]
     found = [path for table in tables if table is not None for path in table_files(table, recipe.data_root)]
     if recipe.images is not None:
         path = Path(recipe.data_root) / recipe.images
         if not path.exists():
-            raise UserError(f"images is {path}: no such file or folder")
+            raise UserError(f"images is {path}: no such file or folder; --images none builds without")
         found.append(path)
     return found
 

@@ -53,8 +53,11 @@ def read_items(recipe: Recipe, scratch: Path) -> Catalogue | None:
     for name, column in ((TITLE, recipe.title), (DESCRIPTION, recipe.description)):
         if column is not None:
             selected.append(_joined_text(source, column).alias(name))
-    if recipe.tags:
+    if recipe.tags or recipe.tag_flags:
         parts = [columns.text_list(source, column, recipe.tag_separator) for column in recipe.tags]
+        flags = [pl.when(columns.flag(source, name) == 1).then(pl.lit(name)) for name in recipe.tag_flags]
+        if flags:
+            parts.append(pl.concat_list(flags).list.drop_nulls())
         selected.append(pl.concat_list(parts).list.unique(maintain_order=True).alias(TAGS))
     key = recipe.item_key or recipe.item
     return _read(source, key, selected, recipe.item_features, recipe.item_categorical)

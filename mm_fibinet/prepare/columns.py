@@ -57,7 +57,7 @@ def text(source: Source, column: str) -> pl.Expr:
     elif not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)):
         raise source.refuse(column, "a text or a whole number a row")
     field = field.cast(pl.String)
-    return pl.when(field != "").then(field)
+    return pl.when(~field.is_in(["", *source.table.missing])).then(field)
 
 
 def number(source: Source, column: str) -> pl.Expr:
@@ -138,5 +138,6 @@ def text_list(source: Source, column: str, separator: str) -> pl.Expr:
         parts = field.cast(pl.List(pl.String))
     else:
         parts = text(source, column).str.split(separator)
-    parts = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
+    parts = parts.list.eval(pl.element().str.strip_chars())
+    parts = parts.list.eval(pl.element().filter(~pl.element().is_in(["", *source.table.missing])))
     return parts.fill_null(pl.lit([], dtype=pl.List(pl.String)))

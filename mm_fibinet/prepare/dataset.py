@@ -13,6 +13,7 @@ import polars as pl
 from mm_fibinet.errors import UserError
 from mm_fibinet.prepare import histories, levels, log, splits
 from mm_fibinet.prepare.catalogue import TAGS, Catalogue, read_items, read_users
+from mm_fibinet.prepare.embedding import read_embedding
 from mm_fibinet.prepare.histories import Histories
 from mm_fibinet.prepare.log import CLICKED, EVENT, FEATURE, ITEM, RATING, SPLIT, TIME, USER, Log
 from mm_fibinet.prepare.negatives import NegativeSampler
@@ -57,6 +58,7 @@ class Dataset:
         splits: the rows to write.
         cold: bool [items + 1], the items that train lacks.
         catalogue, people: tables of items and users, where the recipe has them.
+        embedding: float32 [items + 1, N], where the recipe names one.
         dropped, read: see `Log`.
     """
 
@@ -71,6 +73,7 @@ class Dataset:
     cold: np.ndarray
     catalogue: Catalogue | None = None
     people: Catalogue | None = None
+    embedding: np.ndarray | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     read: int = 0
 
@@ -107,7 +110,7 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     features, vocabularies = _features(frame, train)
     made = Dataset(
         user, users, items, _histories(recipe, frame, read, people, users, items, clicked, split), features,
-        vocabularies, found, {}, counts == 0, catalogue, people, read.dropped, read.rows,
+        vocabularies, found, {}, counts == 0, catalogue, people, read_embedding(recipe, items, scratch), read.dropped, read.rows,
     )  # fmt: skip
     made.splits = _rows(recipe, frame, split, clicked, counts)
     return made

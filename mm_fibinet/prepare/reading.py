@@ -1,13 +1,15 @@
 """Tables as people have them, as polars' lazy frames: CSV, TSV, JSON lines and parquet, one file or many, compressed.
 
 A field of a CSV stays text until the recipe says what it is: an inferred type would turn the id 0108775015 into another
-one, and end the reading where row 2,000,000 has a letter. A path is taken literally. What polars says of a damaged file
-becomes one sentence with the file's name.
+one, and end the reading where row 2,000,000 has a letter. A path is taken literally; where there is no file of that name, `*`,
+`?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file becomes one sentence with the file's
+name.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import polars as pl
@@ -44,7 +46,7 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
     if table.encoding != "utf-8":
         files = [_as_utf8(path, table.encoding, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
     separator = table.separator or SEPARATORS[kind]
-    if len(separator.encode()) > 1:
+    if len(separator.encode()) > 1 or table.rest:
         return _split_lines(files, separator, table)
     names = table.columns
     frame = pl.scan_csv(
@@ -67,8 +69,7 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
 def table_files(table: Table, root: str | Path) -> list[Path]:
     """The files of a table; of a folder, those of the known kinds, in the names' order."""
     found: list[Path] = []
-    for name in table.files:
-        path = Path(root) / name
+    for path in (path for name in table.files for path in _matches(Path(root), name)):
         try:
             if path.is_dir():
                 inside = [each for each in sorted(path.iterdir()) if _suffix(each) in SUFFIXES and each.is_file()]
@@ -89,6 +90,35 @@ def table_files(table: Table, root: str | Path) -> list[Path]:
         except ValueError as error:  # a NUL character
             raise UserError(f"{path}: not a file name ({error})") from error
     return found
+
+
+def _matches(root: Path, name: str) -> list[Path]:
+    """The path of this name, or else those that it is a pattern of, in the names' order."""
+    path = root / name
+    if not any(character in name for character in "*?["):
+        return [path]
+    try:
+        if os.path.lexists(path):
+            return [path]
+        found = [Path(path.anchor) if Path(name).is_absolute() else root]
+        for part in Path(name).relative_to(Path(name).anchor).parts:
+            found = [inside for each in found for inside in _named(each, part)]
+    except OSError as error:
+        raise explain_os_error(error, error.filename or path, "read") from error
+    except ValueError:  # a NUL character; whoever opens the path says so
+        return [path]
+    if not found:
+        raise UserError(f"{path}: no file has such a name; paths are relative to data_root ({root})")
+    return found
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """What a folder has of this name, or of this pattern; hidden files only by their name."""
+    if not any(character in pattern for character in "*?["):
+        return [folder / pattern] if (folder / pattern).exists() else []
+    if not folder.is_dir():
+        return []
+    return [each for each in sorted(folder.iterdir()) if each.name[0] != "." and fnmatchcase(each.name, pattern)]
 
 
 def schema_of(frame: pl.LazyFrame, table: Table) -> pl.Schema:
@@ -157,14 +187,18 @@ def _columns_of(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
 
 
 def _split_lines(files: list[Path], separator: str, table: Table) -> pl.LazyFrame:
-    """A CSV whose separator has several characters, as `::`, which polars' reader does not take."""
+    """What polars' reader does not take: a separator of several characters, as `::`, or a last column that has any."""
     if table.columns is None:
-        raise UserError(f"{_shown(table)}: a separator of several characters needs columns, the names of all")
+        raise UserError(f"{_shown(table)}: a separator of several characters, and rest, need columns, the names of all")
     lines = pl.scan_csv(files, separator=UNUSED, has_header=False, quote_char=None, infer_schema_length=0, glob=False)
     [line] = schema_of(lines, table).names()
-    fields = pl.col(line).str.split(separator)
     missing = ["", *table.missing]
-    columns = [fields.list.get(at, null_on_oob=True).alias(name) for at, name in enumerate(table.columns)]
+    if table.rest:
+        fields = pl.col(line).str.splitn(separator, len(table.columns)).struct
+        columns = [fields.field(f"field_{at}").alias(name) for at, name in enumerate(table.columns)]
+    else:
+        parts = pl.col(line).str.split(separator).list
+        columns = [parts.get(at, null_on_oob=True).alias(name) for at, name in enumerate(table.columns)]
     split = lines.select(columns)
     return split.with_columns(pl.when(~pl.all().is_in(missing)).then(pl.all()))
 

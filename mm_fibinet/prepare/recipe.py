@@ -20,6 +20,7 @@ from mm_fibinet.yaml_reader import read_yaml, shown
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 ENCODINGS = ("utf-8", "latin-1", "cp1252", "utf-16", "gb18030", "big5", "shift_jis", "euc-kr")
 SPLITS = ("train", "valid", "test")
+NONE = "none"  # what an option says for null
 WHOLE = "log"  # the key of interactions that are yet to be split
 COLUMN = r"(?P<column>[^<>=!\[\]]+?)(?:\[(?P<index>[0-9]{1,6})\])?"
 LABEL = re.compile(rf"\s*{COLUMN}\s*(?:(?P<operator>>=|<=|==|!=|>|<)\s*(?P<value>\S.*?))?\s*")
@@ -29,6 +30,11 @@ NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 def _as_files(value: Any) -> Any:
     """A path, or several, as the mapping that they are short for."""
     return {"files": value} if isinstance(value, str | list) else value
+
+
+def _as_optional_files(value: Any) -> Any:
+    """The same of a table that an option may leave out of a recipe by the word NONE."""
+    return None if value in (NONE, [NONE]) else _as_files(value)
 
 
 def _as_list(value: Any) -> Any:
@@ -58,7 +64,8 @@ class Table(Strict):
         columns: names, for files without a header line.
         encoding: of a csv.
         quoted: whether a field of a csv may stand in quotation marks.
-        missing: texts that stand for no value, beside the empty one.
+        missing: texts, or whole numbers as texts, that stand for no value, beside the empty text.
+        rest: whether the last column is all the rest of the line, as it is, separators and quotation marks included.
     """
 
     files: Annotated[
@@ -72,10 +79,13 @@ class Table(Strict):
     encoding: Annotated[str, types.one_of(ENCODINGS)] = "utf-8"
     quoted: types.Flag = True
     missing: Annotated[list[str], Field(max_length=100, description="a list of texts")] = Field(default_factory=list)
+    rest: types.Flag = False
 
 
 OptionalTable = Annotated[
-    Table | None, BeforeValidator(_as_files), Field(description="files, or a mapping with files, or null")
+    Table | None,
+    BeforeValidator(_as_optional_files),
+    Field(description="files, or a mapping with files, or null"),
 ]
 
 
@@ -109,13 +119,21 @@ class Recipe(Strict):
     title: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
     tags: Columns = Field(default_factory=list)
     tag_separator: Separator = "|"
+    tag_flags: Columns = Field(default_factory=list)
     max_tags: types.Width = 5
     description: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
     item_features: Columns = Field(default_factory=list)
     item_categorical: Columns = Field(default_factory=list)
     all_items: types.Flag = False
-    images: Annotated[types.Path | None, Field(description="a folder or a .zip, or null")] = None
+    images: Annotated[
+        types.Path | None,
+        BeforeValidator(lambda value: None if value == NONE else value),
+        Field(description="a folder or a .zip, or null"),
+    ] = None
     copy_images: types.Flag = False
+    embeddings: OptionalTable = None
+    embedding: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
+    embedding_scale: Annotated[float, Field(gt=0, lt=1e9, description="a number above 0")] = 1.0
 
     users: OptionalTable = None
     user_key: Annotated[types.Column | None, Field(description="the name of a column, or null: that of user")] = None
@@ -241,7 +259,9 @@ def _check_together(recipe: Recipe, where: Any) -> None:
         refuse("user_history", "user_history is set, expected users, the files that have this column")
     if (recipe.user_features or recipe.user_categorical) and recipe.users is None:
         refuse("user_features", "user_features are set, expected users, the files that have these columns")
-    for name in ("title", "tags", "description", "item_features", "item_categorical"):
+    if (recipe.embeddings is None) != (recipe.embedding is None):
+        refuse("embedding", "embeddings, the files, and embedding, their column, go together; set both or neither")
+    for name in ("title", "tags", "tag_flags", "description", "item_features", "item_categorical"):
         if getattr(recipe, name) and recipe.items is None:
             refuse(name, f"{name} is set, expected items, the files that have this column")
     if recipe.impressions and recipe.label is not None:

@@ -27,6 +27,8 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
             }.items()
             if count
         }
+    if made.embedding is not None:
+        found["items_without_embedding"] = int((~made.embedding[1:].any(axis=1)).sum())
     if images is not None:
         found["images"] = images
     found["categories"] = {name: len(vocabulary) for name, vocabulary in made.vocabularies.items()}
@@ -66,6 +68,8 @@ def lines(found: dict) -> list[str]:
     if "items_not_in_catalogue" in found:
         missing, unused = found["items_not_in_catalogue"], counts(found["catalogue_rows_left_out"])
         told.append(f"catalogue   {missing:,} items are not in it; rows left out: {unused}")
+    if "items_without_embedding" in found:
+        told.append(f"embedding   {found['items_without_embedding']:,} items have none; theirs is zeros")
     if "images" in found:
         told.append(f"images      {counts(found['images'])}")
     if found["categories"]:

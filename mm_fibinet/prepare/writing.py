@@ -109,12 +109,14 @@ def write_items(made: Dataset, recipe: Recipe, folder: Path) -> None:
     feature: dict[str, object] = {schema.ITEM_ID: np.arange(1, number + 1)}
     if made.catalogue is not None:
         known = made.catalogue.of(made.items)
-        if recipe.tags:
+        if has_tags(recipe):
             ids = tag_ids(known[TAGS], tag_vocabulary(made), recipe.max_tags)
             info[TAGS] = _lists(np.vstack([np.zeros((1, recipe.max_tags), dtype=np.int32), ids]))
         for name, values in _values(made.catalogue, made.items).items():
             info[name] = _nullable(np.concatenate([np.zeros(1, dtype=values.dtype), values]))
         feature.update({name: known[name].to_arrow() for name in (TITLE, TAGS, DESCRIPTION) if name in known.columns})
+    if made.embedding is not None:
+        info[embedding_name(made.embedding)] = _lists(made.embedding)
     feature.update({name: values[1:] for name, values in made.levels.items()})
     _write(folder / "item_info.parquet", iter([pa.table(info)]))
     _write(folder / "item_feature.parquet", iter([pa.table(feature)]))
@@ -124,7 +126,7 @@ def write_ids(made: Dataset, recipe: Recipe, folder: Path) -> None:
     """ids.parquet: the original of every id, of users, items, tags and categories."""
     frames = [made.users.frame(USER_ID, first=0), made.items.frame(schema.ITEM_ID)]
     frames += [vocabulary.frame(name) for name, vocabulary in made.vocabularies.items()]
-    if made.catalogue is not None and recipe.tags:
+    if made.catalogue is not None and has_tags(recipe):
         frames.append(tag_vocabulary(made).frame(TAGS))
     for table in (made.catalogue, made.people):
         if table is not None:
@@ -141,7 +143,7 @@ def write_config(made: Dataset, recipe: Recipe, name: str, written: Path, folder
     """
     plain = _entry(made, recipe, folder)
     entries = {name: plain}
-    if has_content(made, recipe):
+    if has_content(made, recipe) and made.embedding is None:
         embedding = {"name": EMBEDDINGS[0], "type": "embedding", "source": "item"}
         columns = [*plain["feature_cols"], embedding]
         embedded = {**plain, "item_info": str(folder / EMBEDDED), "feature_cols": columns}
@@ -153,8 +155,18 @@ def write_config(made: Dataset, recipe: Recipe, name: str, written: Path, folder
 
 def has_content(made: Dataset, recipe: Recipe) -> bool:
     """Whether there is anything that an item embedding can be made of."""
-    texts = bool(recipe.title or recipe.description or recipe.tags)
+    texts = bool(recipe.title or recipe.description or has_tags(recipe))
     return recipe.images is not None or (made.catalogue is not None and texts)
+
+
+def has_tags(recipe: Recipe) -> bool:
+    """Whether the catalogue says of tags."""
+    return bool(recipe.tags or recipe.tag_flags)
+
+
+def embedding_name(embedding: np.ndarray) -> str:
+    """The column of an embedding, [items, N], that the recipe brought."""
+    return f"item_emb_d{embedding.shape[1]}"
 
 
 def tag_vocabulary(made: Dataset) -> Vocabulary:
@@ -172,12 +184,14 @@ def _entry(made: Dataset, recipe: Recipe, folder: Path) -> dict:
         columns.append(_column(name, values, made.vocabularies.get(name), made.splits["train"].place))
     columns.append({"name": schema.ITEM_ID, "type": "categorical", "source": "item"})
     if made.catalogue is not None:
-        if recipe.tags:
+        if has_tags(recipe):
             size = len(tag_vocabulary(made)) + 1
             columns.append({"name": TAGS, "type": "sequence", "source": "item", "vocab_size": size})
         for name, values in _values(made.catalogue, made.items).items():
             vocabulary = _vocabulary(made.catalogue, name) if name in made.catalogue.categorical else None
             columns.append({**_column(name, values, vocabulary), "source": "item"})
+    if made.embedding is not None:
+        columns.append({"name": embedding_name(made.embedding), "type": "embedding", "source": "item"})
     if made.people is not None:
         for name, values in _user_columns(made).items():
             vocabulary = _vocabulary(made.people, name) if name in made.people.categorical else None
