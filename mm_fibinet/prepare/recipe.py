@@ -42,9 +42,11 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_splits(value: Any) -> Any:
-    """One table, as that of the key WHOLE."""
+    """One table, as that of the key WHOLE; the tables of splits, each as a mapping."""
     value = _as_files(value)
-    return {WHOLE: value} if isinstance(value, dict) and "files" in value else value
+    if not isinstance(value, dict):
+        return value
+    return {WHOLE: value} if "files" in value else {split: _as_files(table) for split, table in value.items()}
 
 
 Columns = Annotated[
@@ -98,9 +100,6 @@ class Recipe(Strict):
     interactions: Annotated[
         dict[Literal["log", "train", "valid", "test"], Table],
         BeforeValidator(_as_splits),
-        BeforeValidator(
-            lambda value: {k: _as_files(v) for k, v in value.items()} if isinstance(value, dict) else value
-        ),
         Field(min_length=1, description="files, or a mapping with files, or one of train, valid and test to files"),
     ]
     user: types.Column = "user_id"
