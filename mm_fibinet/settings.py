@@ -187,9 +187,18 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
 
 
 def load_dataset_config(config_dir: Path, dataset_id: object, data_root: str | None = None) -> dict:
-    """A data set's settings, with its name as dataset_id; its features from FuxiCTR's feature map where it has none."""
+    """A data set's settings, with its name as dataset_id; its features from FuxiCTR's feature map where it has none.
+
+    Args:
+        config_dir: the config folder.
+        dataset_id: the name, of the config or of an entry that build_dataset.py has written.
+        data_root: the folder that it has written to; None for data/DATASET_ID.
+    """
     found = _read_configs(config_dir, "dataset_config")
     dataset_id = require_name(dataset_id, "dataset_id")
+    built = Path(data_root or Path("data") / dataset_id) / "dataset_config.yaml"
+    if dataset_id not in found and built.is_file():
+        found = {name: (built, content) for name, content in read_yaml(built).items()}
     if dataset_id not in found:
         raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
     entry = {**_settings(found, dataset_id), "dataset_id": dataset_id}

@@ -1,0 +1,114 @@
+"""The catalogue: what is known of items, row = item_id, whatever of it the log needs.
+
+A tag and a category get ids, numbers stay numbers, texts stay texts. None of it depends on what was clicked.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.prepare import columns
+from mm_fibinet.prepare.columns import Source
+from mm_fibinet.prepare.reading import collect, scan
+from mm_fibinet.prepare.recipe import Recipe
+from mm_fibinet.prepare.vocabulary import Vocabulary
+
+KEY, TITLE, TAGS, DESCRIPTION = "key", "item_title", "item_tags", "item_description"
+
+
+@dataclass
+class Catalogue:
+    """What a table says of the keys in it; of the items, or of the users.
+
+    Attributes:
+        frame: KEY (text, each once), and as asked for TITLE, DESCRIPTION (text), TAGS (list of text), the features by
+            name (text, or float64 for a number).
+        categorical: the features that are categories.
+        numeric: those that are numbers.
+        repeated: rows left out because their key has occurred before.
+        unnamed: rows left out because they have no key.
+    """
+
+    frame: pl.DataFrame
+    categorical: list[str] = field(default_factory=list)
+    numeric: list[str] = field(default_factory=list)
+    repeated: int = 0
+    unnamed: int = 0
+
+    def of(self, vocabulary: Vocabulary) -> pl.DataFrame:
+        """Rows in the order of a vocabulary's ids, null where the table lacks the key."""
+        names = vocabulary.names.alias(KEY).to_frame()
+        return names.join(self.frame, on=KEY, how="left", maintain_order="left")
+
+
+def read_items(recipe: Recipe, scratch: Path) -> Catalogue | None:
+    """The catalogue of a recipe; None where it names none."""
+    if recipe.items is None:
+        return None
+    source = Source(recipe.items, scan(recipe.items, recipe.data_root, scratch))
+    selected = []
+    for name, column in ((TITLE, recipe.title), (DESCRIPTION, recipe.description)):
+        if column is not None:
+            selected.append(_joined_text(source, column).alias(name))
+    if recipe.tags or recipe.tag_flags:
+        parts = [columns.text_list(source, column, recipe.tag_separator) for column in recipe.tags]
+        flags = [pl.when(columns.flag(source, name) == 1).then(pl.lit(name)) for name in recipe.tag_flags]
+        if flags:
+            parts.append(pl.concat_list(flags).list.drop_nulls())
+        selected.append(pl.concat_list(parts).list.unique(maintain_order=True).alias(TAGS))
+    key = recipe.item_key or recipe.item
+    return _read(source, key, selected, recipe.item_features, recipe.item_categorical)
+
+
+def read_users(recipe: Recipe, scratch: Path) -> Catalogue | None:
+    """The users' features and histories (TAGS is then theirs); None where the recipe names no such table."""
+    if recipe.users is None:
+        return None
+    source = Source(recipe.users, scan(recipe.users, recipe.data_root, scratch))
+    selected = []
+    if recipe.user_history:
+        selected.append(columns.text_list(source, recipe.user_history, recipe.list_separator).alias(TAGS))
+    key = recipe.user_key or recipe.user
+    return _read(source, key, selected, recipe.user_features, recipe.user_categorical)
+
+
+def _read(source: Source, key: str, selected: list[pl.Expr], features: list[str], categorical: list[str]) -> Catalogue:
+    """A table by its key, the first row of each."""
+    numeric = [name for name in features if name not in categorical and columns.is_number(source, name)]
+    categorical = [*categorical, *(name for name in features if name not in numeric and name not in categorical)]
+    selected = [columns.text(source, key).alias(KEY), *selected]
+    selected += [columns.text(source, name).alias(name) for name in categorical]
+    selected += [columns.number(source, name).alias(name) for name in numeric]
+    rows = collect(source.frame.select(selected), source.table)
+    named = rows.filter(pl.col(KEY).is_not_null())
+    frame = named.unique(KEY, keep="first", maintain_order=True)
+    if not len(frame):
+        raise UserError(f"{source.shown}: column {key} is empty in all rows, expected ids")
+    return Catalogue(frame, categorical, numeric, len(named) - len(frame), len(rows) - len(named))
+
+
+def _joined_text(source: Source, column: str) -> pl.Expr:
+    """A text; a list of texts is joined."""
+    if isinstance(source.type_of(column), pl.List | pl.Array):
+        return columns.text_list(source, column, " ").list.join(" ")
+    return columns.text(source, column)
+
+
+def tag_ids(tags: pl.Series, vocabulary: Vocabulary, width: int) -> np.ndarray:
+    """The first `width` tags of each list as ids, zeros in front.
+
+    Args:
+        tags: list of text [n]; null for none.
+
+    Returns:
+        int32 [n, width].
+    """
+    lists = tags.list.head(width)
+    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    ids = vocabulary.ids(lists.explode().drop_nulls())
+    out = np.zeros((len(tags), width), dtype=np.int32)
+    out[np.arange(width) >= width - lengths[:, None]] = ids
+    return out

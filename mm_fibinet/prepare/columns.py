@@ -1,0 +1,143 @@
+"""Columns of any table as what the recipe takes them for: an id, a number, a moment, a list.
+
+Each function gives an expression that is null where the field holds something else, so that a reader can tell what is
+missing, and is counted, from what is wrong, and is an error that names the row.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.prepare.reading import collect, schema_of
+from mm_fibinet.prepare.recipe import Table
+
+SAMPLE = 1_000  # values that tell what a column of text holds
+TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+MOMENTS = (
+    "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M:%S", "%m/%d/%Y %I:%M:%S %p",
+    "%Y-%m-%d", "%Y/%m/%d", "%m/%d/%Y", "%Y%m%d",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table that columns are taken from."""
+
+    table: Table
+    frame: pl.LazyFrame
+
+    def type_of(self, column: str) -> pl.DataType:
+        """A column's type; a `UserError` where the table lacks it."""
+        schema = schema_of(self.frame, self.table)
+        if column not in schema:
+            raise UserError(f"{self.shown}: column {column} is missing, found {', '.join(schema.names())}")
+        return schema[column]
+
+    @property
+    def shown(self) -> str:
+        """How an error names it."""
+        return self.table.files[0]
+
+    def sample(self, column: str) -> pl.Series:
+        """The first values that there are."""
+        return collect(self.frame.select(pl.col(column)).drop_nulls().head(SAMPLE), self.table)[column]
+
+    def refuse(self, column: str, expected: str) -> UserError:
+        """The error for a column of the wrong type."""
+        return UserError(f"{self.shown}: column {column} has type {self.type_of(column)}, expected {expected}")
+
+
+def text(source: Source, column: str) -> pl.Expr:
+    """An id, or another text: what it is in the file, without a type; empty texts are null."""
+    kind, field = source.type_of(column), pl.col(column)
+    if kind.is_float():
+        field = pl.when(field == field.floor()).then(field.cast(pl.Int64, strict=False))
+    elif not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)):
+        raise source.refuse(column, "a text or a whole number a row")
+    field = field.cast(pl.String)
+    return pl.when(~field.is_in(["", *source.table.missing])).then(field)
+
+
+def number(source: Source, column: str) -> pl.Expr:
+    """A number: float64; NaN and infinity are null."""
+    kind, field = source.type_of(column), pl.col(column)
+    if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum)):
+        raise source.refuse(column, "a number a row")
+    if kind in (pl.Categorical, pl.Enum):
+        field = field.cast(pl.String)
+    field = field.cast(pl.Float64, strict=False)
+    return pl.when(field.is_finite()).then(field)
+
+
+def is_number(source: Source, column: str) -> bool:
+    """Whether a column holds numbers, as far as its first values tell."""
+    kind = source.type_of(column)
+    if kind.is_nested():
+        raise source.refuse(column, "one value a row")
+    if kind.is_numeric():
+        return True
+    if kind != pl.String:
+        return False
+    sample = source.sample(column)
+    return len(sample) > 0 and sample.cast(pl.Float64, strict=False).is_finite().fill_null(False).all()
+
+
+def moment(source: Source, column: str) -> tuple[pl.Expr, str]:
+    """A time: int64 that grows with it, and the unit's name.
+
+    Numbers are seconds or anything else that counts on; texts are dates and times as in MOMENTS.
+    """
+    kind, field = source.type_of(column), pl.col(column)
+    if kind.is_integer():
+        return field.cast(pl.Int64), "numbers"
+    if kind.is_float():
+        return (pl.when(field.is_finite()).then(field) * 1e6).round().cast(pl.Int64, strict=False), "fractions"
+    if kind.is_temporal() and kind not in (pl.Time, pl.Duration):
+        return field.cast(pl.Datetime("us")).cast(pl.Int64), "dates"
+    if kind != pl.String:
+        raise source.refuse(column, "a time a row: a number, or a date and time")
+    sample = source.sample(column)
+    if len(sample) and sample.cast(pl.Int64, strict=False).is_not_null().all():
+        return field.cast(pl.Int64, strict=False), "numbers"
+    if len(sample) and sample.cast(pl.Float64, strict=False).is_not_null().all():
+        return (field.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False), "fractions"
+    found = max(MOMENTS, key=lambda form: sample.to_frame().select(_parsed(column, form).count()).item())
+    return _parsed(column, found), "dates"
+
+
+def _parsed(column: str, form: str) -> pl.Expr:
+    """Microseconds of a text in a form."""
+    field = pl.col(column).str
+    parsed = field.to_datetime(form, strict=False, time_unit="us") if "%H" in form or "%I" in form else None
+    if parsed is None:
+        parsed = field.to_date(form, strict=False).cast(pl.Datetime("us"))
+    return parsed.cast(pl.Int64)
+
+
+def flag(source: Source, column: str) -> pl.Expr:
+    """A label that is 0 or 1, true or false: int8."""
+    kind, field = source.type_of(column), pl.col(column)
+    if kind in (pl.String, pl.Categorical, pl.Enum):
+        lower = field.cast(pl.String).str.to_lowercase()
+        numbers = lower.cast(pl.Float64, strict=False)
+        yes, no = lower.is_in(TRUE) | (numbers == 1), lower.is_in(FALSE) | (numbers == 0)
+    else:
+        numbers = number(source, column)
+        yes, no = numbers == 1, numbers == 0
+    return pl.when(yes).then(1).when(no).then(0).cast(pl.Int8)
+
+
+def text_list(source: Source, column: str, separator: str) -> pl.Expr:
+    """A list of texts, of a list column or of a text that a separator cuts: list[str], empty for null."""
+    kind, field = source.type_of(column), pl.col(column)
+    if isinstance(kind, pl.List | pl.Array):
+        if not (kind.inner.is_integer() or kind.inner in (pl.String, pl.Null, pl.Categorical)):  # type: ignore[union-attr]
+            raise source.refuse(column, "a list of texts or whole numbers, or a text")
+        parts = field.cast(pl.List(pl.String))
+    else:
+        parts = text(source, column).str.split(separator)
+    parts = parts.list.eval(pl.element().str.strip_chars())
+    parts = parts.list.eval(pl.element().filter(~pl.element().is_in(["", *source.table.missing])))
+    return parts.fill_null(pl.lit([], dtype=pl.List(pl.String)))

@@ -1,0 +1,88 @@
+"""What a build found and made: rows and why some were left out, users, items, lengths, clicks, what is cold."""
+
+import numpy as np
+
+from mm_fibinet.prepare.dataset import Dataset
+from mm_fibinet.prepare.recipe import Recipe
+
+
+def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict:
+    """The facts, as report.json holds them."""
+    found: dict = {
+        "rows_read": made.read,
+        "rows_left_out": {reason: count for reason, count in made.dropped.items() if count},
+        "users": len(made.users),
+        "items": len(made.items),
+        "items_not_in_train": int(made.cold[1:].sum()),
+    }
+    if made.catalogue is not None:
+        named = made.items.names.is_in(made.catalogue.frame["key"].implode())
+        found["items_not_in_catalogue"] = int((~named).sum())
+        found["catalogue_rows_left_out"] = {
+            reason: count
+            for reason, count in {
+                "repeated": made.catalogue.repeated,
+                "without an id": made.catalogue.unnamed,
+                "of items that do not occur": len(made.catalogue.frame) - int(named.sum()),
+            }.items()
+            if count
+        }
+    if made.embedding is not None:
+        found["items_without_embedding"] = int((~made.embedding[1:].any(axis=1)).sum())
+    if images is not None:
+        found["images"] = images
+    found["categories"] = {name: len(vocabulary) for name, vocabulary in made.vocabularies.items()}
+    found["splits"] = {name: _split(made, name) for name in made.splits}
+    return found
+
+
+def _split(made: Dataset, name: str) -> dict:
+    rows = made.splits[name]
+    lengths = made.histories.lengths[rows.place]
+    return {
+        "rows": len(rows.place),
+        "users": len(np.unique(made.user[rows.place])),
+        "items": len(np.unique(rows.item)),
+        "ctr": None if rows.label is None else float(rows.label.mean()),
+        "negatives_drawn": rows.negatives,
+        "positives_without_negatives": rows.without,
+        "history_mean": float(lengths.mean()),
+        "history_median": float(np.median(lengths)),
+        "history_longest": int(lengths.max()),
+        "empty_histories": float((lengths == 0).mean()),
+        "cold": float(made.cold[rows.item].mean()),
+    }
+
+
+def lines(found: dict) -> list[str]:
+    """The report for a person, a line each."""
+
+    def counts(values: dict[str, int]) -> str:
+        return ", ".join(f"{reason}: {count:,}" for reason, count in values.items()) or "none"
+
+    told = [
+        f"rows        {found['rows_read']:,} read; left out: {counts(found['rows_left_out'])}",
+        f"users       {found['users']:,}",
+        f"items       {found['items']:,}, of which {found['items_not_in_train']:,} are not in train",
+    ]
+    if "items_not_in_catalogue" in found:
+        missing, unused = found["items_not_in_catalogue"], counts(found["catalogue_rows_left_out"])
+        told.append(f"catalogue   {missing:,} items are not in it; rows left out: {unused}")
+    if "items_without_embedding" in found:
+        told.append(f"embedding   {found['items_without_embedding']:,} items have none; theirs is zeros")
+    if "images" in found:
+        told.append(f"images      {counts(found['images'])}")
+    if found["categories"]:
+        told.append(f"categories  {counts(found['categories'])}")
+    for name, split in found["splits"].items():
+        clicked = "withheld labels" if split["ctr"] is None else f"{split['ctr']:.1%} clicked"
+        drawn = f" ({split['negatives_drawn']:,} negatives drawn)" if split["negatives_drawn"] else ""
+        told.append(
+            f"{name:<10}  {split['rows']:,} rows{drawn}, {clicked}, {split['users']:,} users, {split['cold']:.1%} of "
+            f"cold items; histories of {split['history_median']:,.0f} items (median), {split['history_longest']:,} at "
+            f"most, {split['empty_histories']:.1%} empty"
+        )
+        if split["positives_without_negatives"]:
+            number = split["positives_without_negatives"]
+            told.append(f"{'':<10}  {number:,} positives without negatives: their users clicked all items of train")
+    return told
