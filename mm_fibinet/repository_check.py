@@ -180,7 +180,7 @@ def _check_config(
     shown = path.relative_to(root)
     config, problem = read_yaml_nodes(path, shown)
     if config is None:
-        found.notes.append(f"{shown}: {problem}")
+        found.notes.append(problem)
         return
     for entry in dataset_entries(config):
         if release >= PRETRAIN_DIM_FROM:

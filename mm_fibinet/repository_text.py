@@ -349,7 +349,7 @@ def read_yaml_nodes(path: Path, shown: Path) -> tuple[Config | None, str]:
     try:
         config.root_node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        return None, f"not read, it is no YAML ({str(error).splitlines()[0]})"
+        return None, f"{shown}: not read, it is no YAML ({str(error).splitlines()[0]})"
     return config, ""
 
 

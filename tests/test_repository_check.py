@@ -273,17 +273,19 @@ def test_it_is_read_and_neither_run_nor_written(tmp_path, capsys):
         "bom.py": "\ufeffx = 1\r\n",
         "config/a.yaml": "a: !!python/object/apply:os.abort []",
     }
-    files |= {"config/b.yaml": "a: [", "data.yaml": CONFIG}
+    files |= {"config/b.yaml": "a: [", "config/circle.yaml": "a: &a [*a, {feature_cols: [*a]}]", "data.yaml": CONFIG}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
-    (tmp_path / "latin.py").write_bytes(b"# \xe9")
+    for name in ("latin.py", "latin.yaml"):
+        (tmp_path / name).write_bytes(b"# \xe9")
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in tmp_path.rglob("*") if path.is_file()}
     code, out, err = run_script("mm_fibinet.repository_check", "check", tmp_path, "--fuxictr", "2.3.10", capsys=capsys)
     assert (code, err) == (2, "")
     assert "\n2 places to change; nothing was written\n" in out
     assert "broken.py: not read, it is no Python (" in out
-    assert "latin.py: not read, it is no UTF-8 text" in out
+    assert "\nlatin.py: not read, it is no UTF-8 text\n" in out
+    assert "\nlatin.yaml: not read, it is no UTF-8 text\n" in out
     assert "config/b.yaml: not read, it is no YAML (" in out
     after = {path: hashlib.sha256(path.read_bytes()).digest() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
