@@ -55,6 +55,8 @@ SETTINGS = {
     "DIN": {"din_target_field": TARGET, "din_sequence_field": SEQUENCE},
     "DMIN": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "num_heads": 2},
     "DMR": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "context_field": ["likes_level"]},
+    "GDCN": {"dnn_hidden_units": [64, 32]},
+    "GDCNP": {"dnn_hidden_units": [64, 32]},
     "LongCTR DCNv2": {"parallel_dnn_hidden_units": [64, 32]},
     "FGCNN": {"dnn_hidden_units": [64, 32]},
     "PPNet": {"gate_priors": ["item_id"]},
@@ -119,7 +121,7 @@ def train(row: Row, models: ModuleType, dataset: dict, folder: Path) -> None:
         row.seconds = time.perf_counter() - start
     except Exception as error:  # one model's failure is a line of the table
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        row.note = text.replace(f"{models.checkout.folder}/", "").splitlines()[0]
+        row.note = text.replace(f"{models.checkout.folder}/", "").splitlines()[0].partition("; a batch is")[0]
         return
     notes = [f"with {', '.join(f'`{name}`' for name in SETTINGS[row.name])}"] if row.name in SETTINGS else []
     notes += ["its scores are still all alike"] if row.auc == 0.5 else []
