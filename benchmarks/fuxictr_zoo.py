@@ -43,7 +43,7 @@ from mm_fibinet.training import Trainer
 SIZES = {"items": 800, "users": 2_000, "train_rows": 60_000, "valid_rows": 6_000, "test_rows": 500, "max_len": 16}
 COMMON = {
     "embedding_dim": 16, "batch_size": 256, "learning_rate": 2e-3, "max_len": 16, "verbose": 0, "seed": 2025,
-    "epochs": 1, "similarity_fields": True,
+    "epochs": 1, "similarity_fields": True, "short_seq_len": 8, "topk": 8,
 }  # fmt: skip
 TARGET, SEQUENCE = ["item_id"], ["history_item_id"]
 # What a class cannot do without, on the columns of the flat format.
@@ -55,6 +55,8 @@ SETTINGS = {
     "DIN": {"din_target_field": TARGET, "din_sequence_field": SEQUENCE},
     "DMIN": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "num_heads": 2},
     "DMR": {"target_field": TARGET, "sequence_field": SEQUENCE, "neg_seq_field": [], "context_field": ["likes_level"]},
+    "GDCN": {"dnn_hidden_units": [64, 32]},
+    "GDCNP": {"dnn_hidden_units": [64, 32]},
     "LongCTR DCNv2": {"parallel_dnn_hidden_units": [64, 32]},
     "FGCNN": {"dnn_hidden_units": [64, 32]},
     "PPNet": {"gate_priors": ["item_id"]},
@@ -119,10 +121,11 @@ def train(row: Row, models: ModuleType, dataset: dict, folder: Path) -> None:
         row.seconds = time.perf_counter() - start
     except Exception as error:  # one model's failure is a line of the table
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        row.note = text.replace(f"{models.checkout.folder}/", "").splitlines()[0]
+        row.note = text.replace(f"{models.checkout.folder}/", "").splitlines()[0].partition("; a batch is")[0]
         return
-    needed = list(SETTINGS.get(row.name, {}))
-    row.note = f"with {', '.join(f'`{name}`' for name in needed)}" if needed else ""
+    notes = [f"with {', '.join(f'`{name}`' for name in SETTINGS[row.name])}"] if row.name in SETTINGS else []
+    notes += ["its scores are still all alike"] if row.auc == 0.5 else []
+    row.note = "; ".join(notes)
 
 
 def markdown(rows: list[Row]) -> str:
