@@ -124,6 +124,7 @@ RECIPE_OPTIONS: dict[str, tuple[str, str, str]] = {
     "embedding": ("the catalogue", "text", "their column of lists"),
     "embedding_scale": ("the catalogue", "number", "what its numbers are multiplied by (default: 1)"),
     "users": ("the users", "list", "files"),
+    "test_users": ("the users", "list", "files with what is known of users by the time of a given test"),
     "user_key": ("the users", "text", "column of the user (default: that of --user)"),
     "user_history": ("the users", "text", "column of a user's clicks, oldest first"),
     "user_features": ("the users", "list", "further columns: texts become ids, numbers stay numbers"),

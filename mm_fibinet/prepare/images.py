@@ -38,7 +38,9 @@ def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dic
     elif path.is_file() and path.suffix.lower() == ".zip":
         named = pl.DataFrame(_zip_files(path), schema={"stem": pl.String, "file": pl.String}, orient="row")
     else:
-        raise UserError(f"images is {path}: expected a folder or a .zip of images named by the items' ids; unpack others")
+        raise UserError(
+            f"images is {path}: expected a folder or a .zip of images named by the items' ids; unpack others"
+        )
     ids = items.ids(named["stem"])
     files: dict[int, str] = {}
     for item_id, file in zip(ids.tolist(), named["file"].to_list(), strict=True):

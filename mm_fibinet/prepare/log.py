@@ -16,6 +16,7 @@ from mm_fibinet.prepare.columns import Source
 from mm_fibinet.prepare.reading import collect, scan
 from mm_fibinet.prepare.recipe import SPLITS, WHOLE, Recipe, parse_label
 from mm_fibinet.prepare.splits import group_starts
+from mm_fibinet.prepare.vocabulary import BY_TEST
 from mm_fibinet.yaml_reader import shown
 
 CLICKED, USER, ITEM, TIME, RATING, SPLIT, ROW, EVENT = (
@@ -108,7 +109,10 @@ def without_repeats(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 def _selected(source: Source, recipe: Recipe, numeric: dict[str, bool]) -> tuple[list[pl.Expr], str]:
     """The expressions of the log's columns, and the kind of its times."""
-    selected = [pl.col(ROW), columns.text(source, recipe.user).cast(pl.Categorical).alias(USER)]
+    user = columns.text(source, recipe.user)
+    if recipe.test_users is not None and source.table is recipe.interactions.get("test"):
+        user += pl.lit(BY_TEST)
+    selected = [pl.col(ROW), user.cast(pl.Categorical).alias(USER)]
     selected += [columns.text(source, recipe.item).cast(pl.Categorical).alias(ITEM)]
     unit = ""
     if recipe.timestamp:

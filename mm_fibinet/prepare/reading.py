@@ -1,9 +1,9 @@
 """Tables as people have them, as polars' lazy frames: CSV, TSV, JSON lines and parquet, one file or many, compressed.
 
 A field of a CSV stays text until the recipe says what it is: an inferred type would turn the id 0108775015 into another
-one, and end the reading where row 2,000,000 has a letter. A path is taken literally; where there is no file of that name, `*`,
-`?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file becomes one sentence with the file's
-name.
+one, and end the reading where row 2,000,000 has a letter. A path is taken literally; where there is no file of that
+name, `*`, `?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file becomes one sentence with
+the file's name.
 """
 
 import contextlib

@@ -135,6 +135,7 @@ class Recipe(Strict):
     embedding_scale: Annotated[float, Field(gt=0, lt=1e9, description="a number above 0")] = 1.0
 
     users: OptionalTable = None
+    test_users: OptionalTable = None
     user_key: Annotated[types.Column | None, Field(description="the name of a column, or null: that of user")] = None
     user_history: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
     user_features: Columns = Field(default_factory=list)
@@ -258,6 +259,8 @@ def _check_together(recipe: Recipe, where: Any) -> None:
         refuse("user_history", "user_history is set, expected users, the files that have this column")
     if (recipe.user_features or recipe.user_categorical) and recipe.users is None:
         refuse("user_features", "user_features are set, expected users, the files that have these columns")
+    if recipe.test_users is not None and not (recipe.user_history and "test" in parts and not recipe.negatives):
+        refuse("test_users", "test_users are set, expected user_history, interactions of train and test, no negatives")
     if (recipe.embeddings is None) != (recipe.embedding is None):
         refuse("embedding", "embeddings, the files, and embedding, their column, go together; set both or neither")
     for name in ("title", "tags", "tag_flags", "description", "item_features", "item_categorical"):
