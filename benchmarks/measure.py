@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mm_fibinet.precision import Precision
+
 
 def now(device: torch.device) -> float:
     """Seconds, once the device has done all it was given."""
@@ -93,6 +95,15 @@ def pass_rows_per_second(loader, batches: int, batch_size: int, device: torch.de
             if count == batches:
                 break
     return count * batch_size / (now(device) - started)
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def half_precision(device: torch.device) -> str:
+    """What `precision: auto` takes here, or bf16 where that is fp32."""
+    chosen = Precision.on("auto", device).name
+    return chosen if chosen in HALF else "bf16"
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -87,6 +87,7 @@ class Bench:
         results: rows of the table.
         curves: cost against rows, items and history length.
         peaks: of the machine.
+        half: the precision of 16 bits that it has: bf16, or a T4's fp16.
         notes: lines under the table.
     """
 
@@ -105,6 +106,7 @@ class Bench:
         self.task = Task(folder, sizes, batch_size, args.gpu, workers, args.quick, threads)
         if threads:
             torch.set_num_threads(threads)
+        self.half = measure.half_precision(self.task.device)
         self.out = Path(args.out).resolve()
         self.results: list[Result] = []
         self.curves: list[dict] = []
@@ -175,14 +177,14 @@ class Bench:
         device = self.task.device
         self.peaks = {
             "fp32": measure.peak_flops(device, torch.float32),
-            "bf16": measure.peak_flops(device, torch.bfloat16),
+            self.half: measure.peak_flops(device, measure.HALF[self.half]),
             "bytes": measure.peak_bandwidth(device),
         }
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what is measured next runs in processes of its own
         self.note(
-            f"peak of the machine: {self.peaks['fp32'] / 1e9:,.0f} GFLOP/s fp32, {self.peaks['bf16'] / 1e9:,.0f} "
-            f"GFLOP/s bf16 (matrix product), {self.peaks['bytes'] / 1e9:,.1f} GB/s (copy, read + written)"
+            f"peak of the machine: {self.peaks['fp32'] / 1e9:,.0f} GFLOP/s fp32, {self.peaks[self.half] / 1e9:,.0f} "
+            f"GFLOP/s {self.half} (matrix product), {self.peaks['bytes'] / 1e9:,.1f} GB/s (copy, read + written)"
         )
 
     def gauc(self) -> None:
@@ -281,21 +283,21 @@ class Bench:
         target = None if on_gpu else TRAINING_TARGETS[name]
         self.add(f"training {name}, fp32", "rows/s", stock, own, target=target, note=note)
         self._share_of_peak(name, "fp32", flops, median(own))
-        with Remote(Ours, name, task, "bf16") as ours:
+        with Remote(Ours, name, task, self.half) as ours:
             ours.train(2)
             own = [ours.train(steps) for _ in range(self.repeats)]
             used = ours.graphs_used()
-        self.add(f"training {name}, ours in bf16", "rows/s", stock, own, target=GPU_TARGET if on_gpu else None)
-        self._share_of_peak(name, "bf16", flops, median(own))
+        self.add(f"training {name}, ours in {self.half}", "rows/s", stock, own, target=GPU_TARGET if on_gpu else None)
+        self._share_of_peak(name, self.half, flops, median(own))
         if on_gpu:
-            with Remote(Ours, name, task, "bf16", False) as ours:
+            with Remote(Ours, name, task, self.half, False) as ours:
                 ours.train(2)
                 plain = [ours.train(steps) for _ in range(self.repeats)]
-            self.add(f"training {name}, bf16, plain steps / {used}", "rows/s", plain, own)
+            self.add(f"training {name}, {self.half}, plain steps / {used}", "rows/s", plain, own)
         if self.full:
             epochs = ([task.sizes.rows / rate for rate in rates] for rates in (stock, own))
             limit = GPU_EPOCH_SECONDS if on_gpu else None
-            self.add(f"an epoch of {task.sizes.rows:,} rows, {name}, ours in bf16", "s", *epochs, limit=limit)
+            self.add(f"an epoch of {task.sizes.rows:,} rows, {name}, ours in {self.half}", "s", *epochs, limit=limit)
         if not on_gpu and not self.quick:
             with Remote(Reference, name, task, True) as reference:
                 reference.train(1, 0)

@@ -120,7 +120,9 @@ def check_dataset(params: dict) -> list[Row]:
             names must be there, unless it came about from a `folder`.
     """
     problems = Problems()
-    required = [] if "folder" in params else [key for key in (*SPLITS, "item_info", "user_info") if params.get(key)]
+    flat = not params.get("item_info")  # FuxiCTR's own data: columns of the row, no history
+    named = (*SPLITS, "item_info", "user_info")
+    required = [] if "folder" in params else [key for key in named if params.get(key)]
     rows = {}
     of_users = {"user_info": USER_INFO} if params.get("user_info") else {}
     for key, name in {"item_info": ITEM_INFO, **of_users, **SPLITS, "item_feature": ITEM_FEATURE}.items():
@@ -130,9 +132,9 @@ def check_dataset(params: dict) -> list[Row]:
     columns = Row("feature_cols")
     feature_map = None
     with problems.noted():
-        if not params.get("item_info"):
-            raise UserError("item_info is not set, expected the path of item_info.parquet")
         feature_map = build_feature_map({**params, **_without_absent(rows)}, problems.noted)
+        if flat and schema.ITEM_SEQ in feature_map.features:
+            raise UserError("item_info is not set, expected the path of item_info.parquet")
         fields = [name for name, spec in feature_map.features.items() if spec["type"] != "meta"]
         columns.content = f"{len(fields)} features: {', '.join(fields)}"
     features = feature_map.features if feature_map else {}
@@ -147,7 +149,7 @@ def check_dataset(params: dict) -> list[Row]:
     for key in SPLITS:
         if not rows[key].absent:
             with problems.noted():
-                rows[key].content = _check_split(key, params, features, num_items, users, problems)
+                rows[key].content = _check_split(key, params, features, num_items, users, problems, flat)
     if not rows["item_feature"].absent:
         with problems.noted():
             rows["item_feature"].content = _describe_item_feature(params["item_feature"])
@@ -196,7 +198,13 @@ def _check_users(
 
 
 def _check_split(
-    key: str, params: dict, features: dict[str, dict], num_items: int | None, users: Users | None, problems: Problems
+    key: str,
+    params: dict,
+    features: dict[str, dict],
+    num_items: int | None,
+    users: Users | None,
+    problems: Problems,
+    flat: bool = False,
 ) -> str:
     """One split as training or prediction reads it; returns what it has."""
     path, is_test = params[key], key == "test_data"
@@ -212,7 +220,7 @@ def _check_split(
         columns = user_info.row_columns(path, features, labels, num_items, group, users)
         slices = user_info.checked_rows(path, columns, users, problems.noted)
     else:
-        columns = schema.split_columns(features, labels, num_items, group)
+        columns = schema.split_columns(features, labels, num_items, group, flat)
         slices = schema.checked_slices(path, columns, problems.noted)
     width, positives, complete = None, 0.0, bool(labels)
     for _, blocks in slices:
@@ -227,7 +235,7 @@ def _check_split(
     said = [f"{opened.num_rows:,} rows"]
     said += [f"histories of {width}"] if width is not None else []
     said += [f"mean label {positives / opened.num_rows:.3f}"] if complete else []
-    said += ["no levels"] if not any(level in present for level in schema.LEVELS) else []
+    said += ["no levels"] if not flat and not any(level in present for level in schema.LEVELS) else []
     return ", ".join(said)
 
 
@@ -336,16 +344,17 @@ def main() -> int:
     return report(parse_arguments())
 
 
-def report(args: argparse.Namespace) -> int:
+def report(args: argparse.Namespace, defaults: dict[str, object] | None = None) -> int:
     """Print what is there and what is wrong with it; the exit code, 2 when something is.
 
     Args:
         args: of `options.add_check_arguments`.
+        defaults: settings that count where neither the experiment nor the data set's entry has them.
     """
     if args.folder:
         rows = check_folder(args.folder)
     else:
-        rows = check_dataset(load_entry(args.config, args.dataset_id, args.expid))
+        rows = check_dataset({**(defaults or {}), **load_entry(args.config, args.dataset_id, args.expid)})
     table = [(printable(row.name), printable(row.content), row.verdict) for row in rows]
     widths = [max(len(line[i]) for line in table) for i in range(2)]
     for name, content, verdict in [("file", "has", ["check"]), *table]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mm_fibinet import schema
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.gather import real_positions
 from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
 from mm_fibinet.memory import give_back_read_buffers
@@ -31,7 +31,7 @@ from mm_fibinet.storage import STORAGES, choose_storage, read_stored
 from mm_fibinet.user_info import HISTORY_END
 from mm_fibinet.user_table import UserTable, read_user_table, user_table_bytes
 
-BATCH_FORMATS = ("triple", "indices")
+BATCH_FORMATS = ("triple", "indices", "flat")
 
 
 class IndexBatch(NamedTuple):
@@ -70,16 +70,19 @@ class MMCTRDataLoader:
         batch_size: rows a batch; the last one may be smaller. When shuffled, a last one of fewer than two rows a rank
             goes with the one before it: batch norm needs two.
         shuffle: a new seeded permutation every epoch.
-        item_info: item_info.parquet, or an ItemTable made before (shared by the splits).
+        item_info: item_info.parquet, or an ItemTable made before (shared by the splits). None for data without a
+            history, as FuxiCTR's own: all features are columns of the split, and a batch is a plain dictionary of them.
         user_info: user_info.parquet, where the users' histories are there and not in the rows; or another loader's
             `users` (shared by the splits).
         max_len: history positions used, the last ones.
-        batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`.
+        batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`, "flat"
+            FuxiCTR's plain dictionary (see mm_fibinet.flat).
         gpu: the device the batches are on, -1 = CPU, as FuxiCTR.
         seed: of the permutations.
         storage: "auto" (device if the split fits, else memory, else memmap), or one of these by name.
         history_levels: the items' rows carry likes_level and views_level too, so the history's items do.
         item_feature: item_feature.parquet, read for item-side features that item_info lacks (levels).
+        similarity_fields, similarity_only: of the flat format.
         rank, world_size: this process reads every world_size-th share of each batch (see mm_fibinet.distributed).
             With more than one, all ranks make the loader at the same time, and a machine's share its memory.
 
@@ -104,6 +107,8 @@ class MMCTRDataLoader:
         storage: str = "auto",
         item_feature: str | None = None,
         history_levels: bool = False,
+        similarity_fields: bool = False,
+        similarity_only: tuple[str, ...] | list[str] | None = (),
         rank: int = 0,
         world_size: int = 1,
         user_info: str | UserTable | None = None,
@@ -116,7 +121,7 @@ class MMCTRDataLoader:
         for name, size in {"batch_size": batch_size, "max_len": max_len}.items():
             if int(size) < 1:
                 raise UserError(f"{name} is {size}, expected a whole number of at least 1")
-        if item_info is None:
+        if item_info is None and (user_info is not None or schema.ITEM_SEQ in feature_map.features):
             raise UserError("item_info is not set; name item_info.parquet in the dataset config")
         self.path = str(data_path)
         self.feature_map = feature_map
@@ -124,13 +129,19 @@ class MMCTRDataLoader:
         self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.batch_format = batch_format
+        self.flat = None
+        if batch_format == "flat" and item_info is not None:
+            from mm_fibinet.flat import FlatFormat  # which brings FuxiCTR and pydantic; the other forms need neither
+
+            self.flat = FlatFormat(feature_map, history_levels, similarity_fields, similarity_only)
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda", gpu) if gpu >= 0 and torch.cuda.is_available() else torch.device("cpu")
-        if not isinstance(item_info, ItemTable):
+        if item_info is not None and not isinstance(item_info, ItemTable):
             features = item_side_features(feature_map.features, history_levels)
             item_info = load_item_table(item_info, features, item_feature)
-        self.item_table = item_info.to(self.device)
+        self.item_table = item_info.to(self.device) if item_info is not None else None
+        self.num_items = self.item_table.num_items if self.item_table else None
         self.users = self._load_users(user_info, storage)
         self.data = self._load(storage, int(max_len))
         give_back_read_buffers()
@@ -183,13 +194,15 @@ class MMCTRDataLoader:
             columns, item_index = self.data.slice(start, stop, self.device)
         else:
             columns, item_index = self.data.gather(order.by_data[start:stop], self.device)
-        batch = IndexBatch(columns, item_index, self.item_table)
+        batch = columns if self.item_table is None else IndexBatch(columns, item_index, self.item_table)
         if self.batch_format == "indices":
             return batch
         if self.device.type == "cuda" and self._group_ids is not None:  # FuxiCTR calls .numpy() on it
             rows = slice(start, stop) if order is None else order.on_cpu[start:stop]
             columns[self.feature_map.group_id] = self._group_ids[rows]
-        return batch.triple()
+        if not isinstance(batch, IndexBatch):
+            return batch
+        return batch.triple() if self.flat is None else self.flat.batch(*batch)
 
     def _bounds(self, index: int) -> tuple[int, int]:
         """First row of a batch and the row after its last."""
@@ -214,7 +227,7 @@ class MMCTRDataLoader:
         features = self.feature_map.features
         if storage == "auto":
             storage = choose_storage(user_table_bytes(user_info, features), self.device)
-        read = partial(read_user_table, user_info, features, self.item_table.num_items)
+        read = partial(read_user_table, user_info, features, self.num_items)
         return read_stored(read, storage, self.device, self.world_size > 1)
 
     def _load(self, storage: str, max_len: int) -> Split:
@@ -226,11 +239,11 @@ class MMCTRDataLoader:
             group = group if group in opened.schema_arrow.names else None
         features, users = self.feature_map.features, self.users
         if storage == "auto":
-            row_bytes = _row_bytes(features, max_len if users is None else 2)
+            row_bytes = _row_bytes(features, max_len if users is None else 2, flat=self.item_table is None)
             storage = choose_storage(opened.num_rows * row_bytes, self.device)
         if storage == "device" and users is not None and users.device != self.device:
             storage = "memory"  # beside the users: the device would be waited for to ask them
-        read = partial(read_split, self.path, features, labels, self.item_table.num_items, max_len, group)
+        read = partial(read_split, self.path, features, labels, self.num_items, max_len, group)
         if users is not None:
             read = partial(read, users=users.users())
         split = read_stored(read, storage, self.device, self.world_size > 1)
@@ -247,8 +260,14 @@ class _Order(NamedTuple):
     by_data: Tensor
 
 
-def _row_bytes(features: dict[str, dict], max_len: int) -> int:
+def _row_bytes(features: dict[str, dict], max_len: int, flat: bool = False) -> int:
     """About as many bytes as a row takes, four a number."""
-    own = [spec for spec in features.values() if spec.get("source") != "item"]
+    own = [spec for spec in features.values() if flat or spec.get("source") != "item"]
     widths = [spec.get("max_len") or spec.get("pretrain_dim") or 1 for spec in own]
-    return 4 * (max_len + 1 + sum(widths) + 2)
+    return 4 * ((0 if flat else max_len + 1) + sum(widths) + 2)
+
+
+if __name__ == "__main__":
+    from mm_fibinet.repository_check import main  # which a loader does not need
+
+    run_cli(main)

@@ -132,7 +132,7 @@ def _explained(error: BaseException) -> BaseException | None:
     if isinstance(error, ModuleNotFoundError):
         missing = extras.advice(error.name)
         return UserError(missing) if missing else None
-    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or "the system gave no more"
         return UserError(f"out of memory ({reason}): use a smaller batch_size or smaller data, or a larger machine")
     if _is_lost_rank(error):
@@ -151,7 +151,7 @@ def _is_lost_rank(error: BaseException) -> bool:
     return ranks.is_rank() and isinstance(error, RuntimeError) and bool(lost)
 
 
-def _is_torch_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch found no memory, which it says by a RuntimeError; told by name, so that torch is not loaded."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -181,6 +181,8 @@ def _names(column: dict) -> list[str]:
 
 def _compared_column(name: str, params: dict) -> dict:
     """The line of an embedding column of item_info that the data set's entry does not name."""
+    if not params.get("item_info"):
+        raise UserError(f"similarity_only has {name!r}, and the data set has no item_info; leave similarity_only out")
     found = open_parquet(params["item_info"]).schema_arrow.names
     if name not in found:
         raise UserError(
@@ -296,10 +298,10 @@ def _share_tables(features: dict[str, dict]) -> None:
 
 
 def _file_of(name: str, source: str, params: dict) -> str | Path:
-    """The file that a feature's sizes and scale are read from."""
+    """The file that a feature's sizes and scale are read from; the split where there are no items."""
     if _is_of_users(name, source, params):
         return params["user_info"]
-    if source != "item":
+    if source != "item" or not params.get("item_info"):
         return params["train_data"]
     return source_file(name, params["item_info"], params.get("item_feature"))
 
@@ -333,7 +335,7 @@ def _training_numbers(name: str, spec: dict, params: dict) -> Iterator[np.ndarra
         yield from _numbers_of_users(name, spec, params)
         return
     path = _file_of(name, spec["source"], params)
-    of_items = spec["source"] == "item"
+    of_items = spec["source"] == "item" and bool(params.get("item_info"))
     for first, arrays in read_slices(path, [name, schema.ITEM_ID] if of_items else [name]):
         values = schema.read_numbers(arrays[name], path, name, spec, first)
         if of_items:
@@ -344,16 +346,17 @@ def _training_numbers(name: str, spec: dict, params: dict) -> Iterator[np.ndarra
 def _vocab_size(column: dict, spec: dict, params: dict) -> int:
     """One more than the largest id of a column, over the files that have it."""
     name = column["name"]
-    if name == schema.ITEM_ID:
+    has_items = bool(params.get("item_info"))
+    if name == schema.ITEM_ID and has_items:
         return open_parquet(params["item_info"]).num_rows
     if name == USER_ID and params.get("user_info"):
         return open_parquet(params["user_info"]).num_rows
-    if spec["source"] == "item" or _is_of_users(name, spec["source"], params):
+    if (spec["source"] == "item" and has_items) or _is_of_users(name, spec["source"], params):
         paths = [_file_of(name, spec["source"], params)]
     else:
         paths = [params[key] for key in ("train_data", "valid_data", "test_data") if params.get(key)]
         paths = [path for path in paths if exists(path)]
-        if name in schema.LEVELS and params.get("item_feature"):  # the history's items carry theirs
+        if name in schema.LEVELS and has_items and params.get("item_feature"):  # the history's items carry theirs
             level_file = source_file(name, params["item_info"], params["item_feature"])
             paths += [level_file] if name in open_parquet(level_file).schema_arrow.names else []
     largest, place = 0, ""

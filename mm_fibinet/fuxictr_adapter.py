@@ -4,8 +4,14 @@ FuxiCTR's BaseModel holds the rules of training in private attributes and lets a
 loop, by overriding methods. Whatever depends on these insides is here, so that a new FuxiCTR is one file to look at.
 """
 
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import get_regularizer
@@ -20,6 +26,10 @@ LOOP_METHODS = (
     "train_step", "train_epoch", "eval_step", "checkpoint_and_earlystop", "lr_decay", "evaluate_metrics",
 )  # fmt: skip
 ENTRY_METHODS = ("fit", "evaluate", "predict")
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # a step of these is one pass
+ACCUMULATING_STEPS = (
+    "acdaeb1bc17a33816f67b153c7c091bcb98a12117a252c1a21d690dd7d1c92b4",
+)  # digests of a train_step that does what accumulation_steps does here
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,25 @@ def refuse_untrained(model: BaseModel) -> None:
         )
 
 
+def train_all(model: BaseModel) -> None:
+    """Let a compiled model's optimizer train all parameters, also those made after it, by a fused kernel if it has one.
+
+    An optimizer that is not plainly FuxiCTR's, of one kind and a learning rate, is kept and given what it lacks.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return
+    parameters, lr = [p for p in model.parameters() if p.requires_grad], optimizer.param_groups[0]["lr"]
+    is_plain = type(optimizer) in FUSED and optimizer.defaults == type(optimizer)(parameters, lr=lr).defaults
+    if is_plain and len(optimizer.param_groups) == 1:
+        model.optimizer = type(optimizer)(parameters, lr=lr, fused=True)
+        return
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    added = [parameter for parameter in parameters if id(parameter) not in known]
+    if added:
+        optimizer.add_param_group({"params": added})
+
+
 def overridden(model: nn.Module, names: tuple[str, ...], base: type = BaseModel) -> list[str]:
     """Those methods that the model, its class or a class between has of its own.
 
@@ -126,10 +155,31 @@ def refuse_own_loop(model: nn.Module, names: tuple[str, ...] = LOOP_METHODS, bas
     Args:
         names: the methods that must be those of `base`.
     """
-    own = overridden(model, names, base)
+    own = [name for name in overridden(model, names, base) if not (name == "train_step" and only_accumulates(model))]
     if own:
         raise UserError(
             f"{type(model).__name__} overrides {', '.join(own)}, which the training loop of mm_fibinet replaces and "
             "would never call: it clips, accumulates (accumulation_steps), saves and resumes by itself. Remove the "
             f"override; a loss of its own belongs into one of {', '.join(LOSS_METHODS)}"
         )
+
+
+def only_accumulates(model: nn.Module) -> bool:
+    """Whether a model's train_step is LongCTR's, as the challenge's repositories have it too.
+
+    It divides the loss by accumulation_steps and calls the optimizer once in that many batches, as our loop does by the
+    setting of that name. Told by the statements of the method; comments and layout do not count.
+    """
+    return _digest_of(type(model).train_step) in ACCUMULATING_STEPS
+
+
+def _digest_of(method: Callable) -> str:
+    """SHA-256 of a function's statements; empty where its source cannot be had."""
+    try:
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return ""
+    if not isinstance(function, ast.FunctionDef):
+        return ""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return hashlib.sha256("\n".join(map(ast.unparse, body)).encode()).hexdigest()

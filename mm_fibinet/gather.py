@@ -19,7 +19,6 @@ from torch import Tensor
 
 BYTES_A_PART = 4 << 20  # about half a millisecond of copying
 MOST_THREADS = 8  # more wait for memory, not for cores
-RUN = 32  # numbers that `take_tails` copies at once
 SHARED_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)  # with numpy, among those that tables have
 
 
@@ -63,16 +62,17 @@ def take_rows_for(values: Tensor, index: Tensor, device: torch.device) -> Tensor
     return take_rows(values, index, out=_empty_for(len(index), values.shape[1:], values, device))
 
 
-def take_tails(values: Tensor, starts: Tensor, stops: Tensor, width: int, device: torch.device) -> Tensor:
+def take_tails(values: Tensor, starts: Tensor, stops: Tensor, width: int, run: int, device: torch.device) -> Tensor:
     """The last numbers of some parts of a long row, behind zeros, to where a copy to a device is not waited for.
 
-    A look-up of each number takes several times as long as a copy of as many. So runs of RUN numbers are copied, from
+    A look-up of each number takes several times as long as a copy of as many. So runs of numbers are copied, from
     wherever a part ends; before its start there are zeros to copy, which makes a mask needless.
 
     Args:
-        values: [T]; before each start there are RUN zeros.
+        values: [T]; before each start there are `run` zeros.
         starts, stops: int64 [M], where each part begins, and the place after its last number.
         width: how many numbers are wanted.
+        run: how many are copied at once.
 
     Returns:
         [M, W], W at least `width`: the numbers of the part that ends at the row's end, zeros before it.
@@ -80,16 +80,16 @@ def take_tails(values: Tensor, starts: Tensor, stops: Tensor, width: int, device
     Raises:
         IndexError: a part is not within the values.
     """
-    runs = -(-width // RUN)
+    runs = -(-width // run)
     if not _is_plain(values):
-        back = torch.arange(runs * RUN, 0, -1, device=values.device)
+        back = torch.arange(runs * run, 0, -1, device=values.device)
         return values[torch.maximum(stops.unsqueeze(1) - back, starts.unsqueeze(1) - 1)]
     source, first, last = values.numpy(), starts.numpy(), stops.numpy()
-    if first.size and not (first.min() >= RUN and last.max() <= len(source)):
-        raise IndexError(f"parts from {first.min()} to {last.max()}, expected {RUN} to {len(source)}")
-    places = np.ndarray((len(source) - RUN + 1,), f"V{RUN * source.itemsize}", source, strides=source.strides)
-    index = last[:, None] - np.arange(runs, 0, -1) * RUN
-    taken = places[np.maximum(index, first[:, None] - RUN, out=index)].view(source.dtype)
+    if first.size and not (first.min() >= run and last.max() <= len(source)):
+        raise IndexError(f"parts from {first.min()} to {last.max()}, expected {run} to {len(source)}")
+    places = np.ndarray((len(source) - run + 1,), f"V{run * source.itemsize}", source, strides=source.strides)
+    index = last[:, None] - np.arange(runs, 0, -1) * run
+    taken = places[np.maximum(index, first[:, None] - run, out=index)].view(source.dtype)
     if device.type != "cuda":
         return torch.from_numpy(taken)
     return _empty_for(len(taken), taken.shape[1:], values, device).copy_(torch.from_numpy(taken))

@@ -5,7 +5,6 @@ traceback of its own and twenty lines more. Here an error is what the first rank
 What ends one rank ends all of them: none waits for ever for one that is gone.
 """
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -13,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from mm_fibinet import ranks
+from mm_fibinet import ranks, signals
 from mm_fibinet.errors import EXIT_INTERRUPTED, UserError
 
 POLL_SECONDS = 0.1
@@ -87,7 +86,11 @@ def _wait(running: list[subprocess.Popen], shared: Path) -> tuple[int | None, li
         the first that failed, None while none has; the signals that came.
     """
     first, deadline = None, float("inf")
-    with _forwarded_signals(running) as asked:
+
+    def forward(came: list[int]) -> None:
+        _send(running, signal.SIGINT if came[-1] == signal.SIGINT else signal.SIGTERM)
+
+    with signals.noted(signal.SIGHUP, react=forward) as asked:
         while any(process.poll() is None for process in running) and time.monotonic() < deadline:
             if first is None:
                 first = _failed(running, shared)
@@ -113,23 +116,3 @@ def _send(running: list[subprocess.Popen], number: int) -> None:
     for process in running:
         if process.poll() is None:
             process.send_signal(number)
-
-
-@contextlib.contextmanager
-def _forwarded_signals(running: list[subprocess.Popen]) -> Iterator[list[int]]:
-    """Signals to this process go to the ranks; yields those that came."""
-    came: list[int] = []
-
-    def forward(number, frame):
-        came.append(number)
-        _send(running, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup does
-            signal.signal(number, forward)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Parquet as users bring it: a file or a folder of part files, read in slices, columns as numpy.
+"""Parquet as users bring it: a file or a folder of part files, read in slices, columns as numpy; FuxiCTR's npz, too.
 
 Files come from pandas, polars, pyarrow, Spark and Ray, so numbers may be of any width, signed or not,
 dictionary-encoded, and a list may be a list, a large list or a fixed-size list. Everything here reads all of these and
@@ -10,6 +10,8 @@ the memory for millions of rows small. What the columns mean, and what values th
 import os
 import re
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from mm_fibinet.errors import UserError, explain_os_error
 
 SLICE_ROWS = 65_536
 SUFFIX = ".parquet"
+NPZ = ".npz"  # of FuxiCTR: an array a column
+IDS_OF_TEXT = "build_dataset.py makes ids of text: python build_dataset.py --recipe RECIPE.yaml --out data/NAME"
 DAMAGED = (pa.ArrowException, OSError, ValueError)  # what a broken file makes Arrow raise
 
 
@@ -108,6 +112,22 @@ class ParquetData:
             raise UserError(f"{self.path}: cannot be read ({_first_line(error)}); copy or build it again") from error
 
 
+class NpzData(ParquetData):
+    """FuxiCTR's npz file as if it were parquet; small enough for memory, as FuxiCTR reads it too."""
+
+    def __init__(self, path: str | Path, table: pa.Table):
+        super().__init__(path, [Path(path)], table.num_rows, table.schema)
+        self.table = table
+
+    def iter_batches(self, columns: list[str] | None = None, batch_size: int = SLICE_ROWS) -> Iterator[pa.RecordBatch]:
+        """The rows in order, batch_size at a time."""
+        yield from self.read(columns).to_batches(max_chunksize=batch_size)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows as one table."""
+        return self.table if columns is None else self.table.select(columns)
+
+
 def part_files(path: str | Path) -> list[Path]:
     """The files that a path stands for.
 
@@ -151,6 +171,8 @@ def exists(path: str | Path) -> bool:
 
 def open_parquet(path: str | Path) -> ParquetData:
     """Open a parquet file or folder; a `UserError` when it is missing, truncated, not parquet or has no rows."""
+    if str(path).lower().endswith(NPZ) and not os.path.isdir(path):
+        return NpzData(path, _read_npz(path))
     parts, num_rows, first_schema = [], 0, None
     for part in part_files(path):
         where = part if part != Path(path) else path
@@ -177,6 +199,29 @@ def open_parquet(path: str | Path) -> ParquetData:
     if first_schema is None:
         raise UserError(f"{path}: has no rows, expected at least one")
     return ParquetData(path, parts, num_rows, first_schema)
+
+
+def _read_npz(path: str | Path) -> pa.Table:
+    """The arrays of an npz file, [N] or [N, W] each, as columns; pickled ones are refused, for they run code."""
+    file = part_files(path)[0]
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            columns = {name: arrays[name] for name in arrays.files}
+        sizes = {len(values) if values.ndim in (1, 2) else 0 for values in columns.values()}
+        if len(sizes) == 1 and 0 not in sizes:
+            return pa.table({name: _arrow(values) for name, values in columns.items()})
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not an npz file of plain arrays ({_first_line(error)}); copy or build it again"
+        ) from error
+    shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in columns.items())
+    raise UserError(f"{path}: has {shapes or 'no arrays'}, expected columns [N] or [N, W], all of N rows and N above 0")
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 
 def require_columns(path: str | Path, opened: ParquetData, columns: list[str]) -> None:
@@ -243,7 +288,8 @@ def scalars(
     fits = fits or (pa.types.is_floating(kind) and not integer)
     if not fits:
         expected = "an integer" if integer else "a number"
-        raise UserError(f"{path}: column {column} has type {kind}, expected {expected} a row")
+        hint = f"; {IDS_OF_TEXT}" if integer and kind in (pa.string(), pa.large_string(), pa.string_view()) else ""
+        raise UserError(f"{path}: column {column} has type {kind}, expected {expected} a row{hint}")
     if array.null_count and fill_na is None:
         nulls = array.is_null().to_numpy(zero_copy_only=False)
         raise RowError(path, column, "is empty (null)", "a value", nulls, first_row)

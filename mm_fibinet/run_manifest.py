@@ -30,6 +30,7 @@ NOT_IN_FINGERPRINT = {
     "checkpoint_every", "cuda_graphs",
 }  # fmt: skip
 NOT_IN_SCORES = NOT_IN_FINGERPRINT | {"batch_size"}  # of a trained model
+MODEL_CODE = "model_code"  # beside the data files: the code of a class that is not ours (see mm_fibinet.model_source)
 
 
 def data_fingerprint(params: dict) -> dict[str, dict]:
@@ -162,7 +163,7 @@ def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: b
         )
     changes = _changes(_fixed(manifest["config"]), _fixed(params))
     before, now = _training_data(manifest["data"]), _training_data(data)
-    changes += [f"{key} is another file" for key in DATA_FILES if before.get(key) != now.get(key)]
+    changes += [f"{key} is another file" for key in (*DATA_FILES, MODEL_CODE) if before.get(key) != now.get(key)]
     if changes:
         raise UserError(
             f"--resume: the run in {run.folder} is of other settings or data: {'; '.join(changes)}. Resume with those, "
@@ -199,6 +200,24 @@ def refuse_other_items(manifest: dict, params: dict, where: str) -> None:
                 f"{now['path']} (sha256 {now['sha256'][:12]}); name that file with --set {key}=..., or, when this one "
                 "is meant, add --allow_other_data"
             )
+
+
+def refuse_other_code(manifest: dict, code: dict[str, dict], where: str) -> None:
+    """A `UserError` when the class of the model is no longer written as it was: its weights may mean something else.
+
+    Args:
+        manifest: of the run.
+        code: of `model_source.code_entry`.
+        where: the run, as the user knows it.
+    """
+    before, now = manifest["data"].get(MODEL_CODE), code.get(MODEL_CODE)
+    if before and now and before["sha256"] != now["sha256"]:
+        changed = [path for path, digest in now["files"].items() if digest not in before["files"].values()]
+        raise UserError(
+            f"{where} was trained with other code of {before['class']}: {', '.join(changed) or 'one of its files'} has "
+            "changed since; put back what it was, train the run again, or, when this code is meant, add "
+            "--allow_other_data"
+        )
 
 
 def refuse_other_weights(manifest: dict, run: RunFolder) -> None:

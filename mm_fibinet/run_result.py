@@ -118,16 +118,22 @@ def read_scores(folder: Path) -> pl.DataFrame:
 
 
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:
-    """label, score, user_id (the row number where the file has no users) and cold (item not a target in train)."""
+    """label, score, user_id (the row number where the file has no users) and cold (item not a target in train).
+
+    Without a column item_id, as in FuxiCTR's own data, no row is known to be cold.
+    """
     label, user = valid_data.feature_map.labels[0], params.get("group_id") or "user_id"
-    valid, item_ids = open_parquet(valid_data.path), read_column(valid_data.path, schema.ITEM_ID)
-    has_user = user in valid.schema_arrow.names
+    valid = open_parquet(valid_data.path)
+    names, cold = valid.schema_arrow.names, np.zeros(valid.num_rows, dtype=bool)
+    if schema.ITEM_ID in names:
+        seen = np.unique(read_column(train_path, schema.ITEM_ID))
+        cold = ~np.isin(read_column(valid_data.path, schema.ITEM_ID), seen)
     return pl.DataFrame(
         {
             "label": read_column(valid_data.path, label, integer=False).astype(np.int8),
             "score": scores,
-            "user_id": pl.from_arrow(valid.read([user]))[user] if has_user else np.arange(len(item_ids)),
-            "cold": ~np.isin(item_ids, np.unique(read_column(train_path, schema.ITEM_ID))),
+            "user_id": pl.from_arrow(valid.read([user]))[user] if user in names else np.arange(valid.num_rows),
+            "cold": cold,
         }
     )
 

@@ -51,7 +51,7 @@ class Column:
         name: in the file.
         role: history, target, group or label, or feature for one that `spec` describes.
         limit: ids are below the first; the second is what the user knows it as.
-        width: length of a history; None takes that of the first row.
+        width: length of a list a row; None takes what the spec says, else that of the first row.
         spec: FuxiCTR's feature spec.
     """
 
@@ -64,7 +64,7 @@ class Column:
     def read(self, array: pa.Array, path: str | Path, first_row: int = 0, noted: Noted = nullcontext) -> np.ndarray:
         """The column's values, checked: [n] or [n, width]; int64, or the file's own integers, or floats for numbers."""
         if self.role == "feature":
-            return read_feature(array, path, self.name, self.spec, first_row)
+            return read_feature(array, path, self.name, self.spec, first_row, self.width)
         if self.role == "group":
             return identities(array, path, self.name, first_row)
         if self.role == "label":
@@ -85,7 +85,11 @@ class Column:
 
 
 def split_columns(
-    features: dict[str, dict], labels: list[str], num_items: int | None, group: str | None = None
+    features: dict[str, dict],
+    labels: list[str],
+    num_items: int | None,
+    group: str | None = None,
+    flat: bool = False,
 ) -> list[Column]:
     """What a split is read for: history, target, integers (features, group, labels), then numbers.
 
@@ -94,6 +98,7 @@ def split_columns(
         labels: label columns, 0 or 1.
         num_items: rows of item_info; None when it is not known.
         group: the column that gAUC groups by.
+        flat: the data have no items of their own and no history: every feature is the split's.
 
     Raises:
         UserError: the group is a list a row.
@@ -101,14 +106,15 @@ def split_columns(
     if group == ITEM_SEQ or features.get(group or "", {}).get("type") in ("sequence", "embedding"):
         raise UserError(f"group_id is {group!r}, a list a row, expected a column of one id a row, as user_id")
     items = (num_items, "items in item_info") if num_items else INT32
-    columns = [Column(ITEM_SEQ, "history", items), Column(ITEM_ID, "target", items)]
+    columns = [] if flat else [Column(ITEM_SEQ, "history", items), Column(ITEM_ID, "target", items)]
+    elsewhere = {column.name for column in columns}
     own = {
         name: Column(name, "feature", spec=spec)
         for name, spec in features.items()
-        if name not in (ITEM_SEQ, ITEM_ID) and spec["type"] != "meta" and spec.get("source") != "item"
+        if name not in elsewhere and spec["type"] != "meta" and (flat or spec.get("source") != "item")
     }
     columns += [column for column in own.values() if not is_number(column)]
-    columns += [Column(group, "group")] if group and group not in own and group != ITEM_ID else []
+    columns += [Column(group, "group")] if group and group not in own and group not in elsewhere else []
     columns += [Column(label, "label") for label in labels]
     return columns + [column for column in own.values() if is_number(column)]
 
@@ -145,13 +151,18 @@ def checked_slices(
         for place, column in enumerate(readable):
             with noted():
                 block = blocks[column.name] = column.read(arrays[column.name], path, first, noted)
-                if column.role == "history" and column.width is None:  # the first slice says how long
+                if block.ndim == 2 and column.width is None:  # the first slice says how long
                     readable[place] = replace(column, width=block.shape[1])
         yield first, blocks
 
 
-def read_feature(array: pa.Array, path: str | Path, name: str, spec: dict, first_row: int = 0) -> np.ndarray:
+def read_feature(
+    array: pa.Array, path: str | Path, name: str, spec: dict, first_row: int = 0, width: int | None = None
+) -> np.ndarray:
     """A feature's column, of a split or of the items, checked against its spec.
+
+    A feature map of FuxiCTR 2.3.7 has no pretrain_dim, and max_len 0 where the config has none: the lists are then as
+    long as `width` says, or as the first row is.
 
     Returns:
         categorical: integers [n]; sequence: integers [n, max_len]; numeric, scaled: float32 [n]; embedding: float32
@@ -162,10 +173,10 @@ def read_feature(array: pa.Array, path: str | Path, name: str, spec: dict, first
         values = normalizer.scaled(read_numbers(array, path, name, spec, first_row), spec)
         return _float32(values, path, name, first_row)
     if kind == "embedding":
-        values = matrix(array, path, name, first_row, spec["pretrain_dim"], integer=False)
+        values = matrix(array, path, name, first_row, spec.get("pretrain_dim") or width, integer=False)
         return _float32(values, path, name, first_row)
     if kind == "sequence":
-        values = matrix(array, path, name, first_row, spec["max_len"])
+        values = matrix(array, path, name, first_row, spec.get("max_len") or width)
     else:
         values = scalars(array, path, name, first_row, fill_na=spec.get("fill_na"))
     require_range(values, path, name, spec["vocab_size"], first_row=first_row)

@@ -29,6 +29,7 @@ INITIALIZER = re.compile(
     r"(torch\.)?nn\.init\.(xavier|kaiming)_(normal|uniform)_"
     rf"|partial\(nn\.init\.normal_, (mean=-?(?:{NUMBER}), )?std=(?:{NUMBER})\)"
 )
+PLAIN_TEXT = re.compile(r"[\w .,:/+-]*")  # nothing that could be a call
 WITH_UNITS = ("PReLU", "Dice")  # need to know how many inputs they have
 ACTIVATIONS = (
     *("ReLU", "Sigmoid", "Tanh", "Softmax", *WITH_UNITS, "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid"),
@@ -106,6 +107,22 @@ def _is_regularizer(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and value >= 0)
 
 
+class KeepingCheck(Check):
+    """A Check that leaves whole numbers whole."""
+
+    def _validate(self, value: Any) -> Any:
+        super()._validate(value)
+        return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return not isinstance(value, str) or bool(PLAIN_TEXT.fullmatch(value))
+
+
 Flag = Annotated[bool, Field(description="True or False")]
 Text = Annotated[str, Field(max_length=1000, description="a text")]
 Path = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$", description="a path")]
@@ -145,6 +162,9 @@ Initializer = Annotated[
     ),
 ]
 
+AnyNumber = Annotated[int | float, Field(description="a number")]
+AnyPlain = Annotated[Any, KeepingCheck(_is_plain, "numbers or plain texts (no brackets or quotes), or lists of them")]
+
 # (pattern of the name, types of the default it holds for, type of the setting); the first that fits.
 RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*dropout|.*dropout_rates?", (float, int), Share),
@@ -166,13 +186,17 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
 )
 
 
-def setting_type(name: str, parameter: inspect.Parameter, choices: dict[str, tuple[str, ...]]) -> Any:
+def setting_type(
+    name: str, parameter: inspect.Parameter, choices: dict[str, tuple[str, ...]], stranger: bool = False
+) -> Any:
     """The type of a constructor's argument.
 
     Args:
         name: its name.
         parameter: its default and annotation.
         choices: {name: texts}, of settings that take one of a list.
+        stranger: whether the class is no MultimodalModel: what its settings mean is not known, and text that FuxiCTR
+            might run as code is refused.
     """
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
     kind: Any
@@ -182,7 +206,7 @@ def setting_type(name: str, parameter: inspect.Parameter, choices: dict[str, tup
         kind = Annotated[Literal[named], Field(description=one_of_text(named))]
     else:
         rules = (kind for pattern, types, kind in RULES if type(default) in types and re.fullmatch(pattern, name))
-        kind = next(rules, None) or _type_of(default)
+        kind = next(rules, None) or (_loose_type_of(default) if stranger else _type_of(default))
     return optional(kind) if default is None and get_origin(kind) is Annotated else kind
 
 
@@ -207,3 +231,10 @@ def _type_of(default: Any) -> Any:
         description = f"a list like {list(default)}" if default else "a list"
         return Annotated[list[inner], Field(description=description)]
     return Any
+
+
+def _loose_type_of(default: Any) -> Any:
+    """The type of a stranger's argument: `alpha=1` may be 0.5, and a list of fields one field."""
+    if isinstance(default, bool):
+        return Flag
+    return AnyNumber if isinstance(default, int | float) else AnyPlain

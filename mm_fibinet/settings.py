@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.fuxictr_data import complete_entry
+from mm_fibinet.model_source import find_model
 from mm_fibinet.setting_types import MAX_NAME
 from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
 from mm_fibinet.settings_schema import ALIASES, DatasetEntry, RunSettings, field_names, schema_of, validate
@@ -59,7 +61,8 @@ def load_params(
     """
     changes = parse_overrides(overrides or [])
     experiment = load_model_config(Path(config_dir), expid)
-    dataset = load_dataset_config(Path(config_dir), changes.get("dataset_id", experiment["dataset_id"]), data_root)
+    dataset_id = changes.get("dataset_id", experiment["dataset_id"])
+    dataset = load_dataset_config(Path(config_dir), dataset_id, data_root)
     params = resolve(expid, experiment, dataset, models, ("--set", changes))
     return _placed(params, changes, data_root, model_root, gpu, expid)
 
@@ -128,20 +131,6 @@ def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple
     return check_together(validate(params, schema_of(model_class), origin), origin)
 
 
-def find_model(models, name: object, where: str = "") -> type:
-    """The model's class by name, as FuxiCTR looks it up.
-
-    Args:
-        models: a module with the names of its models in __all__.
-        name: the model's.
-        where: what the error begins with.
-    """
-    if name not in models.__all__:
-        where = f"{where}: " if where else ""
-        raise UserError(f"{where}model {shown(name)} is unknown, expected one of {', '.join(sorted(models.__all__))}")
-    return getattr(models, str(name))
-
-
 def known_settings(model_class: type) -> set[str]:
     """The names that a model, the loader, the trainer and the scripts read, whether a config sets them or not."""
     return set(field_names(schema_of(model_class)))
@@ -198,7 +187,7 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
 
 
 def load_dataset_config(config_dir: Path, dataset_id: object, data_root: str | None = None) -> dict:
-    """A data set's settings, with its name as dataset_id.
+    """A data set's settings, with its name as dataset_id; its features from FuxiCTR's feature map where it has none.
 
     Args:
         config_dir: the config folder.
@@ -212,7 +201,8 @@ def load_dataset_config(config_dir: Path, dataset_id: object, data_root: str | N
         found = {name: (built, content) for name, content in read_yaml(built).items()}
     if dataset_id not in found:
         raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
-    return {**_settings(found, dataset_id), "dataset_id": dataset_id}
+    entry = {**_settings(found, dataset_id), "dataset_id": dataset_id}
+    return complete_entry(entry, f"dataset {dataset_id}", data_root)
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, object]:

@@ -13,7 +13,8 @@ from mm_fibinet.yaml_reader import shown
 LOWER_IS_BETTER = ("logloss", "binary_crossentropy")
 GROUP_METRICS = ("gAUC",)
 USER_ID = "user_id"
-NO_GROUPS = ("item_id", "item_seq")
+ITEM_SEQ = "item_seq"
+NO_GROUPS = ("item_id", ITEM_SEQ)
 
 
 def monitor_mode(monitor: str | dict[str, float]) -> str:
@@ -55,6 +56,7 @@ def check_together(params: dict, origin) -> dict:
             f"{shown(params.get('monitor', 'AUC'))}; leave it out, or set {mode}"
         )
     columns = active_columns(params, origin("feature_cols"))
+    _check_items(params, columns, origin)
     _check_group(params, columns, origin)
     _check_features(params, columns, origin)
     _check_activations(params, origin)
@@ -104,6 +106,16 @@ def check_reachable(params: dict, num_batches: int) -> None:
         raise UserError(
             f"eval_steps is {eval_steps}, but the run has {steps} steps (epochs {params['epochs']} x batches "
             f"{num_batches}): it would end without an evaluation; expected at most {steps}, or null for every epoch"
+        )
+
+
+def _check_items(params: dict, columns: dict[str, dict], origin) -> None:
+    """A history is one of items, which item_info has."""
+    if not params.get("item_info") and (ITEM_SEQ in columns or params.get("item_feature")):
+        named = ITEM_SEQ if ITEM_SEQ in columns else "item_feature"
+        raise UserError(
+            f"{origin('item_info')}: item_info is not set, expected a path: {named} is of items, which item_info has; "
+            "data without a history need neither"
         )
 
 

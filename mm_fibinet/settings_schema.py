@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
 from mm_fibinet.metrics import METRICS
+from mm_fibinet.model_source import is_multimodal
 from mm_fibinet.yaml_reader import shown
 
 LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
@@ -24,6 +25,7 @@ OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RA
 METRIC_NAMES = (*METRICS, "binary_crossentropy")
 NORMALIZERS = ("StandardScaler", "MinMaxScaler", "none")
 SOURCES = ("", "user", "item", "context")
+OF_FLAT = ("similarity_fields", "similarity_only")  # the loader reads them for batch_format: flat alone
 # Arguments of constructors that a script gives, not a config.
 NOT_SETTINGS = {
     *("feature_map", "data_path", "split", "rank", "world_size", "model", "model_id", "gpu"),
@@ -46,7 +48,7 @@ class Accepted:
 
 # In experiments, data sets' entries and features alike.
 ACCEPTED = {
-    "data_format": Accepted("the only format", ("parquet",)),
+    "data_format": Accepted("what the files are is told by their names", ("parquet", "npz")),
     "rebuild_dataset": Accepted("ids are contiguous: there is no vocabulary to build", (False, True)),
     "min_categr_count": Accepted("no id is rare enough to be dropped", (1,)),
     "dtype": Accepted("columns have the types of their files", ("int", "float", "str", "list", "bool")),
@@ -197,7 +199,7 @@ class DatasetEntry(Strict):
     train_data: types.Path
     valid_data: types.Path
     test_data: OptionalPath = None
-    item_info: types.Path
+    item_info: OptionalPath = None
     item_feature: OptionalPath = None
     user_info: OptionalPath = None
     feature_cols: Annotated[list[AnyFeature], Field(min_length=1, max_length=10_000, description="a list of features")]
@@ -265,9 +267,14 @@ def schema_of(model_class: type) -> type[Experiment]:
     Returns:
         a subclass of Experiment; `arguments` are the constructors' defaults by name.
     """
-    from mm_fibinet import dataloader, precision, training  # they bring torch, which a script's --help does not need
+    # they bring torch, which a script's --help does not need
+    from mm_fibinet import any_model, dataloader, precision, training
 
+    own = constructor_arguments(model_class)
     arguments = constructor_arguments(training.Trainer, dataloader.MMCTRDataLoader, model_class)
+    if "flat" not in any_model.batch_formats(model_class):
+        arguments = {name: arguments[name] for name in arguments if name in own or name not in OF_FLAT}
+    stranger = {} if is_multimodal(model_class) else own
     choices = {
         "precision": precision.PRECISIONS,
         "lr_schedule": training.LR_SCHEDULES,
@@ -276,7 +283,10 @@ def schema_of(model_class: type) -> type[Experiment]:
         "storage": dataloader.STORAGES,
     }
     fields: dict[str, Any] = {
-        f"setting_{name}": (types.setting_type(name, parameter, choices), Field(default=None, alias=name))
+        f"setting_{name}": (
+            types.setting_type(name, parameter, choices, name in stranger),
+            Field(default=None, alias=name),
+        )
         for name, parameter in arguments.items()
         if name not in Experiment.model_fields
     }

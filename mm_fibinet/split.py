@@ -33,15 +33,18 @@ class Split(Stored):
         floats: float32 [N, F], or None when no column needs it.
         layout: {column: (first, width, is_list)} within `integers`.
         float_layout: the same for `floats`.
-        history_len: L; 0 where rows point at their users, which makes `PointingSplit` of them.
+        item_columns: how many of the first columns of `integers` are item ids, the history and then the target: L + 1;
+            0 where a row has neither.
     """
 
-    def __init__(self, integers: Tensor, floats: Tensor | None, layout: Layout, float_layout: Layout, history_len: int):
+    def __init__(
+        self, integers: Tensor, floats: Tensor | None, layout: Layout, float_layout: Layout, item_columns: int
+    ):
         self.integers = integers
         self.floats = floats
         self.layout = layout
         self.float_layout = float_layout
-        self.history_len = history_len
+        self.item_columns = item_columns
 
     def __len__(self) -> int:
         return len(self.integers)
@@ -52,7 +55,7 @@ class Split(Stored):
 
     def holding(self, tensors: dict[str, Tensor]) -> "Split":
         """The same split in other matrices."""
-        return Split(tensors["integers"], tensors.get("floats"), self.layout, self.float_layout, self.history_len)
+        return Split(tensors["integers"], tensors.get("floats"), self.layout, self.float_layout, self.item_columns)
 
     def column(self, name: str) -> Tensor:
         """One column over all rows, [N] or [N, W]."""
@@ -83,7 +86,7 @@ class Split(Stored):
 
     def _with_items(self, columns: dict[str, Tensor], here: Tensor, there: Tensor) -> Batch:
         """The batch of its columns, and of its integers where the split is and where the batch shall be."""
-        return columns, there[:, : self.history_len + 1]
+        return columns, there[:, : self.item_columns]
 
 
 class PointingSplit(Split):
@@ -97,8 +100,9 @@ class PointingSplit(Split):
     """
 
     def __init__(self, rows: Split, users: UserTable, history_len: int, has_ends: bool):
-        super().__init__(rows.integers, rows.floats, rows.layout, rows.float_layout, history_len)
+        super().__init__(rows.integers, rows.floats, rows.layout, rows.float_layout, rows.item_columns)
         self.users = users
+        self.history_len = history_len
         self.has_ends = has_ends
 
     def holding(self, tensors: dict[str, Tensor]) -> "PointingSplit":
@@ -116,7 +120,7 @@ def read_split(
     path: str | Path,
     features: dict[str, dict],
     labels: list[str],
-    num_items: int,
+    num_items: int | None,
     max_len: int,
     group: str | None = None,
     allocate: Allocate = in_memory,
@@ -128,7 +132,7 @@ def read_split(
         path: a parquet file or folder of the contract.
         features: FuxiCTR feature specs by name; the items' and the users' are not read here.
         labels: label columns, 0 or 1; empty for a test split.
-        num_items: rows of the item table; history and target ids must be below it.
+        num_items: rows of the item table; history and target ids must be below it. None for data without either.
         max_len: the last max_len positions of the history are kept.
         group: the group id of gAUC. Ids beyond int32 become 0, 1, 2, ... in their order: they tell rows apart, no more.
         allocate: where the matrices are kept.
@@ -142,7 +146,7 @@ def read_split(
         columns = user_info.row_columns(path, features, labels, num_items, group, users)
         slices = user_info.checked_rows(path, columns, users)
     else:
-        columns = schema.split_columns(features, labels, num_items, group)
+        columns = schema.split_columns(features, labels, num_items, group, flat=num_items is None)
         slices = _with_short_history(schema.checked_slices(path, columns), max_len)
     numbers = [column.name for column in columns if schema.is_number(column)]
     wide = [column.name for column in columns if column.role == "group"]  # may hold more than int32 does
@@ -163,7 +167,8 @@ def read_split(
         matrix.numpy()[:, whole[name][0]] = _codes(values)
     hidden = {column.name for column in columns if column.role in schema.NOT_IN_BATCHES and not column.spec} - {group}
     layout = {name: place for name, place in whole.items() if name not in hidden}
-    return Split(matrix, floats, layout, float_layout, integers[schema.ITEM_SEQ].shape[1] if not users else 0)
+    item_columns = sum(width for name, (_, width, _) in whole.items() if name in (schema.ITEM_SEQ, schema.ITEM_ID))
+    return Split(matrix, floats, layout, float_layout, item_columns if num_items is not None else 0)
 
 
 def _with_short_history(
@@ -171,8 +176,10 @@ def _with_short_history(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """The slices with the last max_len positions of the history."""
     for first, blocks in slices:
-        history = blocks[schema.ITEM_SEQ]
-        yield first, {**blocks, schema.ITEM_SEQ: history[:, max(history.shape[1] - max_len, 0) :]}
+        if schema.ITEM_SEQ in blocks:
+            history = blocks[schema.ITEM_SEQ]
+            blocks = {**blocks, schema.ITEM_SEQ: history[:, max(history.shape[1] - max_len, 0) :]}
+        yield first, blocks
 
 
 def _codes(groups: np.ndarray) -> np.ndarray:

@@ -111,6 +111,7 @@ def read_once_a_machine(read: Callable[[Allocate], S], allocate: Allocate) -> S:
             return values
 
         def describe() -> tuple[dict[str, str], S]:
+            """Read, in the one process that does; returns where the others find the tensors, and their shapes."""
             own.append(read(shareable))
             places = {name: paths[values.data_ptr()] for name, values in own[0].tensors().items()}
             return places, own[0].to("meta")  # shapes and types, no numbers

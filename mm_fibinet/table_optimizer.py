@@ -105,6 +105,7 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients float [..., D], or [N, D] of sums, to the table's, sparse [rows, D]."""
         (ids,) = ctx.saved_tensors
         rows = ids.reshape(-1).long()
         if ctx.summed:

@@ -16,13 +16,13 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mm_fibinet import distributed, step_graph
+from mm_fibinet import distributed, signals, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -145,7 +145,7 @@ class Trainer:
         self.history: list[dict] = []
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
         self.loss_steps = 0
-        self._signal: int | None = None
+        self._signals: list[int] = []
         self._gradients_seen = False
         self._checked = False
 
@@ -209,12 +209,12 @@ class Trainer:
         logging.info("Precision: %s", self.precision)
         logging.info("Start training: %d batches/epoch", steps)
         lines_above_bars = log_lines_above_bars(sys.stdout, shown=self.world.is_main)
-        with self._signals(), lines_above_bars, self.precision.products():
+        with signals.noted(react=_insist) as self._signals, lines_above_bars, self.precision.products():
             while self.epoch < epochs and not self.stopped:
                 self._train_epoch(train_data, valid_data, steps, eval_steps)
                 self.epoch, self.step = self.epoch + 1, 0
                 self._save_state()
-                if distributed.any_rank(self._signal is not None, self.model.device):
+                if distributed.any_rank(bool(self._signals), self.model.device):
                     raise Interrupted
         if not self.history:
             with self._judged_weights():
@@ -440,32 +440,18 @@ class Trainer:
         if self.world.rank < len(state["generators"]):
             set_generator_states(state["generators"][self.world.rank], self.model.device)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note SIGTERM and Ctrl-C instead of dying; the loop then saves and stops. A second Ctrl-C stops at once."""
-
-        def note(number, frame):
-            if self._signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the caller's handlers stay
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _interrupted(self) -> bool:
         if self.world.size == 1:
-            return self._signal is not None
+            return bool(self._signals)
         if self.total_steps % STEPS_BETWEEN_SIGNAL_CHECKS:
             return False
-        return distributed.any_rank(self._signal is not None, self.model.device)
+        return distributed.any_rank(bool(self._signals), self.model.device)
+
+
+def _insist(came: list[int]) -> None:
+    """A second Ctrl-C stops at once, without saving."""
+    if len(came) > 1 and came[-1] == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 STATE = ("epoch", "step", "total_steps", "best", "bad_evaluations", "stopped", "history", "loss_steps")

@@ -12,28 +12,32 @@ import torch
 from torch import Tensor
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.gather import RUN, take_rows, take_rows_for, take_tails
+from mm_fibinet.gather import take_rows, take_rows_for, take_tails
 from mm_fibinet.parquet_reader import open_parquet, require_columns
 from mm_fibinet.schema import ITEM_SEQ
 from mm_fibinet.storage import Allocate, Stored, in_memory
 from mm_fibinet.user_info import Users, user_features, user_slices
+
+RUNS = (32, 64, 128)  # shorter ones are slow to copy, longer ones no faster
 
 
 class UserTable(Stored):
     """The users' histories and columns, row = user_id.
 
     Attributes:
-        sequences: int32 [T + RUN (U + 1)]: RUN zeros and a user's items, oldest first, for each user; RUN zeros.
+        sequences: int32 [T + run (U + 1)]: `run` zeros and a user's items, oldest first, for each user; `run` zeros.
         starts: int64 [U + 1], where each user's items begin; the last is where another's would.
         columns: {feature: int32 or float32 [U] or [U, W]}.
         longest: items of the longest history, at least 1.
+        run: items that are copied at once.
     """
 
-    def __init__(self, sequences: Tensor, starts: Tensor, columns: dict[str, Tensor], longest: int):
+    def __init__(self, sequences: Tensor, starts: Tensor, columns: dict[str, Tensor], longest: int, run: int):
         self.sequences = sequences
         self.starts = starts
         self.columns = columns
         self.longest = longest
+        self.run = run
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +46,7 @@ class UserTable(Stored):
 
     def users(self) -> Users:
         """What a split must know of them."""
-        return Users(self.starts.cpu().diff().numpy() - RUN, frozenset(self.columns))
+        return Users(self.starts.cpu().diff().numpy() - self.run, frozenset(self.columns))
 
     def tensors(self) -> dict[str, Tensor]:
         """Histories and columns."""
@@ -52,7 +56,7 @@ class UserTable(Stored):
     def holding(self, tensors: dict[str, Tensor]) -> "UserTable":
         """The same users in other tensors."""
         columns = {name: tensors[f"columns.{name}"] for name in self.columns}
-        return UserTable(tensors["sequences"], tensors["starts"], columns, self.longest)
+        return UserTable(tensors["sequences"], tensors["starts"], columns, self.longest, self.run)
 
     def rows(self, user: Tensor, device: torch.device) -> dict[str, Tensor]:
         """The users' columns.
@@ -82,8 +86,8 @@ class UserTable(Stored):
             int32 [B, L + 1], history first, target last.
         """
         starts = take_rows(self.starts, user)
-        stops = take_rows(self.starts, user + 1) - RUN if end is None else starts + end
-        items = take_tails(self.sequences, starts, stops + 1, history_len + 1, device)
+        stops = take_rows(self.starts, user + 1) - self.run if end is None else starts + end
+        items = take_tails(self.sequences, starts, stops + 1, history_len + 1, self.run, device)
         items[:, -1] = target
         return items.to(device, non_blocking=True)[:, -(history_len + 1) :]
 
@@ -91,7 +95,7 @@ class UserTable(Stored):
 def read_user_table(
     path: str | Path,
     features: dict[str, dict],
-    num_items: int,
+    num_items: int | None,
     allocate: Allocate = in_memory,
 ) -> UserTable:
     """Read and check user_info.parquet.
@@ -99,7 +103,7 @@ def read_user_table(
     Args:
         path: a parquet file or folder of the contract.
         features: FuxiCTR feature specs by name; those of source `user` that the file has are read.
-        num_items: rows of the item table; the items' ids must be below it.
+        num_items: rows of the item table, None when it is not known; the items' ids must be below it.
         allocate: where the tensors are kept.
 
     Raises:
@@ -107,16 +111,17 @@ def read_user_table(
     """
     opened = open_parquet(path)
     require_columns(path, opened, [ITEM_SEQ])
-    num_users = opened.num_rows
-    sequences = allocate((opened.num_values(ITEM_SEQ) + RUN * (num_users + 1),), np.int32)
+    num_users, num_values = opened.num_rows, opened.num_values(ITEM_SEQ)
+    run = _run(num_values, num_users)
+    sequences = allocate((num_values + run * (num_users + 1),), np.int32)
     starts = allocate((num_users + 1,), np.int64)
     columns: dict[str, np.ndarray] = {}
     end, longest = 0, 1
     for users in user_slices(path, user_features(path, features), num_items):
         first, last = users.first, users.first + len(users.lengths)
-        zeros = RUN * np.arange(1, len(users.lengths) + 1)  # before each user's items
+        zeros = run * np.arange(1, len(users.lengths) + 1)  # before each user's items
         begin, end = end, end + len(users.items) + int(zeros[-1])
-        if end + RUN > len(sequences):
+        if end + run > len(sequences):
             raise UserError(f"{path}: column {ITEM_SEQ} has more values than its footer says; copy or build it again")
         sequences[begin:end] = 0
         sequences[begin:end][np.arange(len(users.items)) + np.repeat(zeros, users.lengths)] = users.items
@@ -127,15 +132,22 @@ def read_user_table(
                 kind = np.float32 if values.dtype.kind == "f" else np.int32
                 columns[name] = allocate((num_users, *values.shape[1:]), kind)
             columns[name][first:last] = values
-    sequences[end : end + RUN], starts[-1] = 0, end + RUN
+    sequences[end : end + run], starts[-1] = 0, end + run
     found = {name: torch.from_numpy(values) for name, values in columns.items()}
-    return UserTable(torch.from_numpy(sequences)[: end + RUN], torch.from_numpy(starts), found, longest)
+    return UserTable(torch.from_numpy(sequences)[: end + run], torch.from_numpy(starts), found, longest, run)
 
 
 def user_table_bytes(path: str | Path, features: dict[str, dict]) -> int:
     """About as many bytes as the table will take."""
     opened = open_parquet(path)
     require_columns(path, opened, [ITEM_SEQ])
+    num_users, num_values = opened.num_rows, opened.num_values(ITEM_SEQ)
     own = user_features(path, features).values()
     widths = [spec.get("max_len") or spec.get("pretrain_dim") or 1 for spec in own]
-    return 4 * opened.num_values(ITEM_SEQ) + opened.num_rows * (8 + 4 * (RUN + sum(widths)))
+    return 4 * num_values + num_users * (8 + 4 * (_run(num_values, num_users) + sum(widths)))
+
+
+def _run(num_values: int, num_users: int) -> int:
+    """Items that are copied at once, which are as many zeros a user: a fourth of a history, within what is fast."""
+    fourth = num_values // (4 * num_users)
+    return max((run for run in RUNS if run <= fourth), default=RUNS[0])

@@ -31,6 +31,7 @@ from mm_fibinet import scoring
 from mm_fibinet.checkpoint import load_weights, save_weights
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
+from mm_fibinet.fuxictr_adapter import FUSED
 from mm_fibinet.gather import take_rows
 from mm_fibinet.item_table import LEVELS
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
@@ -196,7 +197,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             raise UserError(f"loss is {loss!r}, expected the name of a loss, for example binary_crossentropy")
         self.optimizer = _optimizer_class(optimizer)(self.parameters(), lr=lr)
         self.loss_fn = get_loss(loss)
-        if type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
+        if type(self.optimizer) in FUSED:
             self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
 
     def read_batch(self, inputs) -> Inputs:

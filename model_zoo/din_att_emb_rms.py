@@ -134,6 +134,14 @@ class NormedCrossAttention(nn.Module):
         return target
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, in float32 under autocast too: its epsilon is the input type's, which in bfloat16 is 0.008."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """float [..., W] to float32 of the same shape."""
+        return super().forward(values.float())
+
+
 class NormedCrossAttentionLayer(nn.Module):
     """Attention and feed-forward with residuals; RMSNorm after the attention and after each residual.
 
@@ -144,10 +152,10 @@ class NormedCrossAttentionLayer(nn.Module):
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
-        self.cross_attn = TargetAttention(dim, dropout, norm=nn.RMSNorm(dim))
-        self.attn_norm = nn.RMSNorm(dim)
+        self.cross_attn = TargetAttention(dim, dropout, norm=RMSNorm(dim))
+        self.attn_norm = RMSNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.ffn_norm = nn.RMSNorm(dim)
+        self.ffn_norm = RMSNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:

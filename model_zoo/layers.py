@@ -62,7 +62,7 @@ class BilinearInteraction(nn.Module):
             float [B, P * D], the pairs one after the other.
         """
         if self.bilinear_type == "field_interaction":
-            return _PairProducts.apply(fields, self.bilinear_W, _autocast_dtype(fields)).flatten(1)
+            return _PairProducts.apply(fields, self.bilinear_W, autocast_dtype(fields)).flatten(1)
         if self.bilinear_type == "field_all":
             hidden = fields @ self.bilinear_W
         else:
@@ -90,7 +90,7 @@ class _PairProducts(torch.autograd.Function):
         values, blocks = fields.to(dtype), _side_by_side(weights.to(dtype))
         batch, num_fields, dim = fields.shape
         output = values.new_empty(batch, len(weights), dim)
-        for i, pairs in _pairs_by_field(num_fields):
+        for i, pairs in pairs_by_field(num_fields):
             left = values[:, i] @ blocks[:, pairs].flatten(1)
             torch.mul(left.view(batch, -1, dim), values[:, i + 1 :], out=output[:, pairs])
         return output
@@ -103,7 +103,7 @@ class _PairProducts(torch.autograd.Function):
         values, blocks = fields.to(ctx.dtype), _side_by_side(weights.to(ctx.dtype))
         batch, num_fields, dim = fields.shape
         grad_fields, grad_blocks = torch.zeros_like(fields), torch.empty_like(blocks)
-        for i, pairs in _pairs_by_field(num_fields):
+        for i, pairs in pairs_by_field(num_fields):
             field, block = values[:, i], blocks[:, pairs].flatten(1)
             grad_fields[:, i + 1 :].addcmul_(grad[:, pairs], (field @ block).view(batch, -1, dim))
             grad_left = (grad[:, pairs] * values[:, i + 1 :]).flatten(1)
@@ -112,7 +112,7 @@ class _PairProducts(torch.autograd.Function):
         return grad_fields, grad_blocks.transpose(0, 1).to(weights.dtype), None
 
 
-def _pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
+def pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
     """Every field i that has pairs (i, i + 1), ..., (i, F - 1), and where they stand among all pairs."""
     first = 0
     for i in range(num_fields - 1):
@@ -126,7 +126,7 @@ def _side_by_side(weights: Tensor) -> Tensor:
     return weights.transpose(0, 1).contiguous()
 
 
-def _autocast_dtype(values: Tensor) -> torch.dtype:
+def autocast_dtype(values: Tensor) -> torch.dtype:
     """The type that autocast would give a matrix product of these."""
     kind = values.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):

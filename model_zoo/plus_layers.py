@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import autocast_dtype, pairs_by_field
+
 
 class FieldNorm(nn.Module):
     """Normalises each field: a layer norm for embedded fields, a batch norm for numeric ones (FiBiNET++, eq. 8).
@@ -104,16 +106,24 @@ class BilinearPlus(nn.Module):
     def products(self, fields: Tensor) -> Tensor:
         """<v_i W, v_j> of all pairs i < j, in the order (0,1), (0,2), ..., (F-2,F-1): float [B, P]."""
         if self.bilinear_type == "field_interaction":
-            num_fields, dim, first, products = fields.shape[1], fields.shape[2], 0, []
-            for i in range(num_fields - 1):
-                count = num_fields - 1 - i
-                weights = self.bilinear_W[first : first + count].transpose(0, 1).reshape(dim, -1)
-                left = (fields[:, i] @ weights).view(-1, count, dim)
-                products.append((left * fields[:, i + 1 :]).sum(dim=-1))
-                first += count
-            return torch.cat(products, dim=1)
+            dtype = autocast_dtype(fields)
+            with torch.autocast(fields.device.type, enabled=False):
+                return self._products_by_field(fields.to(dtype), self.bilinear_W.to(dtype))
         if self.bilinear_type == "field_each":
             left = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
         else:
             left = fields @ self.bilinear_W
         return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.flat_index)
+
+    @staticmethod
+    def _products_by_field(fields: Tensor, weights: Tensor) -> Tensor:
+        """`products` with a W a pair, in the type of `fields`; each is summed in float32.
+
+        Left to autocast, whatever is as large as all pairs' vectors would be widened to float32 and stored so.
+        """
+        products = []
+        for i, pairs in pairs_by_field(fields.shape[1]):
+            blocks = weights[pairs].transpose(0, 1).flatten(1)
+            left = (fields[:, i] @ blocks).view(len(fields), -1, fields.shape[2])
+            products.append((left * fields[:, i + 1 :]).sum(dim=-1, dtype=torch.float32))
+        return torch.cat(products, dim=1)

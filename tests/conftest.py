@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import user_models
 from fuxictr.features import FeatureMap
 from safetensors.torch import load_file
 
@@ -209,3 +211,16 @@ def run_script(script: str, *arguments: object, capsys=None) -> tuple[int, str, 
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     out = capsys.readouterr() if capsys else None
     return stopped.value.code, out.out if out else "", out.err if out else ""
+
+
+@pytest.fixture
+def working_folder(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A user's folder with my_models.py (see user_models.py), the current one; nothing of it stays imported."""
+    before, path = set(sys.modules), list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    user_models.write(tmp_path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

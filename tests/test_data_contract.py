@@ -170,6 +170,17 @@ def test_history_levels_need_levels(folder):
     assert len(problems) == 1 and problems[0].startswith("history_levels is True")
 
 
+def test_check_of_an_experiment_asks_its_model_for_levels(folder, capsys):
+    """DIN_att6 reads the history's levels though no YAML says so."""
+    config = folder / "config" / "model_config.yaml"
+    for model, wrong in (("DIN", False), ("DIN_att6", True)):
+        features = "use_features: [item_id, item_tags]"
+        config.write_text(f"Levels_test: {{model: {model}, dataset_id: TEST_DATA, {features}}}")
+        arguments = ("check", "--config", folder / "config", "--expid", "Levels_test")
+        code, table, _ = run_script("mm_fibinet.__main__", *arguments, capsys=capsys)
+        assert (code == 2) == wrong and ("history_levels is True, but neither" in table) == wrong, table
+
+
 def test_check_of_an_experiment_reads_its_features(folder, capsys):
     config = folder / "config" / "model_config.yaml"
     config.write_text(config.read_text() + "    similarity_fields: True\n    similarity_only: [txt_emb_d16]\n")

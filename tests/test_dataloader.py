@@ -142,7 +142,7 @@ def test_gathering_for_another_device_equals_gathering_here(setup):
             name: (v.shape, v.dtype) for name, v in far_columns.items()
         }
         assert {v.device for v in far_columns.values()} == {there}
-    assert torch.equal(pairs[0][0][1], data.integers[rows][:, : data.history_len + 1])
+    assert torch.equal(pairs[0][0][1], data.integers[rows][:, : data.item_columns])
 
 
 def test_scoring_shards_are_whole_batches_in_order(setup):

@@ -79,7 +79,8 @@ def test_a_batch_of_indices_starts_no_openmp_threads():
     import os, threading, numpy, torch
     from mm_fibinet.dataloader import IndexBatch
     from mm_fibinet.item_table import ItemTable
-    from mm_fibinet.split import Split
+    from mm_fibinet.split import PointingSplit, Split
+    from mm_fibinet.user_table import UserTable
     from model_zoo.base import distinct_items
     def threads():  # but Python's own
         return len(os.listdir("/proc/self/task")) - threading.active_count()
@@ -89,10 +90,13 @@ def test_a_batch_of_indices_starts_no_openmp_threads():
     split = Split(matrix, None, {}, {}, 64)
     table = ItemTable({"item_id": items})
     rows = torch.randperm(6000)[:4096]
+    users = UserTable(items, torch.from_numpy(numpy.arange(1, 6002) * 64), {}, 32, 32)
+    pointing = PointingSplit(Split(matrix[:, :2] // 65, None, {}, {}, 0), users, 32, False)
     before = threads()
     columns, item_index = split.gather(rows, torch.device("cpu"))
     IndexBatch(columns, item_index, table).triple()
     distinct_items(item_index, table.num_items)
+    pointing.gather(rows, torch.device("cpu"))
     after = threads()
     matrix.index_select(0, rows)
     print(after - before, threads() - after)
@@ -126,24 +130,24 @@ def test_a_forked_process_gathers_with_helpers_of_its_own(monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["numpy", "torch"])
-@pytest.mark.parametrize("width", [1, 31, 32, 33, 100])
-def test_tails_are_the_last_numbers_behind_zeros(monkeypatch, path, width):
+@pytest.mark.parametrize(("width", "run"), [(1, 32), (31, 32), (32, 32), (33, 32), (100, 8), (100, 128)])
+def test_tails_are_the_last_numbers_behind_zeros(monkeypatch, path, width, run):
     """Parts of all lengths, from none to more than is wanted; each worked out by slices of a list."""
     monkeypatch.setattr(gather, "_is_plain", {"numpy": gather._is_plain, "torch": lambda values: False}[path])
     parts = [torch.randint(1, 2**31 - 1, (length,), dtype=torch.int32) for length in [*range(150), 0, 200]]
-    pieces = [piece for part in parts for piece in (torch.zeros(gather.RUN, dtype=torch.int32), part)]
+    pieces = [piece for part in parts for piece in (torch.zeros(run, dtype=torch.int32), part)]
     ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)
     starts, stops = ends[0::2], ends[1::2]
-    tails = gather.take_tails(torch.cat(pieces), starts, stops, width, torch.device("cpu"))
+    tails = gather.take_tails(torch.cat(pieces), starts, stops, width, run, torch.device("cpu"))
     assert tails.shape[1] >= width and tails.dtype == torch.int32
     for row, part in zip(tails[:, -width:].tolist(), parts, strict=True):
         tail = part.tolist()[-width:]
         assert row == [0] * (width - len(tail)) + tail
-    assert len(gather.take_tails(torch.cat(pieces), starts[:0], stops[:0], width, torch.device("cpu"))) == 0
+    assert len(gather.take_tails(torch.cat(pieces), starts[:0], stops[:0], width, run, torch.device("cpu"))) == 0
 
 
 @pytest.mark.parametrize(("start", "stop"), [(31, 40), (32, 101)])
 def test_a_part_beyond_the_values_is_refused(start, stop):
     starts, stops = torch.tensor([32, start]), torch.tensor([40, stop])
     with pytest.raises(IndexError, match=f"parts from {start} to {stop}, expected 32 to 100"):
-        gather.take_tails(torch.zeros(100, dtype=torch.int32), starts, stops, 7, torch.device("cpu"))
+        gather.take_tails(torch.zeros(100, dtype=torch.int32), starts, stops, 7, 32, torch.device("cpu"))

@@ -76,3 +76,14 @@ def test_importing_the_library_changes_nothing_for_the_process():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_loader_comes_alone():
+    """A published solution's FuxiCTR, or none, is beside it; docs/loader.md says what it needs."""
+    code = (
+        "import sys, mm_fibinet.dataloader\n"
+        "unwanted = {'fuxictr', 'ray', 'pydantic', 'polars', 'pandas', 'yaml', 'model_zoo'} & sys.modules.keys()\n"
+        "assert not unwanted, unwanted\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -17,9 +17,11 @@ from fuxictr.pytorch.layers import (
 from torch import nn
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.similarity import cosine_features, history_weights
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
 from model_zoo.cross_attention import TargetAttention
+from model_zoo.din_att_emb_rms import RMSNorm
 from model_zoo.finalmlp import BilinearFusion, ContextGate
 from model_zoo.gdcn import GatedCrossLayer
 from model_zoo.layers import (
@@ -32,7 +34,7 @@ from model_zoo.layers import (
     sparing,
 )
 from model_zoo.qin import QuadraticLayer, ReLUTargetAttention
-from model_zoo.similarity import SimilarityFields, cosine_features, history_weights
+from model_zoo.similarity import SimilarityFields
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ITEMS, BATCH, LENGTH, DIM = 11, 6, 5, 8
@@ -446,3 +448,10 @@ def test_cosines_of_few_and_of_many_items_are_the_same():
     few = cosine_features(items, target, history, real, weights)
     many = cosine_features(torch.cat([items, torch.randn(100, 5)]), target, history, real, weights)
     torch.testing.assert_close(few, many)
+
+
+def test_rms_norm_in_bf16_has_the_epsilon_of_float32():
+    layer, values = RMSNorm(6), torch.randn(4, 6) * 0.01  # squares of 1e-4, far below bfloat16's epsilon
+    expected = values / values.square().mean(dim=1, keepdim=True).sqrt()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(values.bfloat16()), expected, atol=0.01, rtol=0.01)

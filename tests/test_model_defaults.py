@@ -307,6 +307,5 @@ def test_shipped_experiments_do_not_lean_on_a_default_that_may_surprise(expid):
     if params["model"] == "Transformer_DCN":
         assert params["mask_polarity"] == ("published" if expid.endswith("_published_mask") else "correct")
     assert "embedding_dim" in params or params["model"] == "LR"
-    assert "history_pooling" in params or not issubclass(
-        getattr(model_zoo, params["model"]), model_zoo.fields.FieldModel
-    )
+    model_class = settings.find_model(model_zoo, params["model"])
+    assert "history_pooling" in params or not issubclass(model_class, model_zoo.fields.FieldModel)

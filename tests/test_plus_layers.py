@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_zoo.layers import BILINEAR_TYPES
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
@@ -38,6 +39,40 @@ def test_bilinear_plus_is_an_inner_product_a_pair(fields, bilinear_type):
     torch.testing.assert_close(layer.products(fields), expected, atol=1e-4, rtol=1e-5)
     low_rank = expected @ layer.low_rank.weight.T + layer.low_rank.bias
     torch.testing.assert_close(layer(fields), low_rank, atol=1e-4, rtol=1e-5)
+
+
+class Widened(TorchDispatchMode):
+    """The operations that store at least so many float32 numbers."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.names = least, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float32 and result.numel() >= self.least:
+            stored_before = [arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)]
+            if result.untyped_storage().data_ptr() not in stored_before:
+                self.names.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("bilinear_type", BILINEAR_TYPES)
+def test_bilinear_plus_in_16_bits_stores_no_vector_in_32(bilinear_type):
+    torch.manual_seed(2)
+    rows, num_fields = 256, 8
+    fields = torch.randn(rows, num_fields, DIM, requires_grad=True)
+    layer = shaken(BilinearPlus(num_fields, DIM, bilinear_type, output_dim=3))
+    with Widened(rows * (num_fields - 1) * DIM) as watched, torch.autocast("cpu", torch.bfloat16):
+        products = layer.products(fields)
+    assert watched.names == []
+    expected = layer.products(fields)
+    gradients = [
+        torch.autograd.grad(p.float().square().sum(), [fields, layer.bilinear_W]) for p in (products, expected)
+    ]
+    for value, exact in zip((products.float(), *gradients[0]), (expected, *gradients[1]), strict=True):
+        assert value.dtype == torch.float32
+        assert (value - exact).norm() < 0.01 * exact.norm()  # bfloat16 has 8 bits
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 3])

@@ -19,7 +19,16 @@ import torch
 from conftest import ROOT, list_column, make_dataset, run_script
 from test_model_contract import CASE_NAMES, CASES, VARIANTS, make_batch, make_model
 from test_runs import Commands
-from test_training import MEASURED, OwnTotalLoss, Run, Stop, assert_equal_weights, weights
+from test_training import (
+    MEASURED,
+    OwnTotalLoss,
+    Run,
+    Stop,
+    assert_equal_weights,
+    fit_to_the_end,
+    stop_before,
+    weights,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_zoo
@@ -406,30 +415,6 @@ def test_gradients_that_overflow_at_any_scale_are_an_error(dataset, tmp_path, mo
 
 
 # Going on
-
-
-def stop_before(monkeypatch, stops):
-    """Training stops as by a power cut before each of these steps, counted over all starts."""
-    step, done = Trainer._train_step, 0
-
-    def stopping(self, *args, **kwargs):
-        nonlocal done
-        done += 1
-        if stops and done == stops[0]:
-            stops.pop(0)
-            raise Stop
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "_train_step", stopping)
-
-
-def fit_to_the_end(make):
-    while True:
-        run = make()
-        try:
-            return run, run.fit(resume=True, checkpoint_every=2)
-        except Stop:
-            continue
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

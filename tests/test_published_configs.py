@@ -15,7 +15,8 @@ from conftest import list_column
 from torch import nn
 
 import model_zoo
-from mm_fibinet.compare.tuner import Search, read_tuner
+from mm_fibinet.compare.search import Search
+from mm_fibinet.compare.tuner import read_tuner
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.settings import load_params

@@ -67,7 +67,7 @@ def config(dataset, tmp_path):
         (
             "entry",
             {"data_format": "csv"},
-            "dataset TEST_DATA: data_format is 'csv', expected parquet (the only format)",
+            "dataset TEST_DATA: data_format is 'csv', expected parquet with ids; build_dataset.py makes the",
         ),
         ("entry", {"min_categr_count": 2}, "dataset TEST_DATA: min_categr_count is 2, expected 1"),
         ("entry", {"valid_size": 0.1}, "valid_size: FuxiCTR reads this, here nothing does; write valid.parquet"),

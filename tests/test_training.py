@@ -62,6 +62,34 @@ def assert_equal_weights(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+def stop_before(monkeypatch, stops):
+    """Training stops as by a power cut before each of these steps, counted over all starts."""
+    step, done = Trainer._train_step, 0
+
+    def stopping(self, *args, **kwargs):
+        nonlocal done
+        done += 1
+        if stops and done == stops[0]:
+            stops.pop(0)
+            raise Stop
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_step", stopping)
+
+
+def fit_to_the_end(make):
+    while True:
+        run = make()
+        try:
+            return run, run.fit(resume=True, checkpoint_every=2)
+        except Stop:
+            continue
+
+
 @pytest.mark.parametrize("regularizer", ["1e-2", "l1(1e-3)", "l1_l2(1e-3,1e-2)"])
 def test_a_step_equals_fuxictrs(dataset, tmp_path, regularizer):
     run = Run(dataset, tmp_path, net_dropout=0, embedding_regularizer=regularizer, net_regularizer=1e-3)
@@ -169,10 +197,6 @@ def test_the_same_seed_gives_the_same_weights(dataset, tmp_path):
 MEASURED = {"rows_per_second": 0, "peak_memory_mb": 0}  # of this machine, at this moment
 
 
-class Stop(Exception):
-    """Stands for a power cut."""
-
-
 @pytest.mark.parametrize(
     ("stops", "settings"),
     [([3], {}), ([9, 10, 14], {}), ([1, 2, 17], {}), ([5, 13], {"lr_schedule": "linear", "ema_decay": 0.9})],
@@ -181,25 +205,8 @@ def test_resume_is_exact(dataset, tmp_path, monkeypatch, stops, settings):
     whole = Run(dataset, tmp_path / "whole", batch_norm=True, **settings)
     whole_history = whole.fit(checkpoint_every=2)
 
-    step = Trainer._train_step
-    steps_done = 0
-
-    def stopping(self, *args, **kwargs):
-        nonlocal steps_done
-        steps_done += 1
-        if stops and steps_done == stops[0]:
-            stops.pop(0)
-            raise Stop
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "_train_step", stopping)
-    history = None
-    while history is None:
-        run = Run(dataset, tmp_path / "stopped", batch_norm=True, **settings)
-        try:
-            history = run.fit(resume=True, checkpoint_every=2)
-        except Stop:
-            continue
+    stop_before(monkeypatch, stops)
+    run, history = fit_to_the_end(lambda: Run(dataset, tmp_path / "stopped", batch_norm=True, **settings))
     assert not stops
     assert_equal_weights(weights(whole.model), weights(run.model))
     for entry, expected in zip(history, whole_history, strict=True):
@@ -366,9 +373,7 @@ def test_fuxictrs_sim_trains_with_its_auxiliary_loss(dataset, tmp_path):
     settings = {**run.params, "dnn_hidden_units": [8], "attention_dim": 8, "num_heads": 1, "topk": 3, "net_dropout": 0}
     settings.update(embedding_regularizer=None, short_seq_len=5)
 
-    with pytest.raises(UserError, match=r"SIM overrides train_step, which the training loop .* would never call"):
-        Trainer(module.SIM(feature_map, **settings))
-    model = type("SIM", (module.SIM,), {"train_step": BaseModel.train_step})(feature_map, **settings)
+    model = module.SIM(feature_map, **settings)
     arguments = {**run.params, "batch_format": "triple", "use_features": None}
     loader = MMCTRDataLoader(feature_map, run.params["train_data"], split="train", **arguments)
     batch = next(iter(loader))

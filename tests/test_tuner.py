@@ -20,7 +20,8 @@ import model_zoo
 from mm_fibinet import files, run_result, settings
 from mm_fibinet.commands import tune
 from mm_fibinet.compare import jobs
-from mm_fibinet.compare.tuner import Search, read_tuner
+from mm_fibinet.compare.search import Search
+from mm_fibinet.compare.tuner import read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
 from mm_fibinet.errors import UserError
 from mm_fibinet.run_result import read_scores

@@ -16,12 +16,13 @@ from conftest import list_column, run_script
 from user_data import FORMS, LONGEST, USERS, make_forms
 
 import model_zoo
-from mm_fibinet import storage
+from benchmarks import user_info as benchmark
+from benchmarks.synthetic import Sizes
+from mm_fibinet import memory, storage
 from mm_fibinet.data_check import check_dataset, check_folder
-from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.dataloader import BATCH_FORMATS, MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
-from mm_fibinet.gather import RUN
 from mm_fibinet.settings import load_params
 from mm_fibinet.user_table import UserTable, read_user_table, user_table_bytes
 
@@ -70,7 +71,7 @@ def assert_same(batch, expected):
 
 
 @pytest.mark.parametrize("max_len", [1, 10, 100])
-@pytest.mark.parametrize("batch_format", ["indices", "triple"])
+@pytest.mark.parametrize("batch_format", BATCH_FORMATS)
 def test_batches_equal_the_row_form(forms, batch_format, max_len):
     """All of them, the short last one too; histories are empty, cut, padded and whole."""
     for split, shuffle in (("train", True), ("train", False), ("valid", False), ("test", False)):
@@ -182,7 +183,19 @@ def test_lists_of_all_kinds_are_the_same_users(users, kind):
     assert_same(after.tensors(), before.tensors())
     sequences = table["item_seq"].to_pylist()
     starts = before.starts.tolist()
-    assert [before.sequences[a : b - RUN].tolist() for a, b in itertools.pairwise(starts)] == sequences
+    assert [before.sequences[a : b - before.run].tolist() for a, b in itertools.pairwise(starts)] == sequences
+
+
+@pytest.mark.parametrize(("length", "run"), [(1, 32), (255, 32), (256, 64), (511, 64), (600, 128), (5000, 128)])
+def test_longer_histories_are_copied_in_longer_runs(tmp_path, length, run):
+    items = np.arange(3 * length, dtype=np.int32).reshape(3, length) % 50 + 1
+    pq.write_table(pa.table({"user_id": [0, 1, 2], "item_seq": list_column(items)}), tmp_path / "users.parquet")
+    table = read_user_table(tmp_path / "users.parquet", {}, 51)
+    assert table.run == run and table.nbytes == 4 * (3 * length + 4 * run) + 8 * 4
+    user, end = torch.tensor([2, 0], dtype=torch.int32), torch.tensor([length, length // 2], dtype=torch.int32)
+    batch = table.item_index(torch.tensor([7, 8]), user, end, length, torch.device("cpu")).tolist()
+    half = items[0, : length // 2].tolist()
+    assert batch == [[*items[2].tolist(), 7], [*[0] * (length - len(half)), *half, 8]]
 
 
 def train(config, runs, *arguments, capsys):
@@ -235,7 +248,7 @@ def test_what_does_not_fit_beside_other_memory_is_mapped(forms, monkeypatch):
     table = read_user_table(params["user_info"], features, 40)
     needed = user_table_bytes(params["user_info"], features)
     assert needed == pytest.approx(
-        table.nbytes, abs=4 * RUN + 4 * USERS + 8
+        table.nbytes, abs=4 * table.run + 4 * USERS + 8
     )  # the last zeros, empty histories, the last start
     mapped = []
     monkeypatch.setattr(storage, "in_a_file", lambda *given: mapped.append(given) or storage.in_memory(*given))
@@ -485,3 +498,12 @@ def test_longctr_has_the_same_histories_under_its_own_names(users):
     assert torch.equal(batch[2], mask)
     for name in ("item_tags", "item_emb_d16"):
         assert torch.equal(batch[1][name].float(), item_dict[name].float())
+
+
+def test_the_benchmark_writes_the_same_histories_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "0")
+    sizes = Sizes(rows=300, items=50, max_len=40)
+    benchmark.write_forms(tmp_path, sizes, users=60)
+    rows, pointing = (benchmark.Side(form, tmp_path, sizes, 64) for form in benchmark.FORMS)
+    assert rows.digest(4) == pointing.digest(4) != rows.digest(3)
+    assert pointing.pass_over("triple", 2) > 0 and pointing.measured()["files"] < rows.measured()["files"]

@@ -52,9 +52,14 @@ class Home:
         processes = ((sys.executable, "-m", "mm_fibinet", name) for name in ("train", "predict"))
         return cls("mm_fibinet.model_zoo" if inside_too else "model_zoo", config, *processes)
 
-    def import_models(self) -> ModuleType:
-        """The models' module."""
-        return importlib.import_module(self.models)
+    def import_models(self, models_from: str | None = None) -> ModuleType:
+        """The models' module, with those of a FuxiCTR checkout beside its own where one is named."""
+        models = importlib.import_module(self.models)
+        if not models_from:
+            return models
+        from mm_fibinet.model_source import with_checkout  # which help does not need
+
+        return with_checkout(models, models_from)
 
 
 def wait_without_spinning() -> None:
@@ -82,6 +87,7 @@ class _Parser(argparse.ArgumentParser):
     """One that says what is wrong once, however many processes torchrun gave the same command line."""
 
     def error(self, message: str):
+        """Exit code 2, with usage and message on stderr where this process is the one that tells."""
         first = ranks.fails_first(ranks.shared_folder())
         ranks.tell_torchrun(message, first)
         if not first:

@@ -45,6 +45,13 @@ def add_data_root(parser: Parser) -> None:
     parser.add_argument("--data_root", help="replaces data_root of the dataset config, also in its files' paths")
 
 
+def add_models_from(parser: Parser) -> None:
+    """--models_from."""
+    parser.add_argument(
+        "--models_from", metavar="FOLDER", help="a checkout of FuxiCTR, whose models are then known by their names too"
+    )
+
+
 def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -> None:
     """What every command on one experiment takes."""
     add_config(parser, config, default)
@@ -52,6 +59,7 @@ def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -
     gpus = "GPU index, -1 for CPU (default); several: a process on each"
     parser.add_argument("--gpu", dest="rank_gpus", nargs="+", type=int, default=[-1], metavar="GPU", help=gpus)
     add_data_root(parser)
+    add_models_from(parser)
     parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
     add_set(parser, "the experiment")
 
@@ -220,6 +228,7 @@ def benchmark(parser: Parser, config: Path) -> None:
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
     parser.add_argument("--baseline", metavar="EXPID", help="what the others are compared to (default: the first)")
     add_data_root(parser)
+    add_models_from(parser)
     add_set(parser, "all experiments")
 
 
@@ -235,6 +244,7 @@ def tune(parser: Parser, _: Path) -> None:
     how.add_argument("--optuna", type=int, metavar="N", help="N trials of Optuna instead of the grid")
     parser.add_argument("--out", help="folder of the results and the runs (default: tuner/NAME or tuner/NAME_optuna)")
     add_data_root(parser)
+    add_models_from(parser)
     parser.add_argument("--seed", type=int, help="of all experiments and of Optuna (default: the config's)")
     add_set(parser, "all experiments")
 
@@ -242,11 +252,13 @@ def tune(parser: Parser, _: Path) -> None:
 def check(parser: Parser, config: Path) -> None:
     """Of `check`."""
     add_check_arguments(parser, config)
+    add_models_from(parser)
 
 
 def list_(parser: Parser, config: Path) -> None:
     """Of `list`."""
     add_config(parser, config)
+    add_models_from(parser)
 
 
 COMMANDS = {

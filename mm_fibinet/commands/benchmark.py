@@ -33,10 +33,13 @@ def run(args: argparse.Namespace, home: Home) -> int:
         settings.require_device(gpu)
 
     out = Path(args.out)
-    runs = jobs.plan(args.config, expids, args.seeds, home.import_models(), out, args.set, args.data_root)
+    runs = jobs.plan(
+        args.config, expids, args.seeds, home.import_models(args.models_from), out, args.set, args.data_root
+    )
     require_place(out, args.config, runs)
     command = [*home.train, "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
+    command += ["--models_from", args.models_from] if args.models_from else []
     command += ["--set", *args.set] if args.set else []
     with jobs.locked(out) as lock:
         jobs.run_all(runs, command, devices, lock)

@@ -11,14 +11,13 @@ from types import ModuleType
 
 import torch
 
-from mm_fibinet import distributed, run_manifest, schema, settings, submission
+from mm_fibinet import any_model, distributed, model_source, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
 from mm_fibinet.commands import Home
-from mm_fibinet.commands.train import checked_gpu
+from mm_fibinet.commands.train import checked_gpu, own_item_table
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.feature_map import build_feature_map, load_feature_map
-from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
@@ -30,16 +29,17 @@ def run(args: argparse.Namespace, home: Home) -> None:
     """Score, validate, write."""
     args.config_given, args.config = args.config is not None, args.config or str(home.config)
     gpu = checked_gpu(args)
-    models = home.import_models()
+    models = home.import_models(args.models_from)
     world = distributed.start(gpu)
     trained = find_run(args, models)
+    models = models_of(trained, args, home) or models
     params = run_params(args, models, trained, gpu) if trained else config_params(args, models, gpu)
     weights = Path(args.checkpoint) if args.checkpoint else (trained or RunFolder.of(params)).weights
     test = args.test or params.get("test_data")
     if not test:
         raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
     num_rows = len(schema.read_test_ids(test))
-    tables = [params["item_info"], params.get("item_feature"), params.get("user_info")]
+    tables = [params.get(key) for key in ("item_info", "item_feature", "user_info")]
     read = [test, *part_files(test), *tables, weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
 
@@ -51,11 +51,12 @@ def run(args: argparse.Namespace, home: Home) -> None:
         if trained and not trained.result.exists():
             print("note        the run has not finished: its best weights so far are used")
     feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
-    model = settings.find_model(models, params["model"])(feature_map, **params)
+    model_class = settings.find_model(models, params["model"])
+    model = any_model.make_model(model_class, feature_map, params)
     load_weights(model, weights)
-    table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
+    table = own_item_table(params, model, feature_map)
     loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
-    loader_params["batch_format"] = params.get("batch_format", "indices")
+    loader_params["batch_format"] = any_model.batch_format(model_class, params)
     test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
     precision = scoring_precision(trained, params, model.device)
     if world.is_main:
@@ -98,6 +99,14 @@ def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:
     return found
 
 
+def models_of(trained: RunFolder | None, args: argparse.Namespace, home: Home) -> ModuleType | None:
+    """The models with the checkout that a run was trained from, where the command line names none; else None."""
+    if trained is None or args.models_from:
+        return None
+    folder = run_manifest.read_manifest(trained)["data"].get(run_manifest.MODEL_CODE, {}).get("models_from")
+    return home.import_models(folder) if folder else None
+
+
 def config_params(args: argparse.Namespace, models: ModuleType, gpu: int, before: list[str] | None = None) -> dict:
     """The config's settings.
 
@@ -126,6 +135,8 @@ def run_params(args: argparse.Namespace, models: ModuleType, run: RunFolder, gpu
         params = settings.change_params(trained, models, args.set, args.data_root, args.model_root, gpu)
     run_manifest.refuse_other_weights(manifest, run)
     if not args.allow_other_data:
+        code = model_source.code_entry(models, settings.find_model(models, params["model"]))
+        run_manifest.refuse_other_code(manifest, code, str(run.folder))
         run_manifest.refuse_other_settings(trained, params, str(run.folder))
         run_manifest.refuse_other_items(manifest, params, str(run.folder))
     return params

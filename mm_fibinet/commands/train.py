@@ -7,9 +7,11 @@ from types import ModuleType
 
 import torch
 from fuxictr.features import FeatureMap
+from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
+from torch import nn
 
-from mm_fibinet import distributed, run_manifest, run_result, settings
+from mm_fibinet import any_model, distributed, model_source, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.commands import Home
 from mm_fibinet.dataloader import MMCTRDataLoader
@@ -32,7 +34,7 @@ def checked_gpu(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace, home: Home) -> None:
     """Train, evaluate, and say where the files are."""
-    models = home.import_models()
+    models = home.import_models(args.models_from)
     changes = [*args.set, *([] if args.checkpoint_every is None else [f"checkpoint_every={args.checkpoint_every}"])]
     try:
         gpu = checked_gpu(args)
@@ -70,13 +72,15 @@ def run_experiment(
     model_class = settings.find_model(models, params["model"])
     announce(params, model_class, run, world)
     feature_map = build_feature_map(params)
-    data = distributed.once_a_machine(lambda: run_manifest.data_fingerprint(params))
+    code = model_source.code_entry(models, model_class)
+    data = distributed.once_a_machine(lambda: {**run_manifest.data_fingerprint(params), **code})
     seed_everything(params["seed"])
-    model = model_class(feature_map, **params)
-    refuse_own_loop(model, ENTRY_METHODS, models.MultimodalModel)
+    model = any_model.make_model(model_class, feature_map, params)
+    ours = issubclass(model_class, models.MultimodalModel)
+    refuse_own_loop(model, ENTRY_METHODS, models.MultimodalModel if ours else BaseModel)
 
-    table = load_item_table(params["item_info"], model.item_side_features(), params.get("item_feature"))
-    loader_params = {**params, "item_info": table, "batch_format": params.get("batch_format", "indices")}
+    table = own_item_table(params, model, feature_map)
+    loader_params = {**params, "item_info": table, "batch_format": any_model.batch_format(model_class, params)}
     loader_params.update(rank=world.rank, world_size=world.size)
     train_data = MMCTRDataLoader(feature_map, params["train_data"], split="train", **loader_params)
     loader_params.update(shuffle=False, user_info=train_data.users)
@@ -91,6 +95,7 @@ def run_experiment(
     options = {**params, "checkpoints": checkpoints, "on_evaluation": on_evaluation}
     trainer = Trainer(model, **{**options, "checkpoint": run.weights})
     trainer.check(valid_data)
+    any_model.try_out(model, valid_data)
     resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist()) and trainer.resume()
     distributed.barrier()  # until all ranks have read what is there
     if world.is_main:
@@ -113,6 +118,14 @@ def run_experiment(
             print(f"{what:<12}  {printable(path)}")
 
 
+def own_item_table(params: dict, model: nn.Module, feature_map: FeatureMap) -> ItemTable | None:
+    """What the model reads of the items; None for a data set without item_info, whose rows have all."""
+    if not params.get("item_info"):
+        return None
+    items = any_model.item_features(model, feature_map, params)
+    return load_item_table(params["item_info"], items, params.get("item_feature"))
+
+
 def announce(params: dict, model_class: type, run: RunFolder, world: distributed.World) -> None:
     """Say what will be done, before anything takes time."""
     gpu = params["gpu"]
@@ -129,10 +142,10 @@ def announce(params: dict, model_class: type, run: RunFolder, world: distributed
 
 
 def announce_data(
-    feature_map: FeatureMap, table: ItemTable, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader
+    feature_map: FeatureMap, table: ItemTable | None, train_data: MMCTRDataLoader, valid_data: MMCTRDataLoader
 ) -> None:
     """Say how many rows there are, and what the model reads of them."""
-    rows = (train_data.num_samples, valid_data.num_samples, table.num_items - 1)
-    logging.info("Train samples: %d, validation samples: %d, items: %d", *rows)
+    items = f", items: {table.num_items - 1}" if table else ""
+    logging.info("Train samples: %d, validation samples: %d%s", train_data.num_samples, valid_data.num_samples, items)
     kinds = {name: spec["type"] for name, spec in feature_map.features.items() if spec["type"] != "meta"}
     logging.info("%d features: %s", len(kinds), ", ".join(f"{name} ({kind})" for name, kind in kinds.items()))

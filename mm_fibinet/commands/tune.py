@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mm_fibinet import settings
 from mm_fibinet.commands import Home
-from mm_fibinet.compare.tuner import RESULTS, Search, read_tuner
+from mm_fibinet.compare.search import RESULTS, Search
+from mm_fibinet.compare.tuner import read_tuner
 from mm_fibinet.compare.tuner_optuna import run_trials
 from mm_fibinet.errors import UserError, printable
 
@@ -17,10 +18,11 @@ def run(args: argparse.Namespace, home: Home) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     for gpu in args.gpu:
         settings.require_device(gpu)
-    models = home.import_models()
+    models = home.import_models(args.models_from)
     tuner = read_tuner(args.config, models)
     out = Path(args.out or Path("tuner") / (Path(args.config).stem + "_optuna" * bool(args.optuna)))
-    search = Search(tuner, models, out, list(home.train), args.gpu * args.workers, args.set, args.data_root, args.seed)
+    command = [*home.train, *(["--models_from", args.models_from] if args.models_from else [])]
+    search = Search(tuner, models, out, command, args.gpu * args.workers, args.set, args.data_root, args.seed)
     if any("test_data" in dataset for dataset in search.tuner.datasets.values()):
         print("test_data is left out: a tuner looks at train and valid only")
     try:

@@ -12,13 +12,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from mm_fibinet import files, run_manifest, run_result, settings
+from mm_fibinet import files, model_source, run_manifest, run_result, settings, signals
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.errors import UserError, explain_os_error, printable
@@ -146,13 +145,14 @@ def plan(
             changes = [*(overrides or []), f"seed={seed}"]
             try:
                 job.params = settings.load_params(config_dir, expid, models, changes, data_root, str(job.model_root))
+                code = model_source.code_entry(models, settings.find_model(models, job.params["model"]))
             except UserError as error:
                 job.error = str(error)
                 continue
             paths = tuple(job.params.get(key) for key in settings.DATA_FILES)
             if paths not in fingerprints:
                 fingerprints[paths] = run_manifest.data_fingerprint(job.params)
-            job.data = fingerprints[paths]
+            job.data = {**fingerprints[paths], **code}
             job.fingerprint = run_result.fingerprint(job.params, job.data)
     return jobs
 
@@ -169,7 +169,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
     """
-    with noted_signals() as signals:
+    with signals.noted() as asked:
         waiting = [job for job in jobs if job.params and not job.result()]
         finished = sum(1 for job in jobs if job.params) - len(waiting)
         free, running = list(devices), {}
@@ -178,7 +178,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
                 if job.error:
                     progress.write(printable(f"failed  {job.name}: {job.error}"))
             try:
-                while (waiting or running) and not signals:
+                while (waiting or running) and not asked:
                     while waiting and free:
                         device, job = free.pop(0), waiting.pop(0)
                         running[start(job, command, device, len(devices), lock)] = job, device
@@ -186,14 +186,14 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
                     if states != progress.postfix:
                         progress.set_postfix_str(states)
                     time.sleep(POLL_SECONDS)
-                    for process in [process for process in running if process.poll() is not None and not signals]:
+                    for process in [process for process in running if process.poll() is not None and not asked]:
                         job, device = running.pop(process)
                         free.append(device)
                         progress.write(printable(_close(job, process.returncode)))
                         progress.update()
             finally:
                 stop(list(running))
-        if signals:
+        if asked:
             raise KeyboardInterrupt
 
 
@@ -273,17 +273,3 @@ def stop(processes: list[subprocess.Popen]) -> None:
 def locked(out: Path) -> contextlib.AbstractContextManager[int]:
     """Hold the output folder's lock, after the runs of an earlier benchmark are done; yields its file descriptor."""
     return files.locked(out, waiting=f"{out}: runs of another benchmark are still at work there; waiting for them")
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C are noted in instead of ending the process."""
-    noted: list[int] = []
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, lambda number, frame: noted.append(number))
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

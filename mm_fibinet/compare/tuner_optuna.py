@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
 
+from mm_fibinet import signals
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
-from mm_fibinet.compare.tuner import Search, is_range, monitored
+from mm_fibinet.compare.search import Search, monitored
+from mm_fibinet.compare.tuner import is_range
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.progress import track
 
@@ -36,14 +38,14 @@ def run_trials(search: Search, number: int) -> None:
     """
     import optuna  # the extra [tuner]
 
-    with jobs.locked(search.out) as lock, jobs.noted_signals() as signals:
+    with jobs.locked(search.out) as lock, signals.noted() as asked:
         trials = _Trials(search, optuna)
         waiting = trials.missing(number)
         free, running = list(search.devices), []
         try:
             with track(desc="trials", total=number, initial=number - len(waiting), unit="trial") as progress:
-                while (waiting or running) and not signals:
-                    while waiting and free and not signals:
+                while (waiting or running) and not asked:
+                    while waiting and free and not asked:
                         started = trials.start(waiting.pop(0), free[0], lock)
                         if isinstance(started, _Running):
                             running.append(started)
@@ -58,7 +60,7 @@ def run_trials(search: Search, number: int) -> None:
                     for trial in list(running):
                         ended = trial.process.poll() is not None
                         trial.watch()
-                        if ended and not signals:
+                        if ended and not asked:
                             running.remove(trial)
                             free.append(trial.device)
                             progress.write(printable(trials.close(trial)))
@@ -66,7 +68,7 @@ def run_trials(search: Search, number: int) -> None:
         finally:
             jobs.stop([trial.process for trial in running])
             search.keep(trials.rows())
-        if signals:
+        if asked:
             raise KeyboardInterrupt
 
 

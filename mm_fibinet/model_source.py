@@ -1,0 +1,324 @@
+"""Where a model's class comes from: model_zoo by its name, a module by `package.module:Class`, a FuxiCTR checkout.
+
+A plain name is model_zoo's, and that of a class in a checkout's model_zoo where `--models_from` names one. The other
+form is a module of the working folder or of an installed package; naming it is what lets its code run, and nothing but
+such a name in a config or a manifest does. FuxiCTR's wheel and its checkouts have a package `model_zoo` like ours: its
+parts are searched behind our own, from the first time that one of them is asked for.
+"""
+
+import ast
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+import site
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+from mm_fibinet import files
+from mm_fibinet.errors import UserError
+from mm_fibinet.yaml_reader import shown
+
+ZOO = "model_zoo"  # the package of FuxiCTR's models, in its wheel and its checkouts
+CHECKOUT_HINT = "expected a checkout of FuxiCTR (git clone https://github.com/reczoo/FuxiCTR)"
+CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+BASES = ("BaseModel", "MultiTaskModel")  # what the classes of a checkout inherit
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout of FuxiCTR: the classes of its model_zoo/*/src by their names, those of TensorFlow left out.
+
+    Attributes:
+        folder: its root, absolute.
+        classes: {class name: the names of the modules that define one}.
+    """
+
+    folder: Path
+    classes: dict[str, list[str]]
+
+    @classmethod
+    def at(cls, folder: str | Path) -> "Checkout":
+        """Read what there is, by parsing the files: none is run.
+
+        Raises:
+            UserError: there are no such files.
+        """
+        root = Path(folder).resolve()
+        paths = sorted(root.glob(f"{ZOO}/**/src/*.py"))
+        if not paths:
+            raise UserError(f"--models_from {folder}: no {ZOO}/*/src/*.py there, {CHECKOUT_HINT}")
+        classes: dict[str, list[str]] = {}
+        for path in paths:
+            for name in _model_names(path):
+                module = ".".join(path.relative_to(root).with_suffix("").parts)
+                classes.setdefault(name, []).append(module)
+        return cls(root, dict(sorted(classes.items())))
+
+    def find(self, name: str, where: str) -> type:
+        """The class of that name.
+
+        Raises:
+            UserError: several files define one, or it cannot be imported.
+        """
+        modules = self.classes[name]
+        if len(modules) > 1:
+            choices = " or ".join(f"{module}:{name}" for module in modules)
+            raise UserError(f"{where}model {name} is in {len(modules)} files of {self.folder}, expected {choices}")
+        return import_class(f"{modules[0]}:{name}", where, self)
+
+
+def with_checkout(models: ModuleType, folder: str | Path) -> ModuleType:
+    """The models' module with those of a checkout beside its own, which `find_model` looks up there.
+
+    Args:
+        models: model_zoo.
+        folder: of `Checkout.at`.
+    """
+    both = ModuleType(models.__name__, models.__doc__)
+    vars(both).update(vars(models), checkout=Checkout.at(folder))
+    return both
+
+
+def find_model(models, name: object, where: str = "") -> type:
+    """The class of a model by its name in the settings.
+
+    Args:
+        models: a module with the names of its models in __all__; of `with_checkout`, where there is one.
+        name: a model's, or `package.module:Class`.
+        where: what the error begins with.
+
+    Raises:
+        UserError: there is no such model, its module cannot be imported, or it is no FuxiCTR model.
+    """
+    where, checkout = f"{where}: " if where else "", getattr(models, "checkout", None)
+    if name in models.__all__:
+        return getattr(models, str(name))
+    if isinstance(name, str) and ":" in name:
+        return import_class(name, where, checkout)
+    if checkout and isinstance(name, str) and name in checkout.classes:
+        return checkout.find(name, where)
+    names = sorted({*models.__all__, *(checkout.classes if checkout else ())})
+    raise UserError(
+        f"{where}model {shown(name)} is unknown, expected one of {', '.join(names)}; package.module:Class for a "
+        "FuxiCTR model of your own; or a class of the checkout of FuxiCTR that --models_from names"
+    )
+
+
+def import_class(name: str, where: str = "", checkout: Checkout | None = None) -> type:
+    """The FuxiCTR model that `package.module:Class` names.
+
+    Args:
+        name: the module is one of the working folder, of an installed package, or of the checkout.
+        where: what the error begins with.
+
+    Raises:
+        UserError: there is no such module, importing it fails, or the class is not in it or no model.
+    """
+    from fuxictr.pytorch.models import BaseModel  # which brings torch
+
+    if not CLASS_NAME.fullmatch(name):
+        raise UserError(f"{where}model is {shown(name)}, expected package.module:Class, for example my_models:MyModel")
+    module_name, _, class_name = name.partition(":")
+    module = _import_module(module_name, f"{where}model {name}", checkout)
+    found = getattr(module, class_name, None)
+    if isinstance(found, type) and issubclass(found, BaseModel):
+        return found
+    file = getattr(module, "__file__", None) or module_name
+    if found is not None:
+        raise UserError(
+            f"{where}model {name}: {class_name} in {file} is no model, expected a class of FuxiCTR's BaseModel"
+        )
+    models = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, BaseModel)]
+    models = [key for key in models if key not in BASES]
+    near = difflib.get_close_matches(class_name, models, n=1)
+    expected = f"did you mean {near[0]}?" if near else f"which has {', '.join(sorted(models)) or 'no model at all'}"
+    raise UserError(f"{where}model {name}: there is no {class_name} in {file}, {expected}")
+
+
+def is_multimodal(model_class: type) -> bool:
+    """Whether a class is one of model_zoo's kind: it reads our batches and says what it needs of items."""
+    return hasattr(model_class, "item_side_features")
+
+
+def is_own(model_class: type) -> bool:
+    """Whether a class is this project's own, so that what goes wrong in it is a bug and no user's mistake."""
+    return _is_part_of_us(sys.modules.get(model_class.__module__))
+
+
+def source_files(model_class: type) -> list[Path]:
+    """The files that a class which is not ours is written in: its module's, its parents', and what these import.
+
+    Of installed packages the class's own module and its parents' count, not all that they use.
+    """
+    waiting = [sys.modules.get(parent.__module__) for parent in model_class.__mro__]
+    waiting = [module for module in waiting if _file_of(module) and not _is_library(module)]
+    found: dict[str, Path] = {}
+    while waiting:
+        module = waiting.pop()
+        file = _file_of(module)
+        if module is None or file is None or module.__name__ in found:
+            continue
+        found[module.__name__] = file
+        for value in list(vars(module).values()):
+            if isinstance(value, type | FunctionType):
+                value = sys.modules.get(value.__module__)
+            if isinstance(value, ModuleType) and not _is_part_of_us(value) and not _is_installed(_file_of(value)):
+                waiting.append(value)
+    return [found[name] for name in sorted(found)]
+
+
+def code_entry(models, model_class: type) -> dict[str, dict]:
+    """What a manifest holds of a class that is not ours, under "model_code"; empty for one that is.
+
+    Args:
+        models: where it was found.
+
+    Returns:
+        {"model_code": path, bytes and sha256 of its files, the class, and the checkout that it is of}.
+    """
+    if is_own(model_class):
+        return {}
+    paths = source_files(model_class)
+    digests = [files.sha256(path) for path in paths]
+    entry = {
+        "path": str(_file_of(sys.modules.get(model_class.__module__)) or model_class.__module__),
+        "bytes": sum(path.stat().st_size for path in paths),
+        "sha256": digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "class": f"{model_class.__module__}:{model_class.__qualname__}",
+        "files": {str(path): digest for path, digest in zip(paths, digests, strict=True)},
+    }
+    checkout = getattr(models, "checkout", None)
+    return {"model_code": {**entry, **({"models_from": str(checkout.folder)} if checkout else {})}}
+
+
+def place_of(error: BaseException, model_class: type) -> str:
+    """Where an exception came from, the last line of the class's own files if it passed one: " (file.py, line 7)"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = {str(path) for path in source_files(model_class)}
+    passed = [frame for frame in frames if frame.filename in own] or list(frames[-1:])
+    return f" ({passed[-1].filename}, line {passed[-1].lineno})" if passed else ""
+
+
+def _import_module(name: str, what: str, checkout: Checkout | None) -> ModuleType:
+    """A module by its name; the working folder comes last in the search, so that it hides no package."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        if name.partition(".")[0] != ZOO:
+            return importlib.import_module(name)
+        with _joined_zoos(checkout):
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise UserError(
+                f"{what}: there is no module {missing}, neither in {os.getcwd()} nor among the installed packages; "
+                "run the command in the folder of your module, or install its package"
+            ) from error
+        raise UserError(f"{what}: its module imports {missing}, which is not installed") from error
+    except (Exception, SystemExit) as error:  # a stranger's module may do anything
+        place = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else _last_line(error)
+        text = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(f"{what}: importing its module failed: {type(error).__name__}: {text}{place}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+@contextlib.contextmanager
+def _joined_zoos(checkout: Checkout | None) -> Iterator[None]:
+    """Let the package `model_zoo`, whosever it is, have the parts that checkout and wheel add to it.
+
+    What it exports stays: importing model_zoo.DCNv2.src would put that folder in the place of a class of that name.
+    """
+    try:
+        zoo = importlib.import_module(ZOO)
+    except ModuleNotFoundError:
+        zoo = sys.modules[ZOO] = ModuleType(ZOO)
+        zoo.__path__ = []
+    known = list(zoo.__path__)
+    own = known[: 1 if getattr(zoo, "__file__", None) else 0]  # our own package comes first
+    named = [str(checkout.folder / ZOO)] if checkout else []
+    zoo.__path__ = list(dict.fromkeys([*own, *named, *pkgutil.extend_path(known, ZOO)]))
+    exported = {name: vars(zoo)[name] for name in getattr(zoo, "__all__", [])}
+    try:
+        yield
+    finally:
+        vars(zoo).update(exported)
+
+
+def _model_names(path: Path) -> list[str]:
+    """The classes of a file that are models of FuxiCTR in PyTorch; none of a file that cannot be parsed."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return []
+    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    if any("tensorflow" in name for name in imported):
+        return []
+    names: list[str] = []
+    for node in tree.body:
+        bases = [ast.unparse(base).rpartition(".")[2] for base in getattr(node, "bases", [])]
+        if isinstance(node, ast.ClassDef) and any(base in (*BASES, *names) for base in bases):
+            names.append(node.name)
+    return names
+
+
+def _file_of(module: ModuleType | None) -> Path | None:
+    """A module's source file; None for one without."""
+    name = getattr(module, "__file__", None)
+    return Path(name).resolve() if isinstance(name, str) and name.endswith(".py") else None
+
+
+def _is_part_of_us(module: ModuleType | None) -> bool:
+    """Whether a module is of mm_fibinet or of our model_zoo, which is inside it once installed and beside it before."""
+    file, beside = _file_of(module), HERE.parent / ZOO
+    homes = (HERE, beside) if (beside / "base.py").is_file() else (HERE,)  # FuxiCTR's wheel has a folder of that name
+    return _is_in(file, homes)
+
+
+def _is_library(module: ModuleType | None) -> bool:
+    """Whether a module is ours, torch's, FuxiCTR's own or Python's: told by the manifest's versions."""
+    top, file = module.__name__.partition(".")[0] if module else "", _file_of(module)
+    of_python = _is_in(file, _standard_library()) and not _is_in(file, _site_packages())
+    return _is_part_of_us(module) or top in ("torch", "fuxictr") or of_python
+
+
+def _is_installed(file: Path | None) -> bool:
+    return file is None or _is_in(file, (*_standard_library(), *_site_packages()))
+
+
+def _is_in(file: Path | None, folders: tuple[Path, ...]) -> bool:
+    return file is not None and any(file.is_relative_to(folder) for folder in folders)
+
+
+@functools.cache
+def _site_packages() -> tuple[Path, ...]:
+    named = [
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    ]
+    return tuple({Path(name).resolve() for name in named})
+
+
+@functools.cache
+def _standard_library() -> tuple[Path, ...]:
+    return tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
