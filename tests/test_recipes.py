@@ -305,8 +305,7 @@ def test_hm_without_images_and_customers(tmp_path):
     (raw / "customers.csv").unlink()
     with pytest.raises(UserError, match="no such file or folder"):
         make("hm", raw, tmp_path / "out")
-    options = {"images": "none", "users": ["none"], "user_features": [], "user_categorical": []}
-    make("hm", raw, tmp_path / "out", **options)
+    make("hm", raw, tmp_path / "out", images="none", users=["none"])
     assert "age" not in pl.read_parquet(tmp_path / "out" / "train.parquet").columns
 
 
@@ -531,7 +530,7 @@ def test_a_model_trains_on_taobao_mm(taobao_mm, tmp_path):
     assert "item_emb_d128" in (run / "feature_map.json").read_text()
     scores = pl.read_parquet(run / "valid_scores.parquet")
     assert scores["label"].to_list() == pl.read_parquet(out / "valid.parquet")["label"].to_list()
-    assert 0 < json.loads((run / "result.json").read_text())["valid"]["AUC"] < 1
+    assert 0 < json.loads((run / "result.json").read_text())["metrics"]["AUC"] < 1
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
