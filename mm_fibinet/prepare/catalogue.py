@@ -82,7 +82,8 @@ def _read_users(recipe: Recipe, table: Table, scratch: Path) -> Catalogue:
     source = Source(table, scan(table, recipe.data_root, scratch))
     selected = []
     if recipe.user_history:
-        selected.append(columns.text_list(source, recipe.user_history, recipe.list_separator).alias(TAGS))
+        listed = columns.text_list(source, recipe.user_history, recipe.list_separator)
+        selected.append(listed.cast(pl.List(pl.Categorical)).alias(TAGS))  # four bytes an item, however long its id is
     key = recipe.user_key or recipe.user
     return _read(source, key, selected, recipe.user_features, recipe.user_categorical)
 
