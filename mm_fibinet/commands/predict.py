@@ -22,6 +22,7 @@ from mm_fibinet.item_table import load_item_table
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
+from mm_fibinet.prepare import originals
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scoring import predict
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     num_rows = len(schema.read_test_ids(test))
     read = [test, *part_files(test), params["item_info"], params.get("item_feature"), weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
+    ids = originals.require_originals(args.original_ids, test, [*read, *outputs]) if args.original_ids else None
 
     if gpu < 0:
         keep_freed_memory()
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     scores = predict(model, test_data, precision.name)
     if world.is_main:
         submission.write_submission(scores, outputs, num_rows, args.task)
+        if ids is not None:
+            originals.write_originals(args.original_ids, ids, test, scores)
         for path in outputs:
             print(printable(submission.check_submission(path, test)))
     distributed.stop()
