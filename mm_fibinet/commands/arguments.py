@@ -87,6 +87,9 @@ def predict(parser: Parser, config: Path) -> None:
     parser.add_argument(
         "--out", nargs="+", metavar="FILE", help="the zip, the .csv in it, or both (default: submission/EXPID.zip)"
     )
+    parser.add_argument(
+        "--original_ids", metavar="FILE", help="also a CSV of the scores with the log's own ids, after build_dataset.py"
+    )
     parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
     parser.add_argument(
         "--allow_other_data",

@@ -127,14 +127,6 @@ def schema_of(frame: pl.LazyFrame, table: Table) -> pl.Schema:
         return frame.collect_schema()
 
 
-def require_columns(frame: pl.LazyFrame, names: list[str], table: Table) -> None:
-    """A `UserError` that names the first column that the table lacks."""
-    present = schema_of(frame, table).names()
-    for name in names:
-        if name not in present:
-            raise UserError(f"{_shown(table)}: column {name} is missing, found {', '.join(present)}")
-
-
 def collect(frame: pl.LazyFrame, table: Table) -> pl.DataFrame:
     """The rows in memory, read as a stream."""
     with explained(table):
