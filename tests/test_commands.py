@@ -12,7 +12,7 @@ from mm_fibinet.commands.arguments import COMMANDS
 
 SCRIPTS = {
     "train": "run_expid", "predict": "prediction", "embed": "build_item_emb", "benchmark": "run_benchmark",
-    "tune": "run_param_tuner",
+    "tune": "run_param_tuner", "prepare": "build_dataset",
 }  # fmt: skip
 HEAVY = ("torch", "pandas", "polars", "pyarrow", "numpy", "fuxictr", "pydantic", "scipy", "h5py")
 

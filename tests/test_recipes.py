@@ -65,7 +65,7 @@ def slow_histories(rows):
     rows = list(dict.fromkeys(rows))
     found = []
     for user, item, time, label in rows:
-        past = sorted((t, at, i) for at, (u, i, t, l) in enumerate(rows) if u == user and l and t < time)
+        past = sorted((t, at, i) for at, (u, i, t, clicked) in enumerate(rows) if u == user and clicked and t < time)
         found.append((time, (user, item, label, tuple(i for _, _, i in past)[-64:])))
     return found
 
@@ -305,8 +305,7 @@ def test_hm_without_images_and_customers(tmp_path):
     (raw / "customers.csv").unlink()
     with pytest.raises(UserError, match="no such file or folder"):
         make("hm", raw, tmp_path / "out")
-    options = {"images": "none", "users": ["none"], "user_features": [], "user_categorical": []}
-    make("hm", raw, tmp_path / "out", **options)
+    make("hm", raw, tmp_path / "out", images="none", users=["none"])
     assert "age" not in pl.read_parquet(tmp_path / "out" / "train.parquet").columns
 
 
@@ -361,14 +360,15 @@ def test_kuairand(tmp_path):
     ):
         (raw / name).write_text(header + "".join(part))
     (raw / "log_random_4_22_to_5_08_1k.csv").write_text(header + line(99, 99, START * 1000, 1, 0, 1))
-    videos = [f'{i},{i % 4},NORMAL,2022-04-01,ShortImport,{"" if i % 5 else 8000.0 + i},7,{"" if i % 3 == 0 else i % 3},'
-              f'{["39", chr(34) + "20,43" + chr(34), ""][i % 3]}\n' for i in range(28)]  # fmt: skip
+    tag_fields, lengths = ["39", '"20,43"', ""], ["" if i % 5 else f"{8000.0 + i}" for i in range(28)]
+    video = "{0},{1},NORMAL,2022-04-01,ShortImport,{2},7,{3},{4}\n".format
+    videos = [video(i, i % 4, lengths[i], i % 3 or "", tag_fields[i % 3]) for i in range(28)]
     (raw / "video_features_basic_1k.csv").write_text(
         "video_id,author_id,video_type,upload_dt,upload_type,video_duration,music_id,music_type,tag\n" + "".join(videos)
     )
     (raw / "video_features_statistic_1k.csv").write_text("video_id,show_cnt\n1,2\n")
     names = load_recipe(RECIPES / "kuairand.yaml", {}).user_categorical
-    people = "".join(f"{u},{','.join('(0,10]' if 0 else str(u % 3) for _ in names)}\n" for u in range(9))
+    people = "".join(f"{u},{','.join(str(u % 3) for _ in names)}\n" for u in range(9))
     (raw / "user_features_1k.csv").write_text(f"user_id,{','.join(names)}\n{people}")
     make("kuairand", raw, out)
     rows = [(str(u), str(i), t, int(rating > 2)) for u, i, t, rating in log]
@@ -446,10 +446,10 @@ def write_taobao_mm(folder, users=24, items=300, rows=400, length=1000):
         frame = pl.DataFrame(columns, schema_overrides={"label_0": pl.List(pl.Int8)})
         frame.write_parquet(folder / "raw" / f"{split}_samples.parquet")
         lists = [item_ids[rng.integers(items, size=length if at % 5 else 3)].tolist() for at in range(known)]
-        lists[1] = [0]
+        lists[1] = [0]  # of none
         first = 0 if split == "train" else users // 2  # half of train's users are in test's file again
         for at in range(first, known):
-            histories[split, int(user_ids[at])] = [item for item in lists[at] if item]
+            histories[split, int(user_ids[at])] = tuple(item for item in lists[at] if item)
         people = {"129_1": user_ids[first:known], "150_2_180": lists[first:known], "151_2_180": lists[first:known]}
         people |= {f"130_{k}": np.arange(first, known) % (k + 1) for k in range(1, 6)}
         pl.DataFrame(people).write_parquet(folder / "raw" / f"{split}_user_features.parquet")
@@ -478,22 +478,25 @@ def taobao_mm(tmp_path_factory):
 
 
 def test_taobao_mm(taobao_mm):
-    histories, samples, vectors, out = taobao_mm
-    users, items = ({int(v): k for k, v in originals(out, name).items()} for name in ("user_id", "item_id"))
+    """Rows have the history of their own split's file, also those of users whom both files have."""
+    histories, samples, _, out = taobao_mm
+    users, items = originals(out, "user_id"), originals(out, "item_id")
     info = pl.read_parquet(out / "user_info.parquet")
     assert info["user_id"].to_list() == list(range(len(users)))
-    for user, at in users.items():
-        expected = histories.get(("train", user), histories.get(("test", user), []))
-        assert info["item_seq"][at].to_list() == [items[item] for item in expected]
-    train = [pl.read_parquet(out / f"{split}.parquet") for split in ("train", "valid")]
-    made = Counter(row for frame in train for row in frame.select("user_id", "item_id", "label").iter_rows())
-    assert made == Counter((users[user], items[item], label) for user, item, label in samples["train"])
-    test = pl.read_parquet(out / "test.parquet").join(pl.read_parquet(out / "test_labels.parquet"), on="ID")
-    expected = Counter((users[user], items[item], label) for user, item, label in samples["test"])
-    assert Counter(test.select("user_id", "item_id", "label").iter_rows()) == expected
-    lengths = dict(zip(info["user_id"], info["item_seq"].list.len(), strict=True))
-    assert all(end == lengths[user] for user, end in test.select("user_id", "history_end").iter_rows())
-    assert max(lengths.values()) == 1000 and min(lengths.values()) == 0
+    lists = [tuple(int(items[item]) for item in each) for each in info["item_seq"]]
+    made = {split: pl.read_parquet(out / f"{split}.parquet") for split in ("train", "valid", "test")}
+    made["test"] = made["test"].join(pl.read_parquet(out / "test_labels.parquet"), on="ID")
+    made["train"] = pl.concat([made["train"], made.pop("valid")])
+    for split, frame in made.items():
+        found = Counter(
+            (int(users[user]), int(items[item]), label, lists[user][:end])
+            for user, item, label, end in frame.select("user_id", "item_id", "label", "history_end").iter_rows()
+        )
+        expected = [(user, item, label, histories.get((split, user), ())) for user, item, label in samples[split]]
+        assert found == Counter(expected)
+    assert {len(history) for history in lists} == {0, 3, 1000}
+    both = [user for user, n in Counter(users.values()).items() if n == 2]
+    assert any(histories["train", int(user)] != histories.get(("test", int(user))) for user in both)
 
 
 def test_taobao_mm_embedding(taobao_mm):
@@ -511,22 +514,23 @@ def test_taobao_mm_embedding(taobao_mm):
 
 
 def test_taobao_mm_passes_the_check(taobao_mm):
-    command = [sys.executable, "-m", "mm_fibinet", "check", str(taobao_mm[-1])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    require_contract(taobao_mm[-1])
 
 
 @pytest.mark.slow
 def test_a_model_trains_on_taobao_mm(taobao_mm, tmp_path):
     out = taobao_mm[-1]
     command = [
-        sys.executable, ROOT / "run_expid.py", "--expid", "FiBiNET_demo", "--gpu", "-1", "--data_root", out, "--model_root",
-        tmp_path, "--set", "dataset_id=taobao", "epochs=1", "batch_size=64", "max_len=1000",
+        sys.executable, ROOT / "run_expid.py", "--expid", "FiBiNET_demo", "--gpu", "-1", "--data_root", out,
+        "--model_root", tmp_path, "--set", "dataset_id=taobao", "epochs=1", "batch_size=64", "max_len=1000",
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = json.loads((tmp_path / "taobao" / "FiBiNET_demo" / "result.json").read_text())
-    assert "item_emb_d128" in (tmp_path / "taobao" / "FiBiNET_demo" / "feature_map.json").read_text() and result
+    run = tmp_path / "taobao" / "FiBiNET_demo"
+    assert "item_emb_d128" in (run / "feature_map.json").read_text()
+    scores = pl.read_parquet(run / "valid_scores.parquet")
+    assert scores["label"].to_list() == pl.read_parquet(out / "valid.parquet")["label"].to_list()
+    assert 0 < json.loads((run / "result.json").read_text())["metrics"]["AUC"] < 1
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -534,3 +538,99 @@ def test_files_that_are_missing_are_named(recipe, tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         make(recipe, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def write_csv(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+LOG = ["user_id,item_id,time", *(f"u{at % 3},i{at % 5},{at}" for at in range(30))]
+SMALL = {"timestamp": "time", "negatives": 0}
+
+
+def small(folder, out, **settings):
+    return build(load_recipe(None, {"data_root": str(folder), "interactions": ["log*.csv"], **SMALL, **settings}), out)
+
+
+def test_a_pattern_stands_for_the_files_in_the_names_order(tmp_path):
+    root = tmp_path / "a [folder] of mine"  # of the root nothing is a pattern
+    write_csv(root / "log_2.csv", LOG[0], *LOG[16:])
+    write_csv(root / "log_1.csv", *LOG[:16])
+    write_csv(root / ".log.csv", "hidden")
+    write_csv(root / "day*" / "x.csv", *LOG)
+    write_csv(root / "day1" / "x.csv", "another")
+    write_csv(tmp_path / "one" / "log.csv", *LOG)
+    for name, folder, pattern in (
+        ("two", root, "log_*.csv"),
+        ("literal", root, "day*/x.csv"),
+        ("one", tmp_path, "o?e/*.csv"),
+    ):
+        small(folder, tmp_path / f"out_{name}", interactions=[pattern])
+    absolute = [str(tmp_path / "[m-p]ne" / "log.csv")]
+    small(root, tmp_path / "out_absolute", interactions=absolute)
+    for split in ("train", "valid", "test"):
+        frames = [
+            pl.read_parquet(tmp_path / f"out_{n}" / f"{split}.parquet") for n in ("two", "literal", "one", "absolute")
+        ]
+        assert all(frame.equals(frames[0]) for frame in frames)
+
+
+def test_an_embedding_is_scaled_and_taken_by_item(tmp_path):
+    write_csv(tmp_path / "log.csv", *LOG)
+    columns = {"item_id": ["i0", "i1", "i1", "i9", None], "vector": [[1, 2], [3, 4], [5, 6], [7, 8], [9, 9]]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "vectors.parquet")
+    small(tmp_path, tmp_path / "out", embeddings=["vectors.parquet"], embedding="vector", embedding_scale=0.5)
+    found = pl.read_parquet(tmp_path / "out" / "item_info.parquet")["item_emb_d2"]
+    assert found.to_list() == [[0, 0], [0.5, 1], [1.5, 2], [0, 0], [0, 0], [0, 0]]
+    entry = (tmp_path / "out" / "dataset_config.yaml").read_text()
+    assert "{name: item_emb_d2, type: embedding, source: item}" in entry
+
+
+WRONG = {
+    "lists of 1 to 2 numbers": {"lists": [[1.0, 2.0], [3.0], [5.0], [7.0], [9.0]]},
+    "expected numbers": {"lists": [[1.0], [float("nan")], [5.0], [7.0], [9.0]]},
+    "expected a list of numbers": {"lists": ["1 2", "3", "4", "5", "6"]},
+    "none of the log's items": {"lists": [[1.0]] * 5, "item_key": "vector_of"},
+    "set both or neither": {"lists": [[1.0]] * 5, "embedding": None},
+    "embedding_scale is -1": {"lists": [[1.0]] * 5, "embedding_scale": -1},
+    "no file has such a name": {"lists": [[1.0]] * 5, "interactions": ["clicks_*.csv"]},
+    "column nothing is missing": {"lists": [[1.0]] * 5, "embedding": "nothing"},
+    "test_users are set": {"lists": [[1.0]] * 5, "test_users": ["log.csv"]},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_is_wrong_is_said_and_nothing_is_left(said, tmp_path):
+    settings = {"embeddings": ["vectors.parquet"], "embedding": "vector", **WRONG[said]}
+    lists = settings.pop("lists")
+    write_csv(tmp_path / "log.csv", *LOG)
+    columns = {"item_id": ["i0", "i1", "i1", "i9", None], "vector": lists, "vector_of": ["x0", "x1", "x2", "x3", "x4"]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "vectors.parquet")
+    with pytest.raises(UserError, match=said):
+        small(tmp_path, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rest_is_the_last_column_and_needs_names(tmp_path):
+    write_csv(tmp_path / "log.csv", *LOG)
+    write_csv(tmp_path / "items.csv", 'i0,a, "b,c', "i1", "i2,", "i3,plain")
+    items = {"files": "items.csv", "columns": ["item_id", "text"], "rest": True}
+    small(tmp_path, tmp_path / "out", items=items, title="text")
+    assert {item: title for item, (title, _) in catalogue_of(tmp_path / "out").items()} == {
+        "i0": 'a, "b,c', "i1": None, "i2": None, "i3": "plain", "i4": None,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="need columns"):
+        small(tmp_path, tmp_path / "other", items={"files": "items.csv", "rest": True}, title="text")
+
+
+def test_an_unknown_recipe_is_refused_with_the_shipped_names(tmp_path):
+    command = [sys.executable, ROOT / "build_dataset.py", "--recipe", "movielens_10m", "--out", tmp_path / "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "movielens_100k" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_where_its_layout_is_described_and_is_in_the_docs(path):
+    assert "# Layout: https://" in path.read_text(encoding="utf-8")
+    assert f"`{path.stem}`" in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

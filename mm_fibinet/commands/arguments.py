@@ -87,6 +87,9 @@ def predict(parser: Parser, config: Path) -> None:
     parser.add_argument(
         "--out", nargs="+", metavar="FILE", help="the zip, the .csv in it, or both (default: submission/EXPID.zip)"
     )
+    parser.add_argument(
+        "--original_ids", metavar="FILE", help="also a CSV of the scores with the log's own ids, after build_dataset.py"
+    )
     parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
     parser.add_argument(
         "--allow_other_data",
@@ -132,6 +135,7 @@ RECIPE_OPTIONS: dict[str, tuple[str, str, str]] = {
     "embedding": ("the catalogue", "text", "their column of lists"),
     "embedding_scale": ("the catalogue", "number", "what its numbers are multiplied by (default: 1)"),
     "users": ("the users", "list", "files"),
+    "test_users": ("the users", "list", "files with what is known of users by the time of a given test"),
     "user_key": ("the users", "text", "column of the user (default: that of --user)"),
     "user_history": ("the users", "text", "column of a user's clicks, oldest first"),
     "user_features": ("the users", "list", "further columns: texts become ids, numbers stay numbers"),

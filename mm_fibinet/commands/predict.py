@@ -21,6 +21,7 @@ from mm_fibinet.feature_map import build_feature_map, load_feature_map
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
+from mm_fibinet.prepare import originals
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scoring import predict
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
     tables = [params.get(key) for key in ("item_info", "item_feature", "user_info")]
     read = [test, *part_files(test), *tables, weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
+    ids = originals.require_originals(args.original_ids, test, [*read, *outputs]) if args.original_ids else None
 
     if gpu < 0:
         keep_freed_memory()
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     scores = predict(model, test_data, precision.name)
     if world.is_main:
         submission.write_submission(scores, outputs, num_rows, args.task)
+        if ids is not None:
+            originals.write_originals(args.original_ids, ids, test, scores)
         for path in outputs:
             print(printable(submission.check_submission(path, test)))
     distributed.stop()

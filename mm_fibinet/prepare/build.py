@@ -155,7 +155,7 @@ def _require_free(folder: Path, force: bool) -> None:
 
 def _inputs(recipe: Recipe) -> list[Path]:
     """All files and folders that are read; a `UserError` where there is none."""
-    tables = [*recipe.interactions.values(), recipe.items, recipe.users, recipe.embeddings]
+    tables = [*recipe.interactions.values(), recipe.items, recipe.users, recipe.test_users, recipe.embeddings]
     found = [path for table in tables if table is not None for path in table_files(table, recipe.data_root)]
     if recipe.images is not None:
         path = Path(recipe.data_root) / recipe.images

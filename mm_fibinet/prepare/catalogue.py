@@ -13,8 +13,8 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.prepare import columns
 from mm_fibinet.prepare.columns import Source
 from mm_fibinet.prepare.reading import collect, scan
-from mm_fibinet.prepare.recipe import Recipe
-from mm_fibinet.prepare.vocabulary import Vocabulary
+from mm_fibinet.prepare.recipe import Recipe, Table
+from mm_fibinet.prepare.vocabulary import BY_TEST, Vocabulary
 
 KEY, TITLE, TAGS, DESCRIPTION = "key", "item_title", "item_tags", "item_description"
 
@@ -67,10 +67,23 @@ def read_users(recipe: Recipe, scratch: Path) -> Catalogue | None:
     """The users' features and histories (TAGS is then theirs); None where the recipe names no such table."""
     if recipe.users is None:
         return None
-    source = Source(recipe.users, scan(recipe.users, recipe.data_root, scratch))
+    people = _read_users(recipe, recipe.users, scratch)
+    if recipe.test_users is None:
+        return people
+    later = _read_users(recipe, recipe.test_users, scratch)
+    if later.numeric != people.numeric:
+        raise UserError(f"{recipe.test_users.files[0]}: has other numbers among user_features than users' files have")
+    frame = pl.concat([people.frame, later.frame.with_columns(pl.col(KEY) + BY_TEST)])
+    repeated, unnamed = people.repeated + later.repeated, people.unnamed + later.unnamed
+    return Catalogue(frame, people.categorical, people.numeric, repeated, unnamed)
+
+
+def _read_users(recipe: Recipe, table: Table, scratch: Path) -> Catalogue:
+    source = Source(table, scan(table, recipe.data_root, scratch))
     selected = []
     if recipe.user_history:
-        selected.append(columns.text_list(source, recipe.user_history, recipe.list_separator).alias(TAGS))
+        listed = columns.text_list(source, recipe.user_history, recipe.list_separator)
+        selected.append(listed.cast(pl.List(pl.Categorical)).alias(TAGS))  # four bytes an item, however long its id is
     key = recipe.user_key or recipe.user
     return _read(source, key, selected, recipe.user_features, recipe.user_categorical)
 
@@ -93,7 +106,8 @@ def _read(source: Source, key: str, selected: list[pl.Expr], features: list[str]
 def _joined_text(source: Source, column: str) -> pl.Expr:
     """A text; a list of texts is joined."""
     if isinstance(source.type_of(column), pl.List | pl.Array):
-        return columns.text_list(source, column, " ").list.join(" ")
+        joined = columns.text_list(source, column, " ").list.join(" ")
+        return pl.when(joined != "").then(joined)
     return columns.text(source, column)
 
 

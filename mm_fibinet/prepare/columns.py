@@ -23,16 +23,18 @@ MOMENTS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A table that columns are taken from."""
+    """A table that columns are taken from; `added` are columns of the frame that the files do not have."""
 
     table: Table
     frame: pl.LazyFrame
+    added: tuple[str, ...] = ()
 
     def type_of(self, column: str) -> pl.DataType:
         """A column's type; a `UserError` where the table lacks it."""
         schema = schema_of(self.frame, self.table)
         if column not in schema:
-            raise UserError(f"{self.shown}: column {column} is missing, found {', '.join(schema.names())}")
+            found = ", ".join(name for name in schema.names() if name not in self.added)
+            raise UserError(f"{self.shown}: column {column} is missing, found {found}")
         return schema[column]
 
     @property

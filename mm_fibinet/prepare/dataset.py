@@ -108,9 +108,10 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     if means is not None and rated is not None and rated.any():
         found = {LIKES: levels.levels(means, rated), **found}
     features, vocabularies = _features(frame, train)
+    past = _histories(recipe, frame, read, people, users, items, clicked, split)
     made = Dataset(
-        user, users, items, _histories(recipe, frame, read, people, users, items, clicked, split), features,
-        vocabularies, found, {}, counts == 0, catalogue, people, read_embedding(recipe, items, scratch), read.dropped, read.rows,
+        user, users, items, past, features, vocabularies, found, {}, counts == 0, catalogue, people,
+        read_embedding(recipe, items, scratch), read.dropped, read.rows,
     )  # fmt: skip
     made.splits = _rows(recipe, frame, split, clicked, counts)
     return made

@@ -44,7 +44,8 @@ def read_embedding(recipe: Recipe, items: Vocabulary, scratch: Path) -> np.ndarr
     vector = vector.arr.to_list() if isinstance(kind, pl.Array) else vector
     rows = source.frame.select(columns.text(source, key).alias(KEY), vector.alias(VECTOR)).drop_nulls()
     known = items.names.alias(KEY).to_frame().lazy()
-    found = collect(rows.join(known, on=KEY, how="semi"), recipe.embeddings).unique(KEY, keep="first")
+    wanted = rows.join(known, on=KEY, how="semi", maintain_order="left")
+    found = collect(wanted, recipe.embeddings).unique(KEY, keep="first")
     if not len(found):
         raise UserError(f"{source.shown}: column {key} has none of the log's items; is it the same kind of id?")
     return _matrix(found, source, recipe, items)

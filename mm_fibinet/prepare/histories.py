@@ -39,8 +39,9 @@ class Histories:
         if not len(self.items):
             return np.zeros((len(self.start), max_len), dtype=np.int32)
         place = self.end[:, None] + np.arange(-max_len, 0)
-        there = place >= self.start[:, None]
-        return np.where(there, self.items[np.where(there, place, 0)], np.int32(0))
+        taken = self.items.take(place, mode="clip")
+        taken[place < self.start[:, None]] = 0
+        return taken
 
 
 def before_rows(

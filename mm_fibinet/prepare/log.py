@@ -16,18 +16,11 @@ from mm_fibinet.prepare.columns import Source
 from mm_fibinet.prepare.reading import collect, scan
 from mm_fibinet.prepare.recipe import SPLITS, WHOLE, Recipe, parse_label
 from mm_fibinet.prepare.splits import group_starts
+from mm_fibinet.prepare.vocabulary import BY_TEST
 from mm_fibinet.yaml_reader import shown
 
-CLICKED, USER, ITEM, TIME, RATING, SPLIT, ROW, EVENT = (
-    "label",
-    "user",
-    "item",
-    "time",
-    "rating",
-    "split",
-    "row",
-    "event",
-)
+CLICKED, USER, ITEM, TIME, RATING, SPLIT = "label", "user", "item", "time", "rating", "split"
+ROW, EVENT = "row:", "event:"  # beside the files' own columns
 FEATURE, WRONG = "feature:", "wrong:"  # in front of the names of columns
 COMPARISONS = {
     ">=": pl.Expr.ge, "<=": pl.Expr.le, "==": pl.Expr.eq, "!=": pl.Expr.ne, ">": pl.Expr.gt, "<": pl.Expr.lt,
@@ -63,7 +56,7 @@ def read_log(recipe: Recipe, scratch: Path) -> Log:
     numeric = _numeric_features(recipe, scratch)
     for part, table in recipe.interactions.items():
         lazy = scan(table, recipe.data_root, scratch).with_row_index(EVENT)
-        source = Source(table, lazy)
+        source = Source(table, lazy, (EVENT,))
         if recipe.history:
             lists.append(_given_histories(source, recipe, events))
         source = _reshaped(source, recipe)
@@ -108,7 +101,10 @@ def without_repeats(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 def _selected(source: Source, recipe: Recipe, numeric: dict[str, bool]) -> tuple[list[pl.Expr], str]:
     """The expressions of the log's columns, and the kind of its times."""
-    selected = [pl.col(ROW), columns.text(source, recipe.user).cast(pl.Categorical).alias(USER)]
+    user = columns.text(source, recipe.user)
+    if recipe.test_users is not None and source.table is recipe.interactions.get("test"):
+        user += pl.lit(BY_TEST)
+    selected = [pl.col(ROW), user.cast(pl.Categorical).alias(USER)]
     selected += [columns.text(source, recipe.item).cast(pl.Categorical).alias(ITEM)]
     unit = ""
     if recipe.timestamp:
@@ -133,7 +129,10 @@ def _selected(source: Source, recipe: Recipe, numeric: dict[str, bool]) -> tuple
     for name, is_number in numeric.items():
         if is_number:
             value = columns.number(source, name)
-            selected += [value.cast(pl.Float32).alias(f"{FEATURE}{name}"), _wrong(source, name, value, name)]
+            selected += [
+                value.cast(pl.Float32).alias(f"{FEATURE}{name}"),
+                _wrong(source, name, value, f"{FEATURE}{name}"),
+            ]
         else:
             selected.append(columns.text(source, name).cast(pl.Categorical).alias(f"{FEATURE}{name}"))
     return selected, unit
@@ -177,7 +176,7 @@ def _reshaped(source: Source, recipe: Recipe) -> Source:
         pair = pl.col(recipe.impressions)
         label_of = pair.str.extract("-([01])$").cast(pl.Int8, strict=False).alias(CLICKED)
         frame = frame.with_columns(pair.str.replace("-[01]$", "").alias(recipe.item), label_of)
-    return Source(source.table, frame)
+    return Source(source.table, frame, (EVENT, CLICKED))
 
 
 def _given_histories(source: Source, recipe: Recipe, first_event: int) -> pl.DataFrame:
@@ -215,7 +214,9 @@ def _refuse_wrong(frame: pl.DataFrame, source: Source, recipe: Recipe) -> None:
         if not name.startswith(WRONG) or not frame[name].any():
             continue
         wrong = name.removeprefix(WRONG)
-        column, kind = expected.get(wrong, (wrong, "a number, as in the first rows; or name it as categorical"))
+        column, kind = expected.get(
+            wrong, (wrong.removeprefix(FEATURE), "a number, as in the first rows; or name it as categorical")
+        )
         row = frame[ROW][int(frame[name].arg_max() or 0)]
         value = collect(source.frame.select(pl.col(column or "")).slice(row, 1), source.table).item()
         raise UserError(f"{source.shown}: column {column} has {shown(value)} in row {row}, expected {kind}")

@@ -1,9 +1,9 @@
 """Tables as people have them, as polars' lazy frames: CSV, TSV, JSON lines and parquet, one file or many, compressed.
 
 A field of a CSV stays text until the recipe says what it is: an inferred type would turn the id 0108775015 into another
-one, and end the reading where row 2,000,000 has a letter. A path is taken literally; where there is no file of that name, `*`,
-`?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file becomes one sentence with the file's
-name.
+one, and end the reading where row 2,000,000 has a letter. A path is taken literally; where there is no file of that
+name, `*`, `?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file becomes one sentence with
+the file's name.
 """
 
 import contextlib
@@ -125,14 +125,6 @@ def schema_of(frame: pl.LazyFrame, table: Table) -> pl.Schema:
     """The names and types of a table's columns."""
     with explained(table):
         return frame.collect_schema()
-
-
-def require_columns(frame: pl.LazyFrame, names: list[str], table: Table) -> None:
-    """A `UserError` that names the first column that the table lacks."""
-    present = schema_of(frame, table).names()
-    for name in names:
-        if name not in present:
-            raise UserError(f"{_shown(table)}: column {name} is missing, found {', '.join(present)}")
 
 
 def collect(frame: pl.LazyFrame, table: Table) -> pl.DataFrame:

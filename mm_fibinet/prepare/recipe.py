@@ -23,6 +23,11 @@ SPLITS = ("train", "valid", "test")
 NONE = "none"  # what an option says for null
 WHOLE = "log"  # the key of interactions that are yet to be split
 COLUMN = r"(?P<column>[^<>=!\[\]]+?)(?:\[(?P<index>[0-9]{1,6})\])?"
+COLUMNS_OF = {  # what an option that leaves a table out of a recipe leaves out with it
+    "items": ("title", "tags", "tag_flags", "description", "item_features", "item_categorical"),
+    "users": ("test_users", "user_history", "user_features", "user_categorical"),
+    "embeddings": ("embedding",),
+}
 LABEL = re.compile(rf"\s*{COLUMN}\s*(?:(?P<operator>>=|<=|==|!=|>|<)\s*(?P<value>\S.*?))?\s*")
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
@@ -34,7 +39,11 @@ def _as_files(value: Any) -> Any:
 
 def _as_optional_files(value: Any) -> Any:
     """The same of a table that an option may leave out of a recipe by the word NONE."""
-    return None if value in (NONE, [NONE]) else _as_files(value)
+    return None if _is_none(value) else _as_files(value)
+
+
+def _is_none(value: Any) -> bool:
+    return value in (NONE, [NONE])
 
 
 def _as_list(value: Any) -> Any:
@@ -126,7 +135,7 @@ class Recipe(Strict):
     all_items: types.Flag = False
     images: Annotated[
         types.Path | None,
-        BeforeValidator(lambda value: None if value == NONE else value),
+        BeforeValidator(lambda value: None if _is_none(value) else value),
         Field(description="a folder or a .zip, or null"),
     ] = None
     copy_images: types.Flag = False
@@ -135,6 +144,7 @@ class Recipe(Strict):
     embedding_scale: Annotated[float, Field(gt=0, lt=1e9, description="a number above 0")] = 1.0
 
     users: OptionalTable = None
+    test_users: OptionalTable = None
     user_key: Annotated[types.Column | None, Field(description="the name of a column, or null: that of user")] = None
     user_history: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
     user_features: Columns = Field(default_factory=list)
@@ -195,7 +205,7 @@ def load_recipe(path: str | FilePath | None, options: dict[str, Any]) -> Recipe:
 
     Args:
         path: a YAML file, or None for options alone.
-        options: {setting: value}; None is not given.
+        options: {setting: value}; None is not given, NONE for a table or images leaves it out, with its columns.
 
     Raises:
         UserError: a setting that there is none of, a value that does not fit, or two that contradict each other.
@@ -209,7 +219,8 @@ def load_recipe(path: str | FilePath | None, options: dict[str, Any]) -> Recipe:
     def option(name: str) -> str:
         return f"--{name}" if name in given or path is None else name
 
-    content = {**content, **given}
+    left_out = [column for table, columns in COLUMNS_OF.items() if _is_none(given.get(table)) for column in columns]
+    content = {name: value for name, value in content.items() if name not in left_out} | given
     names = field_names(Recipe)
     for name in content:
         if name not in names:
@@ -258,6 +269,8 @@ def _check_together(recipe: Recipe, where: Any) -> None:
         refuse("user_history", "user_history is set, expected users, the files that have this column")
     if (recipe.user_features or recipe.user_categorical) and recipe.users is None:
         refuse("user_features", "user_features are set, expected users, the files that have these columns")
+    if recipe.test_users is not None and not (recipe.user_history and "test" in parts and not recipe.negatives):
+        refuse("test_users", "test_users are set, expected user_history, interactions of train and test, no negatives")
     if (recipe.embeddings is None) != (recipe.embedding is None):
         refuse("embedding", "embeddings, the files, and embedding, their column, go together; set both or neither")
     for name in ("title", "tags", "tag_flags", "description", "item_features", "item_categorical"):

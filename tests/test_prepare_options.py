@@ -1,0 +1,245 @@
+"""What build_dataset.py is told: options and YAML as one schema, histories given or once a user, images, bad input."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from conftest import ROOT, run_script
+from PIL import Image
+from test_prepare import CATALOGUE, COLUMNS, make, originals, raw_items, raw_log, rows_of, write_raw
+
+from mm_fibinet import settings
+from mm_fibinet.commands.arguments import RECIPE_OPTIONS
+from mm_fibinet.errors import UserError
+from mm_fibinet.prepare.build import build
+from mm_fibinet.prepare.originals import require_originals, write_originals
+from mm_fibinet.prepare.recipe import Recipe, load_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Raw files that no test changes."""
+    return write_raw(tmp_path_factory.mktemp("raw"))
+
+
+def test_every_setting_is_an_option():
+    assert list(RECIPE_OPTIONS) == list(Recipe.model_fields)
+
+
+def test_options_and_yaml_say_the_same_and_options_come_first(tmp_path, folder, capsys):
+    recipe = {"data_root": str(folder), "interactions": "log.csv", **COLUMNS, **CATALOGUE, "max_len": 9}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    options = ["--data_root", folder, "--interactions", "log.csv", "--max_len", 5]
+    for name, value in {**COLUMNS, **CATALOGUE}.items():
+        options += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    for name, given in {"a": options, "b": ["--recipe", tmp_path / "recipe.yaml", "--max_len", 5]}.items():
+        code, out, err = run_script("build_dataset", *given, "--out", tmp_path / name, capsys=capsys)
+        assert code == 0 and f"--set dataset_id={name} --data_root {tmp_path / name}" in out, err
+    for file in ("train", "valid", "test", "test_labels", "item_info", "item_feature", "ids"):
+        assert (tmp_path / "a" / f"{file}.parquet").read_bytes() == (tmp_path / "b" / f"{file}.parquet").read_bytes()
+    assert pl.read_parquet(tmp_path / "a" / "train.parquet").schema["item_seq"] == pl.Array(pl.Int32, 5)
+
+
+def test_the_entry_is_found_by_the_data_sets_name(tmp_path, folder, monkeypatch):
+    """In data/NAME without a word, elsewhere with --data_root, which also follows a data set that has moved."""
+    monkeypatch.chdir(tmp_path)
+    make(folder, Path("data") / "shop")
+    entry = settings.load_dataset_config(ROOT / "config", "shop")
+    assert entry["train_data"] == "data/shop/train.parquet" and entry["item_info"].endswith(
+        "embedded/item_info.parquet"
+    )
+    columns = {column["name"]: column for column in entry["feature_cols"]}
+    countries = originals(Path("data/shop"), "country")
+    train = pl.read_parquet("data/shop/train.parquet")
+    assert columns["country"]["vocab_size"] == train["country"].max() + 1 == len(countries) + 1
+    assert columns["hour"]["fill_na"] == pytest.approx(train["hour"].mean())  # of train alone
+    with pytest.raises(UserError, match="shop_no_emb: not in"):
+        settings.load_dataset_config(ROOT / "config", "shop_no_emb")
+    Path("data/shop").rename("elsewhere")
+    import model_zoo
+
+    found = settings.load_params(
+        str(ROOT / "config"), "DIN_small", model_zoo, ["dataset_id=shop_no_emb"], data_root="elsewhere"
+    )
+    assert found["train_data"] == "elsewhere/train.parquet" and found["item_info"] == "elsewhere/item_info.parquet"
+
+
+def test_columns_of_any_name_are_read(tmp_path):
+    """Those that the reader has inside, too, as features and in the label."""
+    names = ["user", "item", "time", "event", "rating", "split", "row"]
+    values = {name: [at % 7 + 1 for at in range(60)] for name in names}
+    log = pl.DataFrame({**values, "time": range(60), "event": ["buy", "view", "view"] * 20, "split": ["a", "b"] * 30})
+    log.write_csv(tmp_path / "log.csv")
+    recipe = {
+        "data_root": str(tmp_path), "interactions": "log.csv", "user": "user", "item": "item", "timestamp": "time",
+        "label": "event == buy", "features": ["time", "event", "rating", "row"], "categorical": ["split"],
+    }  # fmt: skip
+    build(load_recipe(None, recipe), tmp_path / "out")
+    for split, first, last in (("train", 0, 48), ("valid", 48, 54)):
+        made = pl.read_parquet(tmp_path / "out" / f"{split}.parquet").sort("time")
+        events, letters = (originals(tmp_path / "out", name) for name in ("event", "split"))
+        assert made["time"].to_list() == list(range(first, last))
+        assert [events[value] for value in made["event"]] == log["event"][first:last].to_list()
+        assert [letters[value] for value in made["split"]] == log["split"][first:last].to_list()
+        assert made["label"].to_list() == (log["event"] == "buy").cast(int)[first:last].to_list()
+
+
+def test_user_info_has_each_history_once(tmp_path, folder):
+    """Row = user; a row's history is what item_seq would hold, cut where it ends."""
+    make(folder, tmp_path / "rows", max_len=200)
+    make(folder, tmp_path / "users", user_info=True)
+    info = pl.read_parquet(tmp_path / "users" / "user_info.parquet")
+    assert info["user_id"].to_list() == list(range(len(info))) and info.schema["item_seq"] == pl.List(pl.Int32)
+    furthest = dict.fromkeys(range(len(info)), 0)
+    for split in ("train", "valid", "test"):
+        rows, users = (pl.read_parquet(tmp_path / form / f"{split}.parquet") for form in ("rows", "users"))
+        assert "item_seq" not in users.columns
+        assert rows.drop("item_seq").equals(users.drop("history_end"))
+        for user, end, history in zip(users["user_id"], users["history_end"], rows["item_seq"].to_list(), strict=True):
+            assert info["item_seq"][user].to_list()[:end] == [item for item in history if item]
+            furthest[user] = max(furthest[user], end)
+    assert info["item_seq"].list.len().to_list() == list(furthest.values())  # what no row looks back to is not told
+    entries = yaml.safe_load((tmp_path / "users" / "dataset_config.yaml").read_text())
+    assert entries["users"]["user_info"] == str(tmp_path / "users" / "user_info.parquet")
+
+
+def test_users_have_a_table_of_their_own(tmp_path):
+    """Histories and features once a user, no times, and a label that is one of a list: as Taobao-MM has them."""
+    ids = [-7_000_000_000_000_000_001, 12, -5]
+    log = {"129_1": ids * 40, "205": [[-9, 4, 77, 8][at % 4] for at in range(120)], "label_0": [[1, 0], [0, 1]] * 60}
+    pl.DataFrame(log).write_parquet(tmp_path / "log.parquet")
+    users = {"129_1": ids[:2], "past": [[-9, 77, 5], []], "130_1": [None, 3]}
+    pl.DataFrame(users, schema_overrides={"past": pl.List(pl.Int64)}).write_parquet(tmp_path / "users.parquet")
+    recipe = {
+        "data_root": str(tmp_path), "interactions": {"train": "log.parquet", "test": "log.parquet"}, "user": "129_1",
+        "item": "205", "label": "label_0[1]", "users": "users.parquet", "user_history": "past",
+        "user_categorical": "130_1",
+    }  # fmt: skip
+    build(load_recipe(None, recipe), tmp_path / "rows")
+    build(load_recipe(None, {**recipe, "user_info": True}), tmp_path / "users")
+    pasts = {str(ids[0]): ("-9", "77", "5"), "12": (), "-5": ()}
+    found = rows_of(tmp_path / "rows", "test", ["130_1"])
+    assert sum(found.values()) == 120
+    for (user, item, label, history, _, (feature,)), _ in found.items():
+        assert history == pasts[user] and feature == ("3" if user == "12" else None)
+        assert label == next(log["label_0"][at][1] for at in range(120) if str(log["205"][at]) == item)
+    info = pl.read_parquet(tmp_path / "users" / "user_info.parquet")
+    users, items = originals(tmp_path / "users", "user_id"), originals(tmp_path / "users", "item_id")
+    for row in info.iter_rows(named=True):
+        assert tuple(items[item] for item in row["item_seq"]) == pasts[users[row["user_id"]]]
+    train, valid = (pl.read_parquet(tmp_path / "rows" / f"{split}.parquet") for split in ("train", "valid"))
+    assert len(train) + len(valid) == 120 and 2 <= len(valid) <= 25  # without times, valid is drawn from train
+
+
+@pytest.mark.parametrize("form", ["linked", "copied", "zip"])
+def test_images_get_the_items_new_names(form, tmp_path):
+    folder = write_raw(tmp_path / "raw")
+    (folder / "covers" / "deep").mkdir(parents=True)
+    for name in ("01.png", "deep/商品4.PNG", "nobody.png", "notes.txt"):
+        Image.new("RGB", (3, 3), (len(name), 9, 9)).save(folder / "covers" / name, "PNG")
+    images = "covers"
+    if form == "zip":
+        images = "covers.zip"
+        with zipfile.ZipFile(folder / images, "w") as archive:
+            for path in (folder / "covers").rglob("*.*"):
+                archive.write(path, path.relative_to(folder))
+    built = make(folder, tmp_path / "out", images=images, copy_images=form == "copied")
+    items = {original: item for item, original in originals(tmp_path / "out", "item_id").items()}
+    found = {path.name: path for path in (tmp_path / "out" / "item_images").iterdir()}
+    assert set(found) == {f"{items['01']}.png", f"{items['商品4']}.png"}
+    assert found[f"{items['01']}.png"].read_bytes() == (folder / "covers" / "01.png").read_bytes()
+    assert all(path.is_symlink() == (form == "linked") for path in found.values())
+    assert built.report["images"] == {"found": 2, "missing": len(items) - 2, "of no item": 1}
+
+
+def test_a_data_set_is_replaced_only_where_that_is_asked(tmp_path, folder):
+    make(folder, tmp_path / "out")
+    before = (tmp_path / "out" / "train.parquet").read_bytes()
+    (tmp_path / "out" / "embedded").mkdir()
+    (tmp_path / "out" / "embedded" / "item_info.parquet").write_bytes(b"of the old items")
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="--force replaces it"):
+        make(folder, tmp_path / "out", max_len=5)
+    assert (tmp_path / "out" / "train.parquet").read_bytes() == before
+    recipe = {"data_root": str(folder), "interactions": "log.csv", **COLUMNS, "max_len": 5}
+    build(load_recipe(None, recipe), tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "train.parquet").read_bytes() != before
+    assert not (tmp_path / "out" / "embedded" / "item_info.parquet").exists()
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["recipe"]["max_len"] == 5
+
+
+def test_scores_get_the_logs_own_ids(tmp_path, folder):
+    make(folder, tmp_path / "out")
+    test = tmp_path / "out" / "test.parquet"
+    ids = require_originals(tmp_path / "scores.csv", test, [test])
+    scores = np.random.default_rng(0).random(len(pl.read_parquet(test)))
+    write_originals(tmp_path / "scores.csv", ids, test, scores)
+    found = pl.read_csv(tmp_path / "scores.csv", schema_overrides={"item_id": pl.String})
+    log = raw_log().with_columns(pl.col("who").is_not_null())
+    assert set(found["item_id"]) <= set(log["what"]) and found["score"].to_list() == scores.tolist()
+    rows = rows_of(tmp_path / "out", "test")
+    assert sorted(zip(found["user_id"], found["item_id"], strict=True)) == sorted((r[0], r[1]) for r in rows.elements())
+    with pytest.raises(UserError, match=r"ids.parquet: no such file"):
+        require_originals(tmp_path / "scores.csv", folder / "log.csv", [])
+
+
+TEXT = "who,what,when,stars,country,hour\n"
+MISTAKES = {
+    "no such file": ({"interactions": "lag.csv"}, None, "lag.csv: no such file or folder"),
+    "an empty file": ({}, "", "log.csv: is empty"),
+    "no rows": ({}, TEXT, "no interaction is left of 0 rows"),
+    "a missing column": ({"user": "whom"}, None, "log.csv: column whom is missing, found who, what"),
+    "no timestamp": ({"timestamp": None}, None, "timestamp is not set"),
+    "a wrong label": ({"label": "stars >= high"}, None, ">= takes a number, found 'high'"),
+    "a label that is none": ({"label": "stars"}, None, "column stars has '5' in row 0, expected 0 or 1"),
+    "a word for a number": ({}, TEXT + "a,b,1,5,FR,1\na,c,2,many,FR,2\n", "column stars has 'many' in row 1"),
+    "a word for a time": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,soon,5,FR,2\n", "has 'soon' in row 1100"),
+    "a feature that changes": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,9,5,FR,x\n", "name it as categorical"),
+    "a name of the contract": ({"features": ["label"]}, None, "feature label: the data set has a column of this name"),
+    "a name twice": ({"item_features": ["hour"]}, None, "feature hour: is named for two tables"),
+    "shares of more than all": ({"valid": 0.5, "test": 0.6}, None, "expected less than 1 together"),
+    "a share of nothing": ({"valid": 0}, None, "--valid is 0, expected a share"),
+    "one moment": ({}, TEXT + "a,b,1,5,FR,1\na,c,1,5,FR,2\n", "train and valid would have no rows"),
+    "few moments": ({"split": "leave_last_out"}, TEXT + "a,b,1,5,FR,1\na,c,2,5,FR,2\n", "no user has 3 moments"),
+    "a split that is none": ({"split": "country"}, None, "expected one of train, valid, test"),
+    "an unknown setting": ({"timestmp": "when"}, None, "timestmp: unknown setting, did you mean timestamp"),
+    "an unknown format": ({"interactions": {"files": "log.csv", "format": "xls"}}, None, "format is 'xls'"),
+    "a catalogue's column without one": ({"items": None}, None, "expected items, the files that have this column"),
+    "too few names": ({"interactions": {"files": "log.csv", "columns": ["a"]}}, None, "has 6 columns, columns names 1"),
+    "another encoding": ({"interactions": {"files": "items.csv", "encoding": "utf-16"}}, None, "is not utf-16 text"),
+    "no images": ({"images": "covers"}, None, "covers: no such file or folder"),
+    "a file for images": ({"images": "log.csv"}, None, "expected a folder or a .zip"),
+    "not parquet": ({"interactions": {"files": "log.csv", "format": "parquet"}}, None, "log.csv: cannot be read"),
+    "not JSON": ({"interactions": {"files": "log.csv", "format": "jsonl"}}, None, "log.csv: cannot be read"),
+    "ragged": ({}, TEXT + "a,b,1,5,FR,1,7,8\n", "log.csv: cannot be read"),
+    "a name with a slash": ({"name": "a/b"}, None, "expected a name that files can have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(name, tmp_path):
+    change, content, message = MISTAKES[name]
+    folder = write_raw(tmp_path / "raw")
+    if content is not None:
+        (folder / "log.csv").write_text(content)
+    before = {path: path.read_bytes() for path in folder.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        make(folder, tmp_path / "out", **change)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert {path: path.read_bytes() for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("place", ["raw", "raw/covers/in", "raw/log.csv"])
+def test_an_input_is_never_an_output(place, tmp_path):
+    folder = write_raw(tmp_path / "raw")
+    (folder / "covers").mkdir()
+    with pytest.raises(UserError, match="--out"):
+        make(folder, tmp_path / place, images="covers")
+    assert sorted(path.name for path in folder.iterdir()) == ["covers", "items.csv", "log.csv"]
+    assert raw_items().equals(pl.read_csv(folder / "items.csv", schema_overrides={"sku": pl.String}))
