@@ -208,13 +208,17 @@ def test_train_rows_do_not_depend_on_what_comes_later(tmp_path, shop):
 
 def test_negatives_are_of_trains_items_and_never_clicked_at_any_time(tmp_path):
     """Of the whole log: an item that the user clicks in the test is no negative of his in train."""
-    log = raw_log().filter(pl.col("stars") >= 4)
+    log, late = raw_log().filter(pl.col("stars") >= 4), pl.col("when") >= 1_700_000_050
+    log = log.with_columns(
+        pl.when(late & (pl.col("hour") > 5)).then("new-" + pl.col("what")).otherwise("what").alias("what")
+    )
     folder, out = write_raw(tmp_path / "raw", log), tmp_path / "out"
     make(folder, out, label=None, negatives=3, sampling="popularity")
     clicks = log.drop_nulls(["who", "what", "when"])
     positive = set(clicks.select("who", "what").iter_rows())
     rows = {split: rows_of(out, split) for split in ("train", "valid", "test")}
     train_items = {row[1] for row in rows["train"] if row[2] == 1}
+    assert any(row[1] not in train_items for row in rows["test"])
     for split, found in rows.items():
         clicked, drawn = (Counter({row: n for row, n in found.items() if row[2] == label}) for label in (1, 0))
         assert drawn.total() == 3 * clicked.total(), split
