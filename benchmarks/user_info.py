@@ -163,10 +163,7 @@ def main() -> None:
             work()
         rates = in_turns(args.repeats, *works)
     found = machine(CPU)
-    print(
-        f"{args.rows:,} rows, {args.users:,} users, {args.max_len:,} positions, batches {args.batch_size:,} and {args.triple_rows:,}; ",
-        end="",
-    )
+    print(f"{args.rows:,} rows, {args.users:,} users, {args.max_len:,} positions, batches of {batch_sizes}")
     print(f"{found['cpu']}, {found['threads']} threads")
     print("| what | rows | user_info | ratio |\n|---|---:|---:|---:|")
     for name, unit in {"files": 1e6, "tensors": 1e6, "peak": 1e6, "seconds to read": 1}.items():
