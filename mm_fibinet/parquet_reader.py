@@ -224,12 +224,12 @@ def _arrow(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 
-def require_columns(path: str | Path, opened: ParquetData, columns: list[str]) -> None:
-    """A `UserError` that names the first of `columns` that the file lacks."""
+def require_columns(path: str | Path, opened: ParquetData, columns: list[str], hint: str = "") -> None:
+    """A `UserError` that names the first of `columns` that the file lacks, and ends with the hint."""
     present = opened.schema_arrow.names
     for column in columns:
         if column not in present:
-            raise UserError(f"{path}: column {column} is missing, found {', '.join(present)}")
+            raise UserError(f"{path}: column {column} is missing, found {', '.join(present)}{hint}")
 
 
 def read_slices(

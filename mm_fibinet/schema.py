@@ -144,7 +144,8 @@ def checked_slices(
     readable = []
     for column in columns:
         with noted():
-            require_columns(path, opened, [column.name])
+            hint = "; or name the file of the users' histories as user_info" if column.role == "history" else ""
+            require_columns(path, opened, [column.name], hint)
             readable.append(column)
     for first, arrays in read_slices(path, [column.name for column in readable]) if readable else ():
         blocks = {}

@@ -402,6 +402,13 @@ def _entry(users):
     return params
 
 
+def test_without_user_info_the_error_names_it(users):
+    """A split that points at users whom the entry does not name."""
+    message = "column item_seq is missing, found .*history_end; or name the file of the users' histories as user_info"
+    with pytest.raises(UserError, match=message):
+        load(users / "config", user_info=None)
+
+
 def test_check_says_what_user_info_has(users, capsys):
     code, table, _ = run_script(
         "mm_fibinet.data_check", "check", "--config", users / "config", "--expid", "FiBiNET_test", capsys=capsys
@@ -504,6 +511,6 @@ def test_the_benchmark_writes_the_same_histories_twice(tmp_path, monkeypatch):
     monkeypatch.setenv(memory.SWITCH, "0")
     sizes = Sizes(rows=300, items=50, max_len=40)
     benchmark.write_forms(tmp_path, sizes, users=60)
-    rows, pointing = (benchmark.Side(form, tmp_path, sizes, 64) for form in benchmark.FORMS)
+    rows, pointing = (benchmark.Side(form, tmp_path, sizes, {"indices": 64, "triple": 32}) for form in benchmark.FORMS)
     assert rows.digest(4) == pointing.digest(4) != rows.digest(3)
     assert pointing.pass_over("triple", 2) > 0 and pointing.measured()["files"] < rows.measured()["files"]

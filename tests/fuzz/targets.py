@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from conftest import make_dataset
 from hypothesis import strategies as st
+from user_data import make_forms
 
 from fuzz import build_targets, file_targets
 from fuzz.changes import (
@@ -56,16 +57,17 @@ def make_base(base: Path) -> None:
         opened.write("DIN_test: {<<: *test, model: DIN, dnn_hidden_units: [8], attention_hidden_units: [8]}\n")
     text = (config / "model_config.yaml").read_text()
     (config / "model_config.yaml").write_text(text.replace("    hidden_units: [16]\n", ""))
+    make_forms(base / "forms", rows=300)  # some of the 50 users have both labels
     file_targets.make_base(base)
     build_targets.make_base(base)
     (base / "made").touch()
 
 
-def data_copy(place: Path, base: Path) -> Path:
-    """The data set in a folder of its own; the config names its files there. Returns the config folder."""
-    shutil.copytree(base / "data", place, dirs_exist_ok=True)
+def data_copy(place: Path, base: Path, data: str = "data") -> Path:
+    """A data set of the base in a folder of its own; the config names its files there. Returns the config folder."""
+    shutil.copytree(base / data, place, dirs_exist_ok=True)
     for path in (place / "config").glob("*.yaml"):
-        path.write_text(path.read_text().replace(str(base / "data"), str(place)))
+        path.write_text(path.read_text().replace(str(base / data), str(place)))
     return place / "config"
 
 
@@ -120,6 +122,21 @@ def run_data(place: Place, base: Path, case: tuple) -> list[int]:
     if not predicted[0] and name == "test" and checked.code:
         raise Fault("prediction scored what data_check refused (test)")
     return [*codes, *predicted]
+
+
+def run_users(place: Place, base: Path, case: tuple) -> list[int]:
+    """A changed file of a data set with user_info: what is trained on passes the check."""
+    name, change = case
+    config = data_copy(place.given, base, "forms/users")
+    path = place.given / "TEST_DATA" / f"{name}.parquet"
+    change_table(path, change) if isinstance(change[0][0], int) else change_bytes_of(path, change)
+    checked = place.run("mm_fibinet.data_check", "check", "--config", config, "--expid", "FiBiNET_test")
+    trained = train(place, "FiBiNET_test")
+    if not trained.code:
+        if checked.code:
+            raise Fault(f"run_expid trained on what data_check refused ({name})")
+        require_result(place)
+    return [checked.code, trained.code]
 
 
 def change_bytes_of(path: Path, changes: list[tuple]) -> None:
@@ -325,6 +342,10 @@ expid = st.sampled_from(EXPERIMENTS)
 TARGETS = {
     "tables": Target(st.tuples(expid, st.sampled_from(FILES), table_changes), run_data, share=5),
     "parquet": Target(st.tuples(expid, st.sampled_from(FILES), byte_changes), run_data, share=3),
+    "users": Target(
+        st.tuples(st.sampled_from(["user_info", "user_info", "train"]), st.one_of(table_changes, byte_changes)),
+        run_users,
+    ),
     "yaml": Target(
         st.tuples(expid, st.sampled_from(["model", "dataset"]), st.lists(yaml_change, min_size=1, max_size=2)),
         run_yaml,
