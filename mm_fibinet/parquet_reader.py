@@ -179,12 +179,12 @@ def open_parquet(path: str | Path) -> ParquetData:
     return ParquetData(path, parts, num_rows, first_schema)
 
 
-def require_columns(path: str | Path, opened: ParquetData, columns: list[str], hint: str = "") -> None:
-    """A `UserError` that names the first of `columns` that the file lacks, and ends with the hint."""
+def require_columns(path: str | Path, opened: ParquetData, columns: list[str]) -> None:
+    """A `UserError` that names the first of `columns` that the file lacks."""
     present = opened.schema_arrow.names
     for column in columns:
         if column not in present:
-            raise UserError(f"{path}: column {column} is missing, found {', '.join(present)}{hint}")
+            raise UserError(f"{path}: column {column} is missing, found {', '.join(present)}")
 
 
 def read_slices(

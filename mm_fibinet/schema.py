@@ -138,8 +138,11 @@ def checked_slices(
     readable = []
     for column in columns:
         with noted():
-            hint = "; or name the file of the users' histories as user_info" if column.role == "history" else ""
-            require_columns(path, opened, [column.name], hint)
+            present = opened.schema_arrow.names
+            if column.role == "history" and column.name not in present:
+                found = f"column {column.name} is missing, found {', '.join(present)}"
+                raise UserError(f"{path}: {found}; or name the file of the users' histories as user_info")
+            require_columns(path, opened, [column.name])
             readable.append(column)
     for first, arrays in read_slices(path, [column.name for column in readable]) if readable else ():
         blocks = {}
