@@ -135,6 +135,26 @@ def test_users_have_a_table_of_their_own(tmp_path):
     assert len(train) + len(valid) == 120 and 2 <= len(valid) <= 25  # without times, valid is drawn from train
 
 
+def test_a_tests_labels_may_be_withheld(tmp_path, folder):
+    """Given splits: every row is kept, nothing is drawn for the test, and no histories come from it."""
+    log = raw_log().drop_nulls(["who", "what", "when", "stars"])
+    log.head(300).write_csv(tmp_path / "train.csv")
+    log.tail(-300).drop("stars").write_csv(tmp_path / "test.csv")
+    parts = {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")}
+    made = make(folder, tmp_path / "out", interactions=parts, negatives=1).report["splits"]
+    test = pl.read_parquet(tmp_path / "out" / "test.parquet")
+    assert not (tmp_path / "out" / "test_labels.parquet").exists() and "label" not in test.columns
+    assert len(test) == len(log) - 300 == made["test"]["rows"] and made["test"]["ctr"] is None
+    drawn = made["train"]["negatives_drawn"] + made["valid"]["negatives_drawn"]
+    assert made["test"]["negatives_drawn"] == 0 and made["train"]["rows"] + made["valid"]["rows"] == 300 + drawn
+    assert drawn == (log.head(300)["stars"] >= 4).sum() - made["train"]["positives_without_negatives"]
+    users, items = originals(tmp_path / "out", "user_id"), originals(tmp_path / "out", "item_id")
+    clicks = log.head(300).filter(pl.col("stars") >= 4)
+    for row in test.iter_rows(named=True):
+        known = set(clicks.filter(pl.col("who") == users[row["user_id"]])["what"])
+        assert {items[item] for item in row["item_seq"] if item} <= known
+
+
 @pytest.mark.parametrize("form", ["linked", "copied", "zip"])
 def test_images_get_the_items_new_names(form, tmp_path):
     folder = write_raw(tmp_path / "raw")
@@ -206,6 +226,7 @@ MISTAKES = {
     "a share of nothing": ({"valid": 0}, None, "--valid is 0, expected a share"),
     "one moment": ({}, TEXT + "a,b,1,5,FR,1\na,c,1,5,FR,2\n", "train and valid would have no rows"),
     "few moments": ({"split": "leave_last_out"}, TEXT + "a,b,1,5,FR,1\na,c,2,5,FR,2\n", "no user has 3 moments"),
+    "histories twice": ({"history": "country", "user_info": True}, None, "user_info and history are both set"),
     "a split that is none": ({"split": "country"}, None, "expected one of train, valid, test"),
     "an unknown setting": ({"timestmp": "when"}, None, "timestmp: unknown setting, did you mean timestamp"),
     "an unknown format": ({"interactions": {"files": "log.csv", "format": "xls"}}, None, "format is 'xls'"),

@@ -1,6 +1,7 @@
 """A raw log and a catalogue to the file contract: the command line of `mm_fibinet.prepare.build`."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from mm_fibinet.commands import Home
@@ -37,7 +38,7 @@ def find_recipe(name: str, home: Home) -> Path:
 
 def next_steps(built: Built) -> list[str]:
     """The commands that go on from here."""
-    folder = built.folder
+    folder = Path(shlex.quote(str(built.folder)))
     steps = []
     if built.embeddable:
         images = f"--images {folder / IMAGES}" if "images" in built.report else "--image_encoder none"
@@ -45,6 +46,6 @@ def next_steps(built: Built) -> list[str]:
             f"build_item_emb.py --item_info {folder / 'item_info.parquet'} "
             f"--item_feature {folder / 'item_feature.parquet'} {images} --output {folder / EMBEDDED}"
         )
-    found = "" if folder == Path("data") / built.name else f" --data_root {folder}"
+    found = "" if built.folder == Path("data") / built.name else f" --data_root {folder}"
     steps.append(f"run_expid.py --expid EXPID --set dataset_id={built.name}{found}")
     return [f"{'next' if at == 0 else 'then':<12}python {step}" for at, step in enumerate(steps)]

@@ -205,7 +205,7 @@ def _refuse_wrong(frame: pl.DataFrame, source: Source, recipe: Recipe) -> None:
     """A `UserError` for the first row with a field that could not be read."""
     label = parse_label(recipe.label).column if recipe.label else ""
     expected = {
-        TIME: (recipe.timestamp, "a time of the kind of the first rows"),
+        TIME: (recipe.timestamp, "a time as in the first rows, a number or a date"),
         CLICKED: (label, "0 or 1" if label == recipe.label else "a number"),
         RATING: (rating_column(recipe), "a number"),
         SPLIT: (recipe.split, f"one of {', '.join(SPLITS)}"),

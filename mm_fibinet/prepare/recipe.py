@@ -261,6 +261,8 @@ def _check_together(recipe: Recipe, where: Any) -> None:
         refuse("timestamp", "timestamp is not set: name the column, or one that has histories (history, user_history)")
     if recipe.history and recipe.user_history:
         refuse("history", "history and user_history are both set, expected one of them")
+    if recipe.history and recipe.user_info:
+        refuse("user_info", "user_info and history are both set: rows have their own; name users with a user_history")
     if parts == {WHOLE} and recipe.split in ("time", "leave_last_out") and not recipe.timestamp:
         refuse("split", f"split: {recipe.split} needs a timestamp; name its column, or split: random")
     if recipe.valid + recipe.test >= 1:
