@@ -8,6 +8,7 @@ tests hold each against that layer. What changes is only how the products are gr
   item, and only the product term per position, and only at positions that hold an item, where nothing counts the rest.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -132,6 +133,11 @@ def autocast_dtype(values: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return values.dtype
+
+
+def without_autocast(kind: str) -> contextlib.AbstractContextManager:
+    """What is computed inside is of its inputs' types, on a type of device that may have no autocast at all."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 class LinearPart(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import autocast_dtype, pairs_by_field
+from .layers import autocast_dtype, pairs_by_field, without_autocast
 
 
 class FieldNorm(nn.Module):
@@ -107,7 +107,7 @@ class BilinearPlus(nn.Module):
         """<v_i W, v_j> of all pairs i < j, in the order (0,1), (0,2), ..., (F-2,F-1): float [B, P]."""
         if self.bilinear_type == "field_interaction":
             dtype = autocast_dtype(fields)
-            with torch.autocast(fields.device.type, enabled=False):
+            with without_autocast(fields.device.type):
                 return self._products_by_field(fields.to(dtype), self.bilinear_W.to(dtype))
         if self.bilinear_type == "field_each":
             left = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
