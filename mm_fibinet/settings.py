@@ -22,7 +22,7 @@ from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 __all__ = [
     "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
     "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config", "load_params",
-    "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
+    "named_files", "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
 
 DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_feature", "user_info")
@@ -194,6 +194,31 @@ def load_dataset_config(config_dir: Path, dataset_id: object, data_root: str | N
         dataset_id: the name, of the config or of an entry that build_dataset.py has written.
         data_root: the folder that it has written to; None for data/DATASET_ID.
     """
+    entry = _dataset_entry(config_dir, dataset_id, data_root)
+    return complete_entry(entry, f"dataset {entry['dataset_id']}", data_root)
+
+
+def named_files(config_dir: Path, expid: str, changes: dict[str, object], data_root: str | None = None) -> list[str]:
+    """The data files that an experiment names, whatever is wrong with its settings: inputs, never to be written to.
+
+    Args:
+        config_dir, expid, data_root: as for `load_params`.
+        changes: of `parse_overrides`.
+    """
+    try:
+        experiment = load_model_config(config_dir, expid)
+        entry = _dataset_entry(config_dir, changes.get("dataset_id", experiment["dataset_id"]), data_root)
+    except UserError:
+        return []
+    params = {**experiment, **entry, **changes}
+    written = {key: params[key] for key in (*DATA_FILES, "data_root") if isinstance(params.get(key), str)}
+    placed = dict(written)
+    _move_data_root({key: value for key, value in written.items() if key not in changes}, data_root, placed)
+    return [placed[key] for key in DATA_FILES if key in placed]
+
+
+def _dataset_entry(config_dir: Path, dataset_id: object, data_root: str | None) -> dict:
+    """A data set's entry as it is written, with its name."""
     found = _read_configs(config_dir, "dataset_config")
     dataset_id = require_name(dataset_id, "dataset_id")
     built = Path(data_root or Path("data") / dataset_id) / "dataset_config.yaml"
@@ -201,8 +226,7 @@ def load_dataset_config(config_dir: Path, dataset_id: object, data_root: str | N
         found = {name: (built, content) for name, content in read_yaml(built).items()}
     if dataset_id not in found:
         raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
-    entry = {**_settings(found, dataset_id), "dataset_id": dataset_id}
-    return complete_entry(entry, f"dataset {dataset_id}", data_root)
+    return {**_settings(found, dataset_id), "dataset_id": dataset_id}
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, object]:

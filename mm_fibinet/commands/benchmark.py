@@ -13,9 +13,9 @@ def require_place(out: Path, config: str, runs: list[jobs.Job]) -> None:
     """Refuse, before anything runs, an --out where the leaderboard would be written over an input."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: this is a file, expected a folder for the leaderboard and the runs")
-    inputs = {job.params.get(key) for job in runs if job.params for key in settings.DATA_FILES}
+    inputs = {path for job in runs for path in job.inputs}
     for kind in leaderboard.KINDS:
-        files.require_output(out / f"leaderboard.{kind}", [config, *sorted(filter(None, inputs))], option="--out")
+        files.require_output(out / f"leaderboard.{kind}", [config, *sorted(inputs)], option="--out")
 
 
 def run(args: argparse.Namespace, home: Home) -> int:

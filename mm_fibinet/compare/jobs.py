@@ -39,6 +39,7 @@ class Job:
         expid, seed: what is run.
         model_root: the folder of this run alone.
         params: of `load_params`; empty when the experiment cannot be loaded.
+        inputs: the data files that it names, in params or where these cannot be loaded.
         data: of `run_manifest.data_fingerprint`.
         fingerprint: of the result that the run should have.
         error: why there is no result.
@@ -48,6 +49,7 @@ class Job:
     seed: int
     model_root: Path
     params: dict = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
     data: dict[str, dict] = field(default_factory=dict)
     fingerprint: str = ""
     error: str | None = None
@@ -143,6 +145,8 @@ def plan(
             job = Job(expid, seed, out / "runs" / expid / str(seed))
             jobs.append(job)
             changes = [*(overrides or []), f"seed={seed}"]
+            given = settings.parse_overrides(changes)
+            job.inputs = settings.named_files(Path(config_dir), expid, given, data_root)
             try:
                 job.params = settings.load_params(config_dir, expid, models, changes, data_root, str(job.model_root))
                 code = model_source.code_entry(models, settings.find_model(models, job.params["model"]))
