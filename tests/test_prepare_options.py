@@ -219,6 +219,8 @@ MISTAKES = {
     "a label that is none": ({"label": "stars"}, None, "column stars has '5' in row 0, expected 0 or 1"),
     "a word for a number": ({}, TEXT + "a,b,1,5,FR,1\na,c,2,many,FR,2\n", "column stars has 'many' in row 1"),
     "a word for a time": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,soon,5,FR,2\n", "has 'soon' in row 1100"),
+    "two units": ({}, TEXT + "a,b,1700000000,5,FR,1\na,c,1700000000500,5,FR,2\n", "from 1700000000 to 1700000000500"),
+    "two units of fractions": ({}, TEXT + "a,b,17e8,5,FR,1\na,c,17e11,5,FR,2\n", "from 1700000000 to 1700000000000"),
     "a feature that changes": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,9,5,FR,x\n", "name it as categorical"),
     "a name of the contract": ({"features": ["label"]}, None, "feature label: the data set has a column of this name"),
     "a name twice": ({"item_features": ["hour"]}, None, "feature hour: is named for two tables"),

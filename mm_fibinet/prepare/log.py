@@ -19,6 +19,8 @@ from mm_fibinet.prepare.splits import group_starts
 from mm_fibinet.prepare.vocabulary import BY_TEST
 from mm_fibinet.yaml_reader import shown
 
+UNIX_TIMES_FROM = 10**8  # 1973 in seconds, the largest of the units
+UNITS_APART = 100
 CLICKED, USER, ITEM, TIME, RATING, SPLIT = "label", "user", "item", "time", "rating", "split"
 ROW, EVENT = "row:", "event:"  # beside the files' own columns
 FEATURE, WRONG = "feature:", "wrong:"  # in front of the names of columns
@@ -78,7 +80,22 @@ def read_log(recipe: Recipe, scratch: Path) -> Log:
     if not len(frame):
         why = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items() if count)
         raise UserError(f"no interaction is left of {rows:,} rows ({why or 'the files have none'})")
+    if "dates" not in units.values() and recipe.timestamp:
+        _require_one_unit(frame[TIME] // (10**6 if "fractions" in units.values() else 1), recipe.timestamp)
     return Log(frame, dropped, rows, pl.concat(lists) if lists else None)
+
+
+def _require_one_unit(time: pl.Series, column: str) -> None:
+    """Refuse Unix times of several units, seconds and milliseconds for example: the later unit would be the test.
+
+    Those of one unit are at most a factor of twenty apart; counters, which begin lower, are left alone.
+    """
+    first, last = time.min(), time.max()
+    if first >= UNIX_TIMES_FROM and last >= UNITS_APART * first:
+        raise UserError(
+            f"{column}: times go from {first} to {last}, as where one part is in seconds and another in milliseconds; "
+            "bring them to one unit"
+        )
 
 
 def without_repeats(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
