@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from mm_fibinet.data_check import check_folder
@@ -269,11 +270,15 @@ def as_bytes(write):
 
 
 as_csv = as_bytes(lambda frame, buffer: frame.write_csv(buffer))
+as_jsonl = as_bytes(lambda frame, buffer: frame.write_ndjson(buffer))
 FORMS = {
     "log.tsv": (as_bytes(lambda frame, buffer: frame.write_csv(buffer, separator="\t")), {}),
-    "log.jsonl": (as_bytes(lambda frame, buffer: frame.write_ndjson(buffer)), {}),
+    "log.jsonl": (as_jsonl, {}),
     "log.parquet": (as_bytes(lambda frame, buffer: frame.write_parquet(buffer)), {}),
     "log.csv.gz": (lambda frame: gzip.compress(as_csv(frame)), {}),
+    "log.csv.zst": (lambda frame: pa.compress(as_csv(frame), codec="zstd", asbytes=True), {}),
+    "log.jsonl.zst": (lambda frame: pa.compress(as_jsonl(frame), codec="zstd", asbytes=True), {}),
+    "log.jsonl.gz": (lambda frame: gzip.compress(as_jsonl(frame)), {}),
     "no_header.csv": (
         as_bytes(lambda frame, buffer: frame.write_csv(buffer, include_header=False)),
         {"columns": raw_log().columns},
