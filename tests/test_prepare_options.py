@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, run_script
@@ -15,6 +16,7 @@ from test_prepare import CATALOGUE, COLUMNS, make, originals, raw_items, raw_log
 from mm_fibinet import settings
 from mm_fibinet.commands.arguments import RECIPE_OPTIONS
 from mm_fibinet.errors import UserError
+from mm_fibinet.prepare import writing
 from mm_fibinet.prepare.build import build
 from mm_fibinet.prepare.originals import require_originals, write_originals
 from mm_fibinet.prepare.recipe import Recipe, load_recipe
@@ -235,6 +237,8 @@ MISTAKES = {
     "a catalogue's column without one": ({"items": None}, None, "expected items, the files that have this column"),
     "too few names": ({"interactions": {"files": "log.csv", "columns": ["a"]}}, None, "has 6 columns, columns names 1"),
     "another encoding": ({"interactions": {"files": "items.csv", "encoding": "utf-16"}}, None, "is not utf-16 text"),
+    "a column twice": ({}, TEXT.replace("hour", "hour,who") + "a,b,1,5,FR,1,c\n", "header has column who more"),
+    "one label": ({}, "\n".join([TEXT.strip(), *(f"u{i % 3},03,{i},1,FR,1" for i in range(20))]), "have the label 0"),
     "no images": ({"images": "covers"}, None, "covers: no such file or folder"),
     "a file for images": ({"images": "log.csv"}, None, "expected a folder or a .zip"),
     "not parquet": ({"interactions": {"files": "log.csv", "format": "parquet"}}, None, "log.csv: cannot be read"),
@@ -256,6 +260,56 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name, tmp_path):
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert {path: path.read_bytes() for path in folder.rglob("*")} == before
+
+
+CATALOGUES = {
+    "none of the log's": (["no1", "no2"], "items.csv: column sku has none of the log's ids, 'A0' for ex"),
+    "a word for a number": ([*(f"x{at}" for at in range(1100)), "A1"], "column price has 'free' in row 1100"),
+    "a flag that is none": (["A1"], "column flag has 'X' in row 0, expected 0 or 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CATALOGUES)
+def test_a_catalogue_that_cannot_be_meant_is_refused(name, tmp_path):
+    skus, message = CATALOGUES[name]
+    words = ["X" if name == "a flag that is none" else "1"] * len(skus)
+    prices = [str(at) for at in range(len(skus) - 1)] + ["free" if name == "a word for a number" else "1"]
+    log = pl.DataFrame({"who": ["a", "b"] * 20, "what": [f"A{at % 7}" for at in range(40)], "when": range(40)})
+    items = pl.DataFrame({"sku": skus, "name": skus, "price": prices, "flag": words})
+    folder = write_raw(tmp_path / "raw", log.with_columns(stars=pl.Series([1, 5, 5, 1] * 10), country=1, hour=1), items)
+    change = {
+        "tags": [],
+        "description": None,
+        "item_features": ["price"],
+        "tag_flags": ["flag"],
+        "item_categorical": [],
+    }
+    with pytest.raises(UserError) as caught:
+        make(folder, tmp_path / "out", **change)
+    assert message in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_numbers_with_a_fraction_are_ids_as_others(tmp_path):
+    log = pl.DataFrame(
+        {"who": [7.0, 7.5, 1e5, 2e19] * 20, "what": ["a", "b", "c"] * 26 + ["a", "b"], "when": range(80)}
+    )
+    log.with_columns(shelf=pl.col("when") % 4 / 2, hit=pl.col("when") % 5 < 2).write_parquet(tmp_path / "log.parquet")
+    columns = {"user": "who", "item": "what", "timestamp": "when", "label": "hit", "categorical": ["shelf"]}
+    given = {"data_root": str(tmp_path), "interactions": "log.parquet", **columns}
+    built = build(load_recipe(None, given), tmp_path / "out")
+    assert built.report["rows_left_out"].get("no user", 0) == 0
+    assert set(originals(tmp_path / "out", "user_id").values()) == {"7", "7.5", "100000", "2e+19"}
+    assert list(originals(tmp_path / "out", "shelf").values()) == ["0", "0.5", "1", "1.5"]
+
+
+def test_long_histories_are_written_in_smaller_parts(tmp_path, folder, monkeypatch):
+    make(folder, tmp_path / "whole", max_len=50)
+    monkeypatch.setattr(writing, "PLACES_AT_ONCE", 50 * 7)
+    make(folder, tmp_path / "parts", max_len=50)
+    assert pq.ParquetFile(tmp_path / "parts" / "train.parquet").metadata.row_group(0).num_rows == 7
+    for split in ("train", "valid", "test"):
+        whole, parts = (pl.read_parquet(tmp_path / name / f"{split}.parquet") for name in ("whole", "parts"))
+        assert whole.equals(parts)
 
 
 @pytest.mark.parametrize("place", ["raw", "raw/covers/in", "raw/log.csv"])

@@ -47,5 +47,5 @@ def next_steps(built: Built) -> list[str]:
             f"--item_feature {folder / 'item_feature.parquet'} {images} --output {folder / EMBEDDED}"
         )
     found = "" if built.folder == Path("data") / built.name else f" --data_root {folder}"
-    steps.append(f"run_expid.py --expid EXPID --set dataset_id={built.name}{found}")
+    steps.append(f"run_expid.py --expid EXPID --set {shlex.quote(f'dataset_id={built.name}')}{found}")
     return [f"{'next' if at == 0 else 'then':<12}python {step}" for at, step in enumerate(steps)]

@@ -3,6 +3,7 @@
 A tag and a category get ids, numbers stay numbers, texts stay texts. None of it depends on what was clicked.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from mm_fibinet.prepare.columns import Source
 from mm_fibinet.prepare.reading import collect, scan
 from mm_fibinet.prepare.recipe import Recipe, Table
 from mm_fibinet.prepare.vocabulary import BY_TEST, Vocabulary
+from mm_fibinet.yaml_reader import shown
 
+WRONG = "wrong:"  # in front of the names of columns
 KEY, TITLE, TAGS, DESCRIPTION = "key", "item_title", "item_tags", "item_description"
 
 
@@ -30,6 +33,7 @@ class Catalogue:
         numeric: those that are numbers.
         repeated: rows left out because their key has occurred before.
         unnamed: rows left out because they have no key.
+        shown, key: how an error names the table, and its column of keys.
     """
 
     frame: pl.DataFrame
@@ -37,6 +41,17 @@ class Catalogue:
     numeric: list[str] = field(default_factory=list)
     repeated: int = 0
     unnamed: int = 0
+    shown: str = ""
+    key: str = ""
+
+    def require_any(self, ids: pl.Series) -> None:
+        """Refuse a table that has none of the log's ids, text [n]."""
+        known = self.frame[KEY]
+        if not ids.is_in(known.implode()).any():
+            raise UserError(
+                f"{self.shown}: column {self.key} has none of the log's ids, {shown(ids[0])} for example, "
+                f"but {shown(known[0])} for example; is it the same kind of id?"
+            )
 
     def of(self, vocabulary: Vocabulary) -> pl.DataFrame:
         """Rows in the order of a vocabulary's ids, null where the table lacks the key."""
@@ -60,7 +75,7 @@ def read_items(recipe: Recipe, scratch: Path) -> Catalogue | None:
             parts.append(pl.concat_list(flags).list.drop_nulls())
         selected.append(pl.concat_list(parts).list.unique(maintain_order=True).alias(TAGS))
     key = recipe.item_key or recipe.item
-    return _read(source, key, selected, recipe.item_features, recipe.item_categorical)
+    return _read(source, key, selected, recipe.item_features, recipe.item_categorical, recipe.tag_flags)
 
 
 def read_users(recipe: Recipe, scratch: Path) -> Catalogue | None:
@@ -75,7 +90,7 @@ def read_users(recipe: Recipe, scratch: Path) -> Catalogue | None:
         raise UserError(f"{recipe.test_users.files[0]}: has other numbers among user_features than users' files have")
     frame = pl.concat([people.frame, later.frame.with_columns(pl.col(KEY) + BY_TEST)])
     repeated, unnamed = people.repeated + later.repeated, people.unnamed + later.unnamed
-    return Catalogue(frame, people.categorical, people.numeric, repeated, unnamed)
+    return Catalogue(frame, people.categorical, people.numeric, repeated, unnamed, people.shown, people.key)
 
 
 def _read_users(recipe: Recipe, table: Table, scratch: Path) -> Catalogue:
@@ -88,19 +103,30 @@ def _read_users(recipe: Recipe, table: Table, scratch: Path) -> Catalogue:
     return _read(source, key, selected, recipe.user_features, recipe.user_categorical)
 
 
-def _read(source: Source, key: str, selected: list[pl.Expr], features: list[str], categorical: list[str]) -> Catalogue:
-    """A table by its key, the first row of each."""
+def _read(
+    source: Source, key: str, selected: list[pl.Expr], features: list[str], categorical: list[str],
+    flags: Sequence[str] = (),
+) -> Catalogue:  # fmt: skip
+    """A table by its key, the first row of each; `flags` are columns that `selected` reads as 0 and 1."""
     numeric = [name for name in features if name not in categorical and columns.is_number(source, name)]
     categorical = [*categorical, *(name for name in features if name not in numeric and name not in categorical)]
     selected = [columns.text(source, key).alias(KEY), *selected]
     selected += [columns.text(source, name).alias(name) for name in categorical]
-    selected += [columns.number(source, name).alias(name) for name in numeric]
+    number = "a number, as in the first rows; or name it as categorical"
+    checks = {name: (columns.number(source, name), number) for name in numeric}
+    selected += [value.alias(name) for name, (value, _) in checks.items()]
+    checks |= {name: (columns.flag(source, name), "0 or 1, as tag_flags have") for name in flags}
+    selected += [columns.wrong(source, name, value).alias(f"{WRONG}{name}") for name, (value, _) in checks.items()]
     rows = collect(source.frame.select(selected), source.table)
+    for name, (_, expected) in checks.items():
+        if (found := rows[f"{WRONG}{name}"]).any():
+            raise columns.wrong_field(source, name, int(found.arg_max() or 0), expected)
+    rows = rows.select(pl.exclude(f"^{WRONG}.*$"))
     named = rows.filter(pl.col(KEY).is_not_null())
     frame = named.unique(KEY, keep="first", maintain_order=True)
     if not len(frame):
         raise UserError(f"{source.shown}: column {key} is empty in all rows, expected ids")
-    return Catalogue(frame, categorical, numeric, len(named) - len(frame), len(rows) - len(named))
+    return Catalogue(frame, categorical, numeric, len(named) - len(frame), len(rows) - len(named), source.shown, key)
 
 
 def _joined_text(source: Source, column: str) -> pl.Expr:

@@ -11,6 +11,7 @@ import polars as pl
 from mm_fibinet.errors import UserError
 from mm_fibinet.prepare.reading import collect, schema_of
 from mm_fibinet.prepare.recipe import Table
+from mm_fibinet.yaml_reader import shown
 
 SAMPLE = 1_000  # values that tell what a column of text holds
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
@@ -35,6 +36,8 @@ class Source:
         if column not in schema:
             found = ", ".join(name for name in schema.names() if name not in self.added)
             raise UserError(f"{self.shown}: column {column} is missing, found {found}")
+        if f"{column}_duplicated_0" in schema:  # polars' name for the second one of a header
+            raise UserError(f"{self.shown}: the header has column {column} more than once; rename all but one")
         return schema[column]
 
     @property
@@ -55,7 +58,8 @@ def text(source: Source, column: str) -> pl.Expr:
     """An id, or another text: what it is in the file, without a type; empty texts are null."""
     kind, field = source.type_of(column), pl.col(column)
     if kind.is_float():
-        field = pl.when(field == field.floor()).then(field.cast(pl.Int64, strict=False))
+        whole = pl.when(field == field.floor()).then(field.cast(pl.Int64, strict=False))
+        field = pl.coalesce(whole.cast(pl.String), field.fill_nan(None).cast(pl.String))
     elif not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)):
         raise source.refuse(column, "a text or a whole number a row")
     field = field.cast(pl.String)
@@ -71,6 +75,19 @@ def number(source: Source, column: str) -> pl.Expr:
         field = field.cast(pl.String)
     field = field.cast(pl.Float64, strict=False)
     return pl.when(field.is_finite()).then(field)
+
+
+def wrong(source: Source, column: str, value: pl.Expr) -> pl.Expr:
+    """Where a field has something that `value`, read from it, could not take; NaN is nothing."""
+    field = pl.col(column)
+    there = field.is_not_null() & field.is_not_nan() if source.type_of(column).is_float() else field.is_not_null()
+    return there & value.is_null()
+
+
+def wrong_field(source: Source, column: str, row: int, expected: str) -> UserError:
+    """The error for a field that is `wrong`."""
+    value = collect(source.frame.select(pl.col(column)).slice(row, 1), source.table).item()
+    return UserError(f"{source.shown}: column {column} has {shown(value)} in row {row}, expected {expected}")
 
 
 def is_number(source: Source, column: str) -> bool:

@@ -99,6 +99,10 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     user, time, item = (frame[name].to_numpy() for name in (USER, TIME, ITEM))
     split = _assign(recipe, frame, user, time)
     _refuse_empty(recipe, split)
+    for table, name, vocabulary in ((catalogue, ITEM, items), (people, USER, users)):
+        if table is not None:
+            logged = frame[name].unique().to_numpy() - (name == ITEM)
+            table.require_any(vocabulary.names.gather(np.sort(logged)))
     clicked = frame[CLICKED].fill_null(0).to_numpy() == 1
     train = split == splits.TRAIN
 
@@ -114,6 +118,8 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
         read_embedding(recipe, items, scratch), read.dropped, read.rows,
     )  # fmt: skip
     made.splits = _rows(recipe, frame, split, clicked, counts)
+    if recipe.negatives != 0:  # who sets that wants clicks alone
+        _refuse_one_label(made.splits["train"])
     return made
 
 
@@ -167,6 +173,16 @@ def _refuse_empty(recipe: Recipe, split: np.ndarray) -> None:
         "random": "there are too few rows",
     }.get(recipe.split if WHOLE in recipe.interactions else "", "expected rows of each")
     raise UserError(f"{empty} would have no rows: {advice}")
+
+
+def _refuse_one_label(train: Rows) -> None:
+    """Refuse a train split that nothing can be learnt from."""
+    if train.label is not None and (train.label == train.label[0]).all():
+        why = f" ({train.without:,} clicks are of users who clicked all of train's items)" if train.without else ""
+        raise UserError(
+            f"all {len(train.label):,} rows of train have the label {train.label[0]}, expected 0 and 1{why}; "
+            "change label, or set negatives to draw items that were not clicked"
+        )
 
 
 def _histories(

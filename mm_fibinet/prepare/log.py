@@ -17,7 +17,6 @@ from mm_fibinet.prepare.reading import collect, scan
 from mm_fibinet.prepare.recipe import SPLITS, WHOLE, Recipe, parse_label
 from mm_fibinet.prepare.splits import group_starts
 from mm_fibinet.prepare.vocabulary import BY_TEST
-from mm_fibinet.yaml_reader import shown
 
 UNIX_TIMES_FROM = 10**8  # 1973 in seconds, the largest of the units
 UNITS_APART = 100
@@ -212,18 +211,18 @@ def _numeric_features(recipe: Recipe, scratch: Path) -> dict[str, bool]:
 
 
 def _wrong(source: Source, column: str, value: pl.Expr, name: str) -> pl.Expr:
-    """Where a field has something that is not what was expected; NaN is nothing."""
-    field = pl.col(column)
-    there = field.is_not_null() & field.is_not_nan() if source.type_of(column).is_float() else field.is_not_null()
-    return (there & value.is_null()).alias(f"{WRONG}{name}")
+    return columns.wrong(source, column, value).alias(f"{WRONG}{name}")
 
 
 def _refuse_wrong(frame: pl.DataFrame, source: Source, recipe: Recipe) -> None:
     """A `UserError` for the first row with a field that could not be read."""
     label = parse_label(recipe.label).column if recipe.label else ""
     expected = {
-        TIME: (recipe.timestamp, "a time as in the first rows, a number or a date"),
-        CLICKED: (label, "0 or 1" if label == recipe.label else "a number"),
+        TIME: (recipe.timestamp, "a number, or a date and time as 2026-01-31 13:45:00, in one form in all rows"),
+        CLICKED: (
+            label,
+            f"0 or 1, or a comparison as label: {label} == VALUE" if label == recipe.label else "a number",
+        ),
         RATING: (rating_column(recipe), "a number"),
         SPLIT: (recipe.split, f"one of {', '.join(SPLITS)}"),
     }
@@ -234,9 +233,7 @@ def _refuse_wrong(frame: pl.DataFrame, source: Source, recipe: Recipe) -> None:
         column, kind = expected.get(
             wrong, (wrong.removeprefix(FEATURE), "a number, as in the first rows; or name it as categorical")
         )
-        row = frame[ROW][int(frame[name].arg_max() or 0)]
-        value = collect(source.frame.select(pl.col(column or "")).slice(row, 1), source.table).item()
-        raise UserError(f"{source.shown}: column {column} has {shown(value)} in row {row}, expected {kind}")
+        raise columns.wrong_field(source, column or "", frame[ROW][int(frame[name].arg_max() or 0)], kind)
 
 
 def _without_gaps(frame: pl.DataFrame, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, int]]:

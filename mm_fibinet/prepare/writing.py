@@ -18,6 +18,7 @@ from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
 
 ROWS_AT_ONCE = 100_000
+PLACES_AT_ONCE = 1 << 24  # of padded histories, some 400 MB
 CONFIG = "dataset_config.yaml"
 IDS = "ids.parquet"
 IMAGES = "item_images"
@@ -61,10 +62,11 @@ def write_splits(made: Dataset, recipe: Recipe, folder: Path) -> None:
 
 
 def _chunks(made: Dataset, recipe: Recipe, split: str, rows: Rows) -> Iterator[pa.Table]:
-    """A split's rows as tables of ROWS_AT_ONCE."""
+    """A split's rows as tables of ROWS_AT_ONCE, or of fewer where histories are long."""
     people = {} if recipe.user_info else _user_columns(made)
-    for first in range(0, len(rows.place), ROWS_AT_ONCE):
-        part = slice(first, first + ROWS_AT_ONCE)
+    at_once = ROWS_AT_ONCE if recipe.user_info else min(ROWS_AT_ONCE, max(1, PLACES_AT_ONCE // recipe.max_len))
+    for first in range(0, len(rows.place), at_once):
+        part = slice(first, first + at_once)
         place, item = rows.place[part], rows.item[part]
         user = made.user[place]
         columns: dict[str, object] = {USER_ID: user}
