@@ -133,7 +133,7 @@ def try_out(model: nn.Module, data: MMCTRDataLoader) -> None:
             f"[{rows}, 1]"
         )
     low, high = predicted.float().aminmax()
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):  # NaN is neither
         raise UserError(
             f"{name}: forward's y_pred goes from {low:.3g} to {high:.3g}, expected probabilities from 0 to 1; let it "
             "end with self.output_activation"

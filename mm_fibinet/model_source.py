@@ -22,8 +22,9 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 
 from mm_fibinet import files
 from mm_fibinet.errors import UserError
@@ -110,8 +111,10 @@ def find_model(models, name: object, where: str = "") -> type:
     if checkout and isinstance(name, str) and name in checkout.classes:
         return checkout.find(name, where)
     names = sorted({*models.__all__, *(checkout.classes if checkout else ())})
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
-        f"{where}model {shown(name)} is unknown, expected one of {', '.join(names)}; package.module:Class for a "
+        f"{where}model {shown(name)} is unknown, {hint}expected one of {', '.join(names)}; package.module:Class for a "
         "FuxiCTR model of your own; or a class of the checkout of FuxiCTR that --models_from names"
     )
 
@@ -144,6 +147,9 @@ def import_class(name: str, where: str = "", checkout: Checkout | None = None) -
     models = [key for key in models if key not in BASES]
     near = difflib.get_close_matches(class_name, models, n=1)
     expected = f"did you mean {near[0]}?" if near else f"which has {', '.join(sorted(models)) or 'no model at all'}"
+    hidden = Path(*module_name.split(".")).with_suffix(".py").resolve()
+    if hidden.is_file() and hidden != _file_of(module):
+        expected += f"; it hides {hidden}, whose name must be another"
     raise UserError(f"{where}model {name}: there is no {class_name} in {file}, {expected}")
 
 
@@ -154,28 +160,25 @@ def is_multimodal(model_class: type) -> bool:
 
 def is_own(model_class: type) -> bool:
     """Whether a class is this project's own, so that what goes wrong in it is a bug and no user's mistake."""
-    return _is_part_of_us(sys.modules.get(model_class.__module__))
+    return _is_part_of_us(_file_of(sys.modules.get(model_class.__module__)))
 
 
 def source_files(model_class: type) -> list[Path]:
     """The files that a class which is not ours is written in: its module's, its parents', and what these import.
 
-    Of installed packages the class's own module and its parents' count, not all that they use.
+    Told by the import statements, wherever in a file they stand. Of installed packages the class's own module and its
+    parents' count, not all that they use.
     """
-    waiting = [sys.modules.get(parent.__module__) for parent in model_class.__mro__]
-    waiting = [module for module in waiting if _file_of(module) and not _is_library(module)]
+    own = [parent.__module__ for parent in model_class.__mro__]
+    waiting = [name for name in own if not _is_library(sys.modules.get(name))]
     found: dict[str, Path] = {}
     while waiting:
-        module = waiting.pop()
-        file = _file_of(module)
-        if module is None or file is None or module.__name__ in found:
+        name = waiting.pop()
+        file = _find_file(name)
+        if file is None or name in found or _is_part_of_us(file) or (name not in own and _is_installed(file)):
             continue
-        found[module.__name__] = file
-        for value in list(vars(module).values()):
-            if isinstance(value, type | FunctionType):
-                value = sys.modules.get(value.__module__)
-            if isinstance(value, ModuleType) and not _is_part_of_us(value) and not _is_installed(_file_of(value)):
-                waiting.append(value)
+        found[name] = file
+        waiting += _imported_names(name, file)
     return [found[name] for name in sorted(found)]
 
 
@@ -280,15 +283,49 @@ def _model_names(path: Path) -> list[str]:
     return names
 
 
+def _imported_names(name: str, file: Path) -> list[str]:
+    """The modules, and packages around them, that a module's file imports; some names may be no modules."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    named = [name]  # the packages that it is in are run before it
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError):  # of a file that nothing has imported yet
+        tree = ast.Module([], [])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            named += [f"{base}.{alias.name}" for alias in node.names]
+    around = [each.split(".") for each in named]
+    return list(dict.fromkeys(".".join(parts[: end + 1]) for parts in around for end in range(len(parts))))
+
+
+def _find_file(name: str) -> Path | None:
+    """The source file of a module, which need not have been imported, and is not; None without one."""
+    if name in sys.modules:
+        return _file_of(sys.modules[name])
+    parent = name.rpartition(".")[0]
+    folders = getattr(sys.modules.get(parent), "__path__", None)
+    if parent and folders is None:
+        file = _find_file(parent)
+        if file is None:
+            return None
+        folders = [str(file.parent)]
+    spec = PathFinder.find_spec(name, folders)
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
 def _file_of(module: ModuleType | None) -> Path | None:
     """A module's source file; None for one without."""
     name = getattr(module, "__file__", None)
     return Path(name).resolve() if isinstance(name, str) and name.endswith(".py") else None
 
 
-def _is_part_of_us(module: ModuleType | None) -> bool:
-    """Whether a module is of mm_fibinet or of our model_zoo, which is inside it once installed and beside it before."""
-    file, beside = _file_of(module), HERE.parent / ZOO
+def _is_part_of_us(file: Path | None) -> bool:
+    """Whether a file is of mm_fibinet or of our model_zoo, which is inside it once installed and beside it before."""
+    beside = HERE.parent / ZOO
     homes = (HERE, beside) if (beside / "base.py").is_file() else (HERE,)  # FuxiCTR's wheel has a folder of that name
     return _is_in(file, homes)
 
@@ -297,7 +334,7 @@ def _is_library(module: ModuleType | None) -> bool:
     """Whether a module is ours, torch's, FuxiCTR's own or Python's: told by the manifest's versions."""
     top, file = module.__name__.partition(".")[0] if module else "", _file_of(module)
     of_python = _is_in(file, _standard_library()) and not _is_in(file, _site_packages())
-    return _is_part_of_us(module) or top in ("torch", "fuxictr") or of_python
+    return _is_part_of_us(file) or top in ("torch", "fuxictr") or of_python
 
 
 def _is_installed(file: Path | None) -> bool:

@@ -111,15 +111,6 @@ FIELD_MODELS = [name for name in SIZES if name in MODELS and issubclass(MODELS[n
 every_case = pytest.mark.parametrize("case", CASES, ids=[*CASE_NAMES, *VARIANTS])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only lose by being shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_model(case, awake=True, seed=0, **kwargs):
     """The case's model in evaluation mode.
 

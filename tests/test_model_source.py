@@ -60,6 +60,7 @@ def test_a_module_in_a_package_of_the_working_folder(working_folder):
         ),
         ("os:system(1)", "", r"expected package.module:Class, for example my_models:MyModel"),
         ("__import__('os'):X", "", "expected package.module:Class"),
+        ("bad:Mine", "from my_models import Mine as M", "there is no Mine in .*bad.py, which has M$"),
         ("os:system", "", "system in .*os.py is no model"),
         (
             "MaskNet",
@@ -91,6 +92,13 @@ def test_longctr_is_reachable_beside_our_model_zoo_and_loads_nothing_but_itself(
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_another_hides_is_named(working_folder):
+    (working_folder / "random.py").write_text("from my_models import Mine")
+    hidden = rf"no Mine in .*random.py, .*; it hides {working_folder / 'random.py'}, whose name must be another"
+    with pytest.raises(UserError, match=hidden):
+        found("random:Mine")
 
 
 def test_help_imports_no_module_of_the_users(working_folder, dataset):
@@ -143,7 +151,9 @@ def test_a_checkouts_classes_are_models_by_name(checkout):
         UserError, match=r"Same is in 2 files of .*, expected model_zoo.Same.src.A:Same or model_zoo.Same"
     ):
         settings.find_model(models, "Same")
-    with pytest.raises(UserError, match=r"model .?Tine.? is unknown, expected one of AutoInt, .*Tiny"):
+    with pytest.raises(
+        UserError, match=r"model .?Tine.? is unknown, did you mean Tinier\? expected one of AutoInt, .*Tiny"
+    ):
         settings.find_model(models, "Tine")
     with pytest.raises(UserError, match=r"model .?Tiny.? is unknown"):
         settings.find_model(model_zoo, "Tiny")
@@ -179,6 +189,30 @@ def test_source_files_are_the_users_and_what_they_import(working_folder):
     assert entry["sha256"] == hashlib.sha256("".join(digests).encode()).hexdigest()
     assert entry["class"] == "my_models:Mine" and entry["path"] == str(working_folder / "my_models.py")
     assert model_source.code_entry(model_zoo, model_zoo.DIN) == {}
+
+
+def test_source_files_are_told_by_every_import_there_is(working_folder):
+    """Of a constant, inside a function, relative, of a package's parts; what imports them need not have run."""
+    package = {
+        "__init__.py": "",
+        "model.py": "from my_models import Mine\nfrom .sizes import WIDTH\nfrom . import parts\n\nclass Deep(Mine):\n"
+        "    def forward(self, inputs):\n        import late.layers\n        return super().forward(inputs)\n",
+        "sizes.py": "WIDTH = 8\n",
+        "parts.py": "import json\nimport numpy\n",
+        "unused.py": "",
+    }
+    late = {"__init__.py": "", "layers.py": "from . import broken\nimport not_installed\n", "broken.py": "def (\n"}
+    for folder, files in {"pkg": package, "late": late}.items():
+        (working_folder / folder).mkdir()
+        for name, text in files.items():
+            (working_folder / folder / name).write_text(text)
+    wanted = ["helpers.py", *(f"late/{name}" for name in late), "my_models.py"]
+    wanted += [f"pkg/{name}" for name in package if name != "unused.py"]
+    found_files = model_source.source_files(found("pkg.model:Deep"))
+    assert sorted(found_files) == sorted(working_folder / name for name in wanted)
+    before = model_source.code_entry(model_zoo, found("pkg.model:Deep"))["model_code"]["sha256"]
+    (working_folder / "pkg" / "sizes.py").write_text("WIDTH = 9\n")
+    assert model_source.code_entry(model_zoo, found("pkg.model:Deep"))["model_code"]["sha256"] != before
 
 
 def test_of_an_installed_package_the_classs_own_file_counts():
