@@ -169,8 +169,8 @@ class FlatFormat:
         parts: list[tuple[str, tuple[str, ...]]] = [(name, similarity.OF_EMBEDDING) for name in self.embeddings]
         parts += [(self.tags, similarity.OF_TAGS)] if self.tags else []
         parts += [(name, similarity.OF_LEVEL) for name in self.levels]
-        for name, figures in parts:
-            yield from (f"{SIMILARITY}{name}_{figure}" for figure in figures)
+        for name, features in parts:
+            yield from (f"{SIMILARITY}{name}_{feature}" for feature in features)
 
 
 def _history_spec(name: str, spec: dict, max_len: int, encoder: str | None) -> dict:

@@ -219,7 +219,7 @@ def _width(feature: Entry, entry: Entry, root: Path) -> int | None:
         try:
             return list_width(root / path, name)
         except UserError:
-            pass  # another data set's file; the config's figure is as good as any
+            pass  # another data set's file; the config says a width too
     told = feature.value("embedding_dim") or (re.findall(r"_d(\d+)(?:_|$)", name) or [""])[0]
     return int(told) if told.isdecimal() else None
 

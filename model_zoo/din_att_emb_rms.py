@@ -1,4 +1,4 @@
-"""DIN_att_emb_rms, of the best published validation figure of the challenge: DIN, cross attention and a pairwise loss.
+"""DIN_att_emb_rms, of the best published validation AUC of the challenge: DIN, cross attention and a pairwise loss.
 
 As in DIN_att6, history items carry their levels, and layers in which the target attends to the history stand beside
 DIN's attention; here each layer has three norms of its own. The loss asks for the order of clicks and no clicks of a

@@ -243,6 +243,13 @@ MISTAKES = {
     "a file for images": ({"images": "log.csv"}, None, "expected a folder or a .zip"),
     "not parquet": ({"interactions": {"files": "log.csv", "format": "parquet"}}, None, "log.csv: cannot be read"),
     "not JSON": ({"interactions": {"files": "log.csv", "format": "jsonl"}}, None, "log.csv: cannot be read"),
+    "an encoding of JSON": (
+        {"interactions": {"files": "log.csv", "format": "jsonl", "encoding": "latin-1"}}, None,
+        "log.csv: encoding is set, which is of csv and tsv alone, and this is jsonl",
+    ),
+    "names of parquet's columns": (
+        {"items": {"files": "items.csv", "format": "parquet", "columns": ["sku"]}}, None, "items.csv: columns is set",
+    ),
     "ragged": ({}, TEXT + "a,b,1,5,FR,1,7,8\n", "log.csv: cannot be read"),
     "a name with a slash": ({"name": "a/b"}, None, "expected a name that files can have"),
 }  # fmt: skip

@@ -10,8 +10,9 @@ import polars as pl
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import atomic_path, require_output
 from mm_fibinet.parquet_reader import exists, open_parquet, part_files, read_column, require_columns
-from mm_fibinet.prepare.writing import IDS, USER_ID
+from mm_fibinet.prepare.writing import IDS
 from mm_fibinet.schema import ITEM_ID
+from mm_fibinet.user_info import USER_ID
 
 
 def require_originals(path: str | os.PathLike, test: str | Path, inputs: Iterable) -> Path:

@@ -22,6 +22,7 @@ SUFFIXES = {
 }  # fmt: skip
 COMPRESSED = (".gz", ".zst")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
+OF_CSV = ("separator", "columns", "encoding", "quoted", "rest")  # settings that say how a line is cut
 UNUSED = "\x1f"  # separates nothing: a line stays whole
 BLOCK = 1 << 22  # characters
 
@@ -39,6 +40,8 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
     """
     files = table_files(table, root)
     kind = table.format or _format_of(files)
+    if kind not in SEPARATORS:
+        _refuse_settings_of_csv(table, kind)
     if kind == "parquet":
         return _columns_of(pl.scan_parquet(files, glob=False), table)
     if kind == "jsonl":
@@ -64,6 +67,13 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
             raise UserError(f"{_shown(table)}: has {len(found)} columns, columns names {len(names)}")
         frame = frame.rename(dict(zip(found, names, strict=True)))
     return _columns_of(frame, table)
+
+
+def _refuse_settings_of_csv(table: Table, kind: str) -> None:
+    """Nothing reads them of files of another kind."""
+    for name in OF_CSV:
+        if getattr(table, name) != Table.model_fields[name].default:
+            raise UserError(f"{_shown(table)}: {name} is set, which is of csv and tsv alone, and this is {kind}")
 
 
 def table_files(table: Table, root: str | Path) -> list[Path]:

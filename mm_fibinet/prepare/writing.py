@@ -16,6 +16,7 @@ from mm_fibinet.prepare.dataset import Dataset, Rows
 from mm_fibinet.prepare.levels import LEVELS
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
+from mm_fibinet.user_info import HISTORY_END, USER_ID
 
 ROWS_AT_ONCE = 100_000
 PLACES_AT_ONCE = 1 << 24  # of padded histories, some 400 MB
@@ -24,7 +25,7 @@ IDS = "ids.parquet"
 IMAGES = "item_images"
 EMBEDDED = "embedded/item_info.parquet"  # where build_item_emb.py is told to write
 EMBEDDINGS = ("item_emb_d128", "txt_emb_d128", "img_emb_d128")
-USER_ID, HISTORY_END, LABEL = "user_id", "history_end", "label"
+LABEL = "label"
 RESERVED = (
     USER_ID, schema.ITEM_ID, schema.ITEM_SEQ, schema.TEST_ID, LABEL, HISTORY_END, *schema.LEVELS, KEY, TITLE, TAGS,
     DESCRIPTION, *EMBEDDINGS,
@@ -43,12 +44,12 @@ class _Dumper(yaml.SafeDumper):
 def check_names(recipe: Recipe) -> None:
     """Refuse columns that the files of the contract have another meaning for, and a name that is taken twice."""
     seen: set[str] = set()
-    for name in dict.fromkeys((*recipe.features, *recipe.categorical)):
-        _require_free(name, seen)
-    for name in dict.fromkeys((*recipe.item_features, *recipe.item_categorical)):
-        _require_free(name, seen)
-    for name in dict.fromkeys((*recipe.user_features, *recipe.user_categorical)):
-        _require_free(name, seen)
+    of_rows = recipe.features + recipe.categorical
+    of_items = recipe.item_features + recipe.item_categorical
+    of_users = recipe.user_features + recipe.user_categorical
+    for names in (of_rows, of_items, of_users):
+        for name in dict.fromkeys(names):
+            _require_free(name, seen)
 
 
 def write_splits(made: Dataset, recipe: Recipe, folder: Path) -> None:
