@@ -21,6 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import polars as pl
+from matplotlib.transforms import Bbox
 
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.files import atomic_path, require_output
@@ -29,7 +30,12 @@ COLUMNS = ("expid", "auc", "auc_std", "seconds_to_best")
 CHALLENGE = ("DIN", "QIN", "Transformer_DCN", "DIN_att6", "DIN_att_emb_rms")  # the organisers' model and the winners'
 OURS, WINNERS, CLASSICS = "#2a7f62", "#b4472e", "#7d8aa0"
 TICKS = {15: "15 s", 30: "30 s", 60: "1 min", 120: "2 min", 300: "5 min", 600: "10 min", 1800: "30 min", 3600: "1 h"}
-NAME_PLACES = (((7, 5), "left"), ((7, -12), "left"), ((-7, 5), "right"), ((-7, -12), "right"))  # points, alignment
+NAME_PLACES = (  # points from a point's own, alignment: beside it, above and below, further away
+    ((7, 5), "left"), ((7, -12), "left"), ((9, -3), "left"), ((-7, 5), "right"), ((-7, -12), "right"),
+    ((-9, -3), "right"), ((0, 9), "center"), ((0, -17), "center"), ((7, 16), "left"), ((-7, 16), "right"),
+    ((7, -24), "left"), ((-7, -24), "right"),
+)  # fmt: skip
+MARKER = 8  # pixels from a point's centre that its name stays away
 TITLE = "Real posters, titles and clicks (MovieLens-100K in the challenge's layout), validation rows"
 
 
@@ -87,7 +93,7 @@ def draw(table: pl.DataFrame, out: Path, ours: str, title: str) -> None:
         )
     axes.set_xscale("log")
     low, high = table["seconds_to_best"].min(), table["seconds_to_best"].max()
-    axes.set_xlim(low / 1.3, high * 2.2)
+    axes.set_xlim(low / 1.8, high * 2.2)
     ticks = [tick for tick in TICKS if low / 1.3 <= tick <= high * 2.2]
     axes.set_xticks(ticks, [TICKS[tick] for tick in ticks], minor=False)
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
@@ -105,11 +111,12 @@ def draw(table: pl.DataFrame, out: Path, ours: str, title: str) -> None:
 
 
 def _add_names(figure, axes, table: pl.DataFrame, ours: str) -> None:
-    """Each point's name beside it, on the first side where it covers nothing written before."""
+    """Each point's name beside it, inside, on the first side where it covers fewest points, bars and names."""
     figure.canvas.draw()
-    taken: list = []
+    taken = [_box(axes, seconds, auc, deviation or 0) for _, auc, deviation, seconds in table.iter_rows()]
     for expid, auc, _, seconds in table.iter_rows():
         color, _ = kind(expid, ours)
+        tried = []
         for offset, alignment in NAME_PLACES:
             text = axes.annotate(
                 f"{expid.removesuffix('_small')} {auc:.3f}",
@@ -122,12 +129,19 @@ def _add_names(figure, axes, table: pl.DataFrame, ours: str) -> None:
                 weight="bold" if color == OURS else "normal",
             )
             box = text.get_window_extent()
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-            if (offset, alignment) != NAME_PLACES[-1]:
+            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1)
+            tried.append(((outside, sum(box.overlaps(other) for other in taken)), text, box))
+        _, chosen, box = min(tried, key=lambda each: each[0])
+        for _, text, _ in tried:
+            if text is not chosen:
                 text.remove()
         taken.append(box)
+
+
+def _box(axes, seconds: float, auc: float, deviation: float) -> Bbox:
+    """A point and its bar, in pixels."""
+    (x, low), (_, high) = axes.transData.transform([(seconds, auc - deviation), (seconds, auc + deviation)])
+    return Bbox([[x - MARKER, low - MARKER], [x + MARKER, high + MARKER]])
 
 
 def main() -> None:

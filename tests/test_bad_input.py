@@ -34,7 +34,7 @@ def train(folder, *arguments, capsys):
     [
         (["--expid", "FiBiNET_tset"], "--expid FiBiNET_tset: not in"),
         (["--expid", "FiBiNET_tset"], "expected one of FiBiNET_test, FiBiNET_test_no_emb"),
-        (["--set", "model=FiBiNETT"], "model 'FiBiNETT' is unknown, expected one of"),
+        (["--set", "model=FiBiNETT"], "model 'FiBiNETT' is unknown, did you mean FiBiNET? expected one of"),
         (["--set", "hiden_units=[8]"], "--set: hiden_units: unknown key, did you mean hidden_units?"),
         (["--set", "embedding_dim"], "--set embedding_dim: expected key=value"),
         (["--set", "dataset_id=NO_DATA"], "dataset_id NO_DATA: not in"),
