@@ -5,10 +5,11 @@ import pytest
 from sklearn.decomposition import PCA
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.fusion import FUSIONS, Features, equal_energy, pca
+from mm_fibinet.items.features import ArrayFeatures, blocks
+from mm_fibinet.items.fusion import FUSIONS, equal_energy, pca
 
 
-def make_modalities(items: int = 300, missing: int = 40) -> dict[str, Features]:
+def make_modalities(items: int = 300, missing: int = 40) -> dict[str, ArrayFeatures]:
     """Text [items, 20] and image [items, 50] of very different scales; the image is missing for some items."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(items, 6))
@@ -18,8 +19,8 @@ def make_modalities(items: int = 300, missing: int = 40) -> dict[str, Features]:
     present[rng.choice(items, missing, replace=False)] = False
     image[~present] = 1e6  # must not be looked at
     return {
-        "text": Features(text.astype(np.float32), np.ones(items, dtype=bool)),
-        "image": Features(image.astype(np.float32), present),
+        "text": ArrayFeatures(text.astype(np.float32), np.ones(items, dtype=bool)),
+        "image": ArrayFeatures(image.astype(np.float32), present),
     }
 
 
@@ -34,6 +35,14 @@ def test_modalities_have_equal_energy_and_missing_items_sit_at_the_mean():
     np.testing.assert_allclose(joined.mean(axis=0), 0, atol=1e-12)
     raw = modalities["image"].features[present].astype(np.float64)
     np.testing.assert_allclose(np.corrcoef(image[present][:, 3], raw[:, 3])[0, 1], 1)
+
+
+def test_blocks_are_the_rows_that_are_present_in_order():
+    image = make_modalities()["image"]
+    rows, features = zip(*blocks(image, 64), strict=True)
+    assert [len(part) for part in rows] == [64, 64, 64, 64, 4]
+    np.testing.assert_array_equal(np.concatenate(rows), np.flatnonzero(image.present))
+    np.testing.assert_array_equal(np.concatenate(features), image.features[image.present])
 
 
 def test_pca_equals_scikit_learn():
@@ -85,11 +94,11 @@ def test_too_many_dimensions_name_the_possible_number():
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(50, 4)) @ rng.normal(size=(4, 30))).astype(np.float64)
     with pytest.raises(UserError, match="choose --emb_dim 4 or less"):
-        pca({"text": Features(features, np.ones(50, dtype=bool))}, 5)
+        pca({"text": ArrayFeatures(features, np.ones(50, dtype=bool))}, 5)
 
 
 def test_a_modality_without_variety_is_refused():
-    same = Features(np.ones((50, 30), dtype=np.float32), np.ones(50, dtype=bool))
+    same = ArrayFeatures(np.ones((50, 30), dtype=np.float32), np.ones(50, dtype=bool))
     with pytest.raises(UserError, match=r"all 50 items are the same.*--image_encoder none"):
         pca({"image": same}, 2)
 

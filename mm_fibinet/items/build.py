@@ -26,7 +26,8 @@ from mm_fibinet.items import modalities
 from mm_fibinet.items.decoding import quiet_pillow
 from mm_fibinet.items.encoders import Encoder, deterministic, load_encoder, resolve_device
 from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_store
-from mm_fibinet.items.fusion import FUSIONS, Features, Fused
+from mm_fibinet.items.features import ArrayFeatures, Features
+from mm_fibinet.items.fusion import FUSIONS, Fused
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.sources import Source
 from mm_fibinet.options import NONE, STORE_NAME
@@ -360,7 +361,7 @@ def _features(views: list[Filled], store: FeatureStore, num_items: int) -> Featu
     present[rows] = True
     features = np.zeros((num_items, len(views) * store.dim), dtype=np.float32)
     features[rows] = np.hstack([store.rows([view.keys[item_id] for item_id in ids]) for view in views])
-    return Features(features, present)
+    return ArrayFeatures(features, present)
 
 
 def _fuse(

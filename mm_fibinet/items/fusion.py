@@ -15,19 +15,7 @@ from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
 from mm_fibinet.errors import UserError
-
-
-@dataclass(frozen=True)
-class Features:
-    """A modality's features over the items.
-
-    Attributes:
-        features: float32 [n, D]; rows of missing items are not looked at.
-        present: bool [n], False where the item has no such content.
-    """
-
-    features: np.ndarray
-    present: np.ndarray
+from mm_fibinet.items.features import Features
 
 
 @dataclass(frozen=True)
@@ -52,13 +40,13 @@ def equal_energy(modalities: dict[str, Features]) -> np.ndarray:
         float64 [n, sum of D].
     """
     rows = len(next(iter(modalities.values())).present)
-    joined = np.zeros((rows, sum(modality.features.shape[1] for modality in modalities.values())))
+    joined = np.zeros((rows, sum(modality.width for modality in modalities.values())))
     start = 0
     for name, modality in modalities.items():
         present = np.flatnonzero(modality.present)
-        block = joined[:, start : start + modality.features.shape[1]]
+        block = joined[:, start : start + modality.width]
         start += block.shape[1]
-        values = modality.features[present].astype(np.float64)
+        values = modality.read(present).astype(np.float64)
         values -= values.mean(axis=0)
         energy = np.square(values).sum() / max(len(present), 1)
         if energy < 1e-12:
@@ -117,7 +105,7 @@ def _explained(
     shares = {}
     start = 0
     for name, modality in modalities.items():
-        block = slice(start, start + modality.features.shape[1])
+        block = slice(start, start + modality.width)
         start = block.stop
         shares[name] = float(rebuilt[block].sum() / original[block].sum())
     shares["total"] = float(rebuilt.sum() / original.sum())
