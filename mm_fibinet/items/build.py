@@ -25,8 +25,8 @@ from mm_fibinet.files import atomic_path, require_output, write_json
 from mm_fibinet.items import modalities
 from mm_fibinet.items.decoding import quiet_pillow
 from mm_fibinet.items.encoders import Encoder, deterministic, load_encoder, resolve_device
-from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_store
-from mm_fibinet.items.features import ArrayFeatures, Features
+from mm_fibinet.items.feature_store import FeatureStore, Filled, StoredFeatures, fill, open_store
+from mm_fibinet.items.features import Features
 from mm_fibinet.items.fusion import FUSIONS, Fused
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.sources import Source
@@ -327,10 +327,10 @@ def _encode(
             _check_found(chosen, views[0], source, strict)
     whole = views[0]
     kinds = [kind for _, kind, _ in whole.bad]
-    counts = {"found": len(whole.keys), "missing": num_items - len(whole.keys) - len(kinds)}
+    counts = {"found": len(whole.items), "missing": num_items - len(whole.items) - len(kinds)}
     counts |= {kind: kinds.count(kind) for kind in chosen.modality.flaws}
     computed = sum(view.computed for view in views)
-    used = len({key for view in views for key in view.keys.values()})
+    used = len(np.unique(np.concatenate([view.keys for view in views])))
     seconds = sum(view.seconds for view in views)
     encoded = Encoded(encoder.id, counts, source.facts(), source.notes(), whole.bad, computed, used - computed, seconds)
     return encoded, _features(views, store, num_items)
@@ -344,7 +344,7 @@ def _check_found(chosen: _Chosen, whole: Filled, source: Source, strict: bool) -
             f"{chosen.path}: found {len(whole.bad)} bad {name} files, expected none with --strict: "
             f"{first_names(whole.bad)}; replace or remove them"
         )
-    if not whole.keys:
+    if not len(whole.items):
         found = f" ({'; '.join(source.notes())})" if source.notes() else ""
         bad = f", but {len(whole.bad)} bad: {first_names(whole.bad)}" if whole.bad else ""
         raise UserError(
@@ -355,13 +355,13 @@ def _check_found(chosen: _Chosen, whole: Filled, source: Source, strict: bool) -
 
 def _features(views: list[Filled], store: FeatureStore, num_items: int) -> Features:
     """Features in the order of item_info, without its row 0; several views of the same items side by side."""
-    ids = sorted(views[0].keys)
-    rows = np.array(ids) - 1
     present = np.zeros(num_items, dtype=bool)
-    present[rows] = True
-    features = np.zeros((num_items, len(views) * store.dim), dtype=np.float32)
-    features[rows] = np.hstack([store.rows([view.keys[item_id] for item_id in ids]) for view in views])
-    return ArrayFeatures(features, present)
+    present[views[0].items - 1] = True
+    places = []
+    for view in views:
+        places.append(np.zeros(num_items, np.int64))
+        places[-1][view.items - 1] = store.places(view.keys)
+    return StoredFeatures(store, places, present)
 
 
 def _fuse(
