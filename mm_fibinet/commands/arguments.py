@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm_fibinet.items import modalities
-from mm_fibinet.options import STORE_NAME, SUITES, TASKS, add_check_arguments, require_one_subject
+from mm_fibinet.options import (
+    STORE_NAME,
+    SUITES,
+    TASKS,
+    add_check_arguments,
+    add_report_arguments,
+    require_one_subject,
+)
 
 Parser = argparse.ArgumentParser
 
@@ -224,12 +231,19 @@ def benchmark(parser: Parser, config: Path) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--expids", nargs="+", metavar="EXPID", help="experiment IDs of the config")
     what.add_argument("--suite", help=f"a list of experiment IDs by its name in {SUITES}")
+    what.add_argument(
+        "--task1",
+        nargs="+",
+        metavar="ITEM_INFO",
+        help="item embeddings to compare as challenge task 1 does, by the organisers' DIN on each file (--set "
+        "dataset_id=NAME for other data than MicroLens)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
     where.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU (default: 1)")
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
-    parser.add_argument("--baseline", metavar="EXPID", help="what the others are compared to (default: the first)")
+    parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
     add_data_root(parser)
     add_models_from(parser)
     add_set(parser, "all experiments")
@@ -271,6 +285,7 @@ COMMANDS = {
         embed,
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
+    "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
     "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
     "predict": Command("Score the test split and write a submission.", predict, check_gpus),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
