@@ -6,6 +6,7 @@ TASKS = ("Task1", "Task2", "Task1&2")  # of a submission
 NONE = "none"  # an encoder's name: leave the modality out
 DEFAULT_TEXT = "minilm"
 DEFAULT_IMAGE = "efficientnet_lite0"
+FUSIONS = ("pca", "pca_per_modality", "whiten", "cca", "mean", "item2vec", "contrastive", "mix", "auto")
 STORE_NAME = ".mm_fibinet_features"
 SUITES = "benchmark_config.yaml"
 

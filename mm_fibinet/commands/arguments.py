@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm_fibinet.items import modalities
 from mm_fibinet.options import (
+    FUSIONS,
     STORE_NAME,
     SUITES,
     TASKS,
@@ -206,17 +207,31 @@ def embed(parser: Parser, _: Path) -> None:
         help="encode a text's first N words on their own too, so that a long description does not drown the title; "
         "0: not (default: %(default)s)",
     )
-    method.add_argument("--fusion", default="pca", metavar="NAME", help="of the modalities (default: %(default)s)")
+    method.add_argument(
+        "--fusion", metavar="NAME", help=f"of the modalities: {', '.join(FUSIONS)} (default: pca, or mix with --mix)"
+    )
+    method.add_argument("--train", metavar="FILE", help="training split, for fusions that learn from clicks")
+    method.add_argument(
+        "--valid", metavar="FILE", help="validation split, for --fusion auto (default: valid.parquet beside --train)"
+    )
+    method.add_argument(
+        "--mix", nargs="+", metavar="COLUMN=WEIGHT", help="add up embedding columns of --item_info or --item_feature"
+    )
     columns = method.add_mutually_exclusive_group()
     prefixes = " and ".join(f"{modality.prefix}_dN" for modality in modalities.MODALITIES)
     columns.add_argument(
         "--per_modality",
         action="store_true",
         default=True,
-        help=f"write {prefixes}, the fusion of each modality alone, beside item_emb_dN (the default)",
+        help=f"write {prefixes}, the PCA of each modality alone, beside item_emb_dN (the default)",
     )
     columns.add_argument(
         "--fused_only", dest="per_modality", action="store_false", help="write item_emb_dN and no such columns"
+    )
+    method.add_argument(
+        "--levels_from",
+        metavar="FILE",
+        help="parquet with likes_level and views_level to write (default: those of --item_feature that IN lacks)",
     )
     method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
     machine = parser.add_argument_group("machine")
