@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm_fibinet.items import modalities
 from mm_fibinet.options import (
+    ENCODER_PRECISIONS,
     FUSIONS,
     STORE_NAME,
     SUITES,
@@ -191,8 +192,16 @@ def embed(parser: Parser, _: Path) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
     for modality in modalities.MODALITIES:
-        text = f"{modality.encoder_help} (default: %(default)s)"
-        method.add_argument(f"--{modality.encoder_option}", default=modality.default, metavar="ID", help=text)
+        text = f"{modality.encoder_help}; several are fused (default: {modality.default})"
+        method.add_argument(
+            f"--{modality.encoder_option}", nargs="+", default=[modality.default], metavar="ID", help=text
+        )
+    for modality in modalities.MODALITIES:
+        text = f"keep the first N numbers of each {modality.name} vector, of models trained for that (Matryoshka)"
+        method.add_argument(f"--{modality.dim_option}", type=int, metavar="N", help=text)
+        if modality.has_prompt:
+            text = "words before each text, or the name of one of the model's prompts (default: as the model defines)"
+            method.add_argument(f"--{modality.prompt_option}", metavar="WORDS", help=text)
     method.add_argument(
         "--text_columns",
         nargs="+",
@@ -237,6 +246,12 @@ def embed(parser: Parser, _: Path) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     machine.add_argument("--batch_size", type=int, help="items a forward pass (default: 16 on CPU, 256 on GPU)")
+    machine.add_argument(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help=f"of encoders on a GPU: {', '.join(ENCODER_PRECISIONS)}; a CPU computes in fp32 (default: %(default)s)",
+    )
     machine.add_argument("--seed", type=int, default=0, help="for fusions with randomness (default: %(default)s)")
 
 
