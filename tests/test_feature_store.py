@@ -11,8 +11,8 @@ import pytest
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store
+from mm_fibinet.items.contents import BadContent, Entry
 from mm_fibinet.items.feature_store import FeatureStore, content_key, fill, open_store
-from mm_fibinet.items.sources import BadContent, Entry
 
 
 class Letters:

@@ -30,9 +30,9 @@ import numpy as np
 
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.files import atomic_path, locked, make_folder
+from mm_fibinet.items.contents import BadContent, Entry
 from mm_fibinet.items.encoders import Encoder
 from mm_fibinet.items.shards import KEY, KEY_BYTES, Damaged, KeyIndex, Shard, open_shard, pack_shard
-from mm_fibinet.items.sources import BadContent, Entry
 from mm_fibinet.progress import track
 
 SHARD_ROWS = 1024

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import block_diag, eigh
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.features import Features, blocks
+from mm_fibinet.items.features import BLOCK_ROWS, Features, blocks
 from mm_fibinet.items.joined import Joined, one_thread
 
 
@@ -119,6 +119,28 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     return Fused(fused.embedding, fused.explained, {"largest_canonical_correlation": agreement})
 
 
+@one_thread
+def principal_components(modalities: dict[str, Features], least: int, most: int) -> np.ndarray:
+    """As many of the leading components as there are, at most `most`: float32 [n, k], scaled as `pca` does.
+
+    Raises:
+        UserError: there are fewer than `least`.
+    """
+    joined = Joined(modalities)
+    covariance = joined.covariance()
+    kept = min(most, _rank(covariance))
+    variances, vectors = _components(covariance, max(kept, least), joined)
+    return joined.project(vectors * np.sqrt(kept / variances.sum()))
+
+
+def with_unit_variance(embedding: np.ndarray) -> np.ndarray:
+    """The same times one factor, so that the mean squared norm of a row is its width: float32 [n, k]."""
+    starts = range(0, len(embedding), BLOCK_ROWS)
+    energy = sum(float(np.square(embedding[start : start + BLOCK_ROWS], dtype=np.float64).sum()) for start in starts)
+    factor = np.sqrt(embedding.shape[1] * len(embedding) / max(energy, 1e-12))
+    return embedding * np.float32(factor) + np.float32(0)  # no negative zeros
+
+
 def mean(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     """The mean of the modalities' unit vectors, of encoders with one space for all (CLIP, Radford et al. 2021).
 
@@ -137,12 +159,11 @@ def mean(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     embedding = np.zeros((len(together.present), emb_dim), dtype=np.float32)
     for rows, values in blocks(together):
         embedding[rows] = values
-    energy = np.square(embedding, dtype=np.float64).sum() / len(embedding)
-    return Fused(embedding * np.float32(np.sqrt(emb_dim / max(energy, 1e-12))), {"total": 1.0})
+    return Fused(with_unit_variance(embedding), {"total": 1.0})
 
 
 def require_one_space(widths: dict[str, int], emb_dim: int) -> None:
-    """Refuse what `mean` cannot take: modalities, by name, of other widths than each other, or narrower than emb_dim."""
+    """Refuse what `mean` cannot take: modalities, by name, of unlike widths, or narrower than emb_dim."""
     width = min(widths.values())
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{name} has {width} numbers" for name, width in widths.items())
@@ -152,7 +173,7 @@ def require_one_space(widths: dict[str, int], emb_dim: int) -> None:
         )
     if emb_dim > width:
         raise UserError(
-            f"--fusion mean: emb_dim is {emb_dim}, but the vectors have {width} numbers; choose that or less"
+            f"--fusion mean: emb_dim is {emb_dim}, but vectors have {width} numbers; choose so many or less"
         )
 
 
