@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import busy, contenders, figure, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
-from benchmarks.encoding import Encoding
+from benchmarks.encoding import Encoding, Notebook
 from benchmarks.figure import Result
 from benchmarks.remote import Remote, RemoteError
 from benchmarks.synthetic import Sizes, write_data
@@ -135,7 +135,8 @@ def test_an_encoder_is_timed_on_full_batches(task, modality):
     layer = 16 * (4 * 384 * 384 + 2 * 384 * 1536) + 2 * 16 * 16 * 384
     expected = {"text": 2 * 6 * layer, "image": 2 * 0.40e9}[modality]
     assert flops == pytest.approx(expected, rel=0.05)
-    assert encoding.items_per_second(1) > 0
+    assert encoding.items_per_second(1) > 0 and encoding.built_per_second(3) > 0
+    assert Notebook(modality, task).built_per_second(1) > 0
 
 
 def test_step_flops_counts_forward_and_backward():
@@ -179,7 +180,8 @@ def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     lines = (tmp_path / "speed.md").read_text().splitlines()
     results = {result["what"]: result for result in content["results"]}
     assert results["peak CPU memory, training FiBiNET"]["ours"] == 1
-    assert results["encoding, image, by batches / one by one"]["ours"] > 0
+    assert results["encoding, image, a build / a notebook's loop"]["ours"] > 0
+    assert "of the network's own speed on prepared batches" in _note(content, "text: a build reaches ")
     assert "text fp32" in _note(content, "text fp32: ")
     for what in ("loader, indices / row-wise", "training FiBiNET, fp32", "training DIN, fp32", "gAUC, 20 groups"):
         assert results[what]["target"] and results[what]["ours"] > 0
