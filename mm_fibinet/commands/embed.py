@@ -16,7 +16,7 @@ def print_summary(built: Built) -> None:
     """Print what the embedding was made of: items, what was missing or bad, speed, explained variance."""
 
     def line(label: str, text: str) -> None:
-        print(f"{label:<12}{printable(text)}")
+        print(f"{printable(label):<11} {printable(text)}")
 
     line("items", f"{built.items:,}")
     for name, encoded in built.modalities.items():
