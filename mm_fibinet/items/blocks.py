@@ -39,8 +39,8 @@ class Chosen:
     dim: int | None = None
 
 
-def choose(given: dict[str, Any]) -> list[Chosen]:
-    """A block for each encoder of each modality whose encoder is not none."""
+def choose(given: dict[str, Any], optional: bool = False) -> list[Chosen]:
+    """A block for each encoder of each modality whose encoder is not none; at least one unless that is optional."""
     known = [option for each in modalities.MODALITIES for option in each.options]
     for name in given:
         if name not in known:
@@ -59,7 +59,7 @@ def choose(given: dict[str, Any]) -> list[Chosen]:
         for encoder in encoders:
             block = each.name if len(encoders) == 1 else f"{each.name}/{encoder}"
             chosen.append(Chosen(block, each, path, encoder, prompt, dim))
-    if not chosen:
+    if not chosen and not optional:
         options = " or ".join(f"--{each.encoder_option} {NONE}" for each in modalities.MODALITIES)
         raise UserError(f"all encoders are {NONE}, expected at least one; drop {options}")
     return chosen
