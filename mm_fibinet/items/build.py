@@ -23,15 +23,17 @@ import pyarrow.parquet as pq
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import atomic_path, require_output, write_json
 from mm_fibinet.items import modalities
+from mm_fibinet.items.blocks import Chosen, choose, described, load, open_sources, tables
+from mm_fibinet.items.contents import Source
 from mm_fibinet.items.decoding import quiet_pillow
-from mm_fibinet.items.encoders import Encoder, deterministic, load_encoder, resolve_device
-from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_store
-from mm_fibinet.items.features import ArrayFeatures, Features
+from mm_fibinet.items.encoders import deterministic, resolve_device, resolve_precision
+from mm_fibinet.items.encoding import Encoder, Loading
+from mm_fibinet.items.feature_store import FeatureStore, Filled, StoredFeatures, fill, open_store
+from mm_fibinet.items.features import Features
 from mm_fibinet.items.fusing import check_emb_dim, facts_of, fuse, make_fusing
 from mm_fibinet.items.levels import join_levels
 from mm_fibinet.items.mix import mix_columns
 from mm_fibinet.items.modalities import Modality, Reading
-from mm_fibinet.items.sources import Source
 from mm_fibinet.options import NONE, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
 from mm_fibinet.schema import ITEM_ID, read_item_info
@@ -44,7 +46,7 @@ NUMBERS = {"emb_dim": (1, MOST), "batch_size": (1, MOST), "opening_words": (0, M
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One modality of a build.
+    """One block of a build: a modality by one of its encoders.
 
     Attributes:
         encoder: the encoder's id.
@@ -75,7 +77,7 @@ class Built:
         output: the file written; its name with .build.json says how it was made.
         columns: the embedding columns in it.
         items: the number of items, without the padding row.
-        modalities: what became of each, by name.
+        modalities: what became of each, by name; of a modality with several encoders each, as "text/ENCODER".
         explained: the share of each modality's variance that the embedding keeps, and of their sum as "total"; empty
             where the embedding is no map of the features.
         fusion: the one that was taken, what it found, and where it was chosen every one's AUC on valid.
@@ -87,15 +89,6 @@ class Built:
     modalities: dict[str, Encoded]
     explained: dict[str, float]
     fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class _Chosen:
-    """A modality that takes part, and where its contents and its encoder come from."""
-
-    modality: Modality
-    path: str | Path
-    encoder_name: str
 
 
 def build(
@@ -115,8 +108,9 @@ def build(
     strict: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
+    precision: str = "auto",
     seed: int = 0,
-    **given: str | Path | None,
+    **given: Any,
 ) -> Built:
     """Make an item embedding and write item_info with it.
 
@@ -137,9 +131,11 @@ def build(
         strict: a corrupt or oversized content is an error.
         device: auto, cpu, cuda or cuda:N.
         batch_size: items a forward pass; None for 16 on a CPU, 256 on a GPU.
+        precision: of the encoders on a GPU, one of ENCODER_PRECISIONS; a CPU computes in fp32.
         seed: for fusions with randomness.
-        **given: for each of MODALITIES its source, `item_feature` and `images`, and its encoder, `text_encoder` and
-            `image_encoder`: "none" leaves the modality out, None or nothing is the default one.
+        **given: for each of MODALITIES its source, `item_feature` and `images`; its encoders, `text_encoder` and
+            `image_encoder`, one or a list: "none" leaves the modality out, None or nothing is the default one; the
+            numbers of a vector to keep, `text_dim` and `image_dim`; `text_prompt`.
 
     Raises:
         UserError: an input, an option or the machine is at fault; nothing was written but features in the store.
@@ -148,7 +144,7 @@ def build(
     _check_numbers({"emb_dim": emb_dim, "batch_size": batch_size, "opening_words": opening_words, "seed": seed})
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
     fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
-    chosen = _choose(given, optional=bool(fusing.mix))
+    chosen = choose(given, optional=bool(fusing.mix))
     output = Path(output)
     store = Path(store or output.parent / STORE_NAME)
     sources_given = [given.get(each.source) for each in modalities.MODALITIES]
@@ -158,26 +154,27 @@ def build(
     if num_items < 2:
         raise UserError(f"{item_info}: has {num_items} items beside the padding row 0, expected at least 2")
     reading = Reading(num_items, [text_columns] if isinstance(text_columns, str) else text_columns, opening_words)
-    sources = [each.modality.read(each.path, reading) for each in chosen]
+    sources = open_sources(chosen, reading, tables(given, item_info))
     clicks = fusing.read_clicks(num_items)
     mixed = mix_columns(fusing.mix, emb_dim, table, item_info, given.get("item_feature")) if fusing.mix else None
     table = join_levels(table, levels_from, given.get("item_feature"))
 
     on = resolve_device(device)
+    how = Loading(on, batch_size or (256 if on.type == "cuda" else 16), resolve_precision(precision, on))
     encoded, features = {}, {}
     with deterministic(seed, on), quiet_pillow():
-        encoders = [_load(each, on, batch_size) for each in chosen]
-        widths = {
-            each.modality.name: encoder.dim * len(source.views)
-            for each, encoder, source in zip(chosen, encoders, sources, strict=True)
-        }
-        check_emb_dim(fusing, num_items, widths)
+        encoders = [load(each, source, how) for each, source in zip(chosen, sources, strict=True)]
+        groups: dict[Modality, list[str]] = {}  # the blocks of each modality
+        widths: dict[str, int] = {}
+        for each, encoder, source in zip(chosen, encoders, sources, strict=True):
+            groups.setdefault(each.modality, []).append(each.block)
+            widths[each.block] = encoder.dim * len(source.views)
+        check_emb_dim(fusing, num_items, widths, {modality.name: blocks for modality, blocks in groups.items()})
         for each, source, encoder in zip(chosen, sources, encoders, strict=True):
             with open_store(store, encoder.id, encoder.dim) as kept:
-                name = each.modality.name
-                encoded[name], features[name] = _encode(each, source, encoder, kept, num_items, strict)
-        prefixes = {each.modality.name: each.modality.prefix for each in chosen}
-        columns = fuse(fusing, features, prefixes, clicks, on, mixed)
+                encoded[each.block], features[each.block] = _encode(each, source, encoder, kept, num_items, strict)
+        alone = {modality.prefix: blocks for modality, blocks in groups.items()}
+        columns = fuse(fusing, features, alone, clicks, on, mixed)
     for column, embedding in columns.embeddings.items():
         table = add_embedding(table, column, embedding)
     with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
@@ -252,29 +249,6 @@ def _check_kinds(text_columns: object, switches: dict[str, object]) -> None:
         )
 
 
-def _choose(given: dict[str, str | Path | None], optional: bool = False) -> list[_Chosen]:
-    """The modalities whose encoder is not none; at least one unless that is optional."""
-    known = [option for each in modalities.MODALITIES for option in (each.source, each.encoder_option)]
-    for name in given:
-        if name not in known:
-            raise TypeError(f"build() got an unexpected argument {name!r}, expected one of {', '.join(known)}")
-    chosen = []
-    for each in modalities.MODALITIES:
-        encoder = str(given.get(each.encoder_option) or each.default)
-        path = given.get(each.source)
-        if encoder == NONE:
-            continue
-        if path is None:
-            raise UserError(
-                f"--{each.source} is missing; give it, or leave the modality out with --{each.encoder_option} {NONE}"
-            )
-        chosen.append(_Chosen(each, path, encoder))
-    if not chosen and not optional:
-        options = " or ".join(f"--{each.encoder_option} {NONE}" for each in modalities.MODALITIES)
-        raise UserError(f"all encoders are {NONE}, expected at least one; drop {options}")
-    return chosen
-
-
 def _check_paths(output: Path, store: Path, inputs: list[str | Path | None]) -> None:
     """Refuse to write over an input or into an input folder, before anything is read."""
     require_output(output, inputs, "parquet")
@@ -306,14 +280,8 @@ def _require_item_table_or_nothing(output: Path) -> None:
         )
 
 
-def _load(chosen: _Chosen, device: Any, batch_size: int | None) -> Encoder:
-    batch_size = batch_size or (256 if device.type == "cuda" else 16)
-    modality = chosen.modality
-    return load_encoder(modality.name, chosen.encoder_name, device, batch_size, modality.encoders())
-
-
 def _encode(
-    chosen: _Chosen, source: Source, encoder: Encoder, store: FeatureStore, num_items: int, strict: bool
+    chosen: Chosen, source: Source, encoder: Encoder, store: FeatureStore, num_items: int, strict: bool
 ) -> tuple[Encoded, Features]:
     """Run a modality's views through its encoder, as far as their features are not in the store."""
     views: list[Filled] = []
@@ -323,38 +291,39 @@ def _encode(
             _check_found(chosen, views[0], source, strict)
     whole = views[0]
     kinds = [kind for _, kind, _ in whole.bad]
-    counts = {"found": len(whole.keys), "missing": num_items - len(whole.keys) - len(kinds)}
-    counts |= {kind: kinds.count(kind) for kind in chosen.modality.flaws}
+    counts = {"found": len(whole.items), "missing": num_items - len(whole.items) - len(kinds)}
+    counts |= {kind: kinds.count(kind) for kind in (*chosen.modality.flaws, *kinds)}
     computed = sum(view.computed for view in views)
-    used = len({key for view in views for key in view.keys.values()})
+    used = len(np.unique(np.concatenate([view.keys for view in views])))
     seconds = sum(view.seconds for view in views)
-    encoded = Encoded(encoder.id, counts, source.facts(), source.notes(), whole.bad, computed, used - computed, seconds)
+    facts, notes = described(encoder, source)
+    encoded = Encoded(encoder.id, counts, facts, notes, whole.bad, computed, used - computed, seconds)
     return encoded, _features(views, store, num_items)
 
 
-def _check_found(chosen: _Chosen, whole: Filled, source: Source, strict: bool) -> None:
+def _check_found(chosen: Chosen, whole: Filled, source: Source, strict: bool) -> None:
     """Refuse a modality with no content at all and, when strict, one with bad contents."""
-    name = chosen.modality.name
+    name, place = chosen.modality.name, chosen.path or chosen.encoder_name
     if strict and whole.bad:
         raise UserError(
-            f"{chosen.path}: found {len(whole.bad)} bad {name} files, expected none with --strict: "
+            f"{place}: found {len(whole.bad)} bad {name} files, expected none with --strict: "
             f"{first_names(whole.bad)}; replace or remove them"
         )
-    if not whole.keys:
+    if not len(whole.items):
         found = f" ({'; '.join(source.notes())})" if source.notes() else ""
         bad = f", but {len(whole.bad)} bad: {first_names(whole.bad)}" if whole.bad else ""
         raise UserError(
-            f"{chosen.path}: found no {chosen.modality.expected}{found}{bad}; leave the modality out with "
+            f"{place}: found no {chosen.modality.expected}{found}{bad}; leave the modality out with "
             f"--{chosen.modality.encoder_option} {NONE}"
         )
 
 
 def _features(views: list[Filled], store: FeatureStore, num_items: int) -> Features:
     """Features in the order of item_info, without its row 0; several views of the same items side by side."""
-    ids = sorted(views[0].keys)
-    rows = np.array(ids) - 1
     present = np.zeros(num_items, dtype=bool)
-    present[rows] = True
-    features = np.zeros((num_items, len(views) * store.dim), dtype=np.float32)
-    features[rows] = np.hstack([store.rows([view.keys[item_id] for item_id in ids]) for view in views])
-    return ArrayFeatures(features, present)
+    present[views[0].items - 1] = True
+    places = []
+    for view in views:
+        places.append(np.zeros(num_items, np.int64))
+        places[-1][view.items - 1] = store.places(view.keys)
+    return StoredFeatures(store, places, present)

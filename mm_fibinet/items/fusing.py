@@ -109,20 +109,22 @@ def make_fusing(
     return Fusing(fusion, emb_dim, seed, per_modality, train, valid, parse_weights(mix) if mix else {})
 
 
-def check_emb_dim(fusing: Fusing, num_items: int, widths: dict[str, int]) -> None:
+def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups: dict[str, list[str]]) -> None:
     """Refuse more numbers an item than the features can have, before anything is encoded.
 
     Args:
         fusing: how they will be fused.
         num_items: n.
-        widths: the modalities' features' widths, by name.
+        blocks: the width of each block of features, by name.
+        groups: {modality: its blocks}.
     """
-    if not widths:
+    if not blocks:
         return
     if fusing.fusion == "mean":
-        require_one_space(widths, fusing.emb_dim)
-    if fusing.fusion == "cca" and len(widths) < 2:
-        raise UserError(f"--fusion cca: there is {', '.join(widths)} alone, expected two modalities or more")
+        require_one_space(blocks, fusing.emb_dim)
+    if fusing.fusion == "cca" and len(blocks) < 2:
+        raise UserError(f"--fusion cca: there is {', '.join(blocks)} alone, expected two modalities or more")
+    widths = {modality: sum(blocks[name] for name in names) for modality, names in groups.items()}
     most, alone = min(num_items - 1, sum(widths.values())), min(num_items - 1, *widths.values())
     if fusing.fusion == MIX:
         most = alone
@@ -141,7 +143,7 @@ def check_emb_dim(fusing: Fusing, num_items: int, widths: dict[str, int]) -> Non
 def fuse(
     fusing: Fusing,
     features: dict[str, Features],
-    prefixes: dict[str, str],
+    alone: dict[str, list[str]],
     clicks: Clicks | None,
     device: torch.device,
     mixed: np.ndarray | None = None,
@@ -150,8 +152,8 @@ def fuse(
 
     Args:
         fusing: how.
-        features: by modality, over the same n items.
-        prefixes: {modality: the prefix of its column}.
+        features: by block, over the same n items.
+        alone: {a modality's prefix: its blocks}, which make a column of their own.
         clicks: of `Fusing.read_clicks`.
         device: where what learns is trained.
         mixed: of `mix_columns`, where that is the fusion.
@@ -164,10 +166,10 @@ def fuse(
     else:
         name, fused, tried = _fuse_features(fusing, features, clicks, device)
     embeddings = {f"{FUSED_PREFIX}_d{fusing.emb_dim}": fused.embedding}
-    for modality, prefix in prefixes.items() if fusing.per_modality else ():
+    for prefix, blocks in alone.items() if fusing.per_modality else ():
         column = f"{prefix}_d{fusing.emb_dim}"
         try:
-            embeddings[column] = pca({modality: features[modality]}, fusing.emb_dim).embedding
+            embeddings[column] = pca({name: features[name] for name in blocks}, fusing.emb_dim).embedding
         except UserError as error:
             raise UserError(f"{column}: {error}; or leave such columns out with --fused_only") from error
     return Columns(embeddings, name, fused.explained, fused.facts, tried)
