@@ -46,7 +46,6 @@ def contrastive(
         nn.init.eye_(project.weight)
         project.to(device)
         optimizer = torch.optim.AdamW(project.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        loss = torch.zeros(())
         for pair in pair_batches(clicks, BATCH, PAIRS, seed):
             rows = [torch.from_numpy(side) for side in pair]
             anchors, others = (
@@ -59,8 +58,7 @@ def contrastive(
         with torch.no_grad():
             projected = torch.cat([project(part.to(device)).cpu() for part in inputs.split(BLOCK_ROWS)])
     present = np.logical_or.reduce([features.present for features in modalities.values()])
-    kept = pca({"contrastive": ArrayFeatures(projected.numpy(), present)}, emb_dim)
-    return Fused(kept.embedding, facts={"loss": float(loss.detach())})
+    return Fused(pca({"contrastive": ArrayFeatures(projected.numpy(), present)}, emb_dim).embedding)
 
 
 def info_nce(anchors: Tensor, others: Tensor, rows: Tensor, log_frequency: Tensor) -> Tensor:
