@@ -131,6 +131,7 @@ Positive = Annotated[float, Field(gt=0, description="a number above 0")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE, description=f"a whole number from 1 to {MAX_SIZE}")]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH, description=f"a whole number from 1 to {MAX_WIDTH}")]
+SomeLayers = Annotated[int, Field(ge=0, le=MAX_WIDTH, description=f"a whole number from 0 to {MAX_WIDTH}")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description=f"a whole number from 0 to {2**32 - 1}")]
 Column = Annotated[
     str,
@@ -179,10 +180,16 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*activations?", (str, list, tuple, type(None)), Activations),
     (r".*initializer", (str, type(None)), Initializer),
     (r"(.*_)?(dim|width)|dim_.*", (int,), Width),
+    (r"cross_attention_layers", (int,), SomeLayers),
     (r"num_.*|.*_layers|first_k_cols|reduction_ratio|low_rank", (int,), Width),
     (r"checkpoint_every|eval_steps", (int, type(None)), Size),
     (r".*_steps|.*_patience|.*_len|.*_size", (int,), Size),
-    (r"similarity_only|.*_context|.*_features|.*_fields", (tuple, list, type(None)), Columns),
+    (
+        r"similarity_only|simtier|sa_ta|bucket_attention|.*_context|.*_features|.*_fields",
+        (tuple, list, type(None)),
+        Columns,
+    ),
+    (r"content_search", (type(None),), Column),
 )
 
 

@@ -141,11 +141,12 @@ class SequenceFeature(IdFeature):
 
 
 class EmbeddingFeature(Feature):
-    """A vector a row."""
+    """A vector a row; `scale` is what its numbers are multiplied by, for columns of int8."""
 
     type: Literal["embedding"]
     pretrain_dim: types.Width = ABSENT
     embedding_dim: types.Width = ABSENT
+    scale: types.Positive = ABSENT
 
 
 class Label(Strict):

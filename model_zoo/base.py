@@ -173,8 +173,9 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
 
     def item_side_features(self) -> dict[str, dict]:
         """What the item table must hold for this model: FuxiCTR feature specs by name, each of source `item`."""
-        names = [*self.item_features, *self.level_features, *self.compared_features]
-        return {name: {**self.feature_map.features[name], "source": "item"} for name in names}
+        embedded = {name: {**self.feature_map.features[name], "source": "item"} for name in self.vector_features}
+        compared = {name: {**self.feature_map.features[name], "compared_only": True} for name in self.compared_features}
+        return {**embedded, **compared}
 
     def reset_parameters(self):
         """FuxiCTR's: Xavier for linear layers, `init_weights` for those that have it."""
