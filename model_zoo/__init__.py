@@ -15,9 +15,12 @@ from .fibinet import FiBiNET
 from .finalmlp import FinalMLP
 from .fm import FM
 from .gdcn import GDCN
+from .hstu import HSTU
 from .lr import LR
 from .qin import QIN
+from .rankmixer import RankMixer
 from .transformer_dcn import Transformer_DCN
+from .wukong import WuKong
 from .xdeepfm import xDeepFM
 
 QIN_variety_v9 = QIN  # the name in its authors' configs
@@ -26,6 +29,7 @@ __all__ = [
     "DIN",
     "FM",
     "GDCN",
+    "HSTU",
     "LR",
     "QIN",
     "AutoInt",
@@ -36,6 +40,8 @@ __all__ = [
     "FiBiNET",
     "FinalMLP",
     "QIN_variety_v9",
+    "RankMixer",
     "Transformer_DCN",
+    "WuKong",
     "xDeepFM",
 ]

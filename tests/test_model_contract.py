@@ -58,9 +58,12 @@ SIZES = {
     "FiBiNET": {"hidden_units": [16]},
     "FinalMLP": STREAMS,
     "GDCN": {"dnn_hidden_units": [16]},
+    "HSTU": {"hidden_dim": 8, "num_heads": 2, "max_distance": 4, "dnn_hidden_units": [16]},
     "LR": {},
     "QIN": {"num_layers": 2, "num_row": 2, "net_dropout": 0.0},
+    "RankMixer": {"num_tokens": 4, "token_dim": 16, "ffn_ratio": 2},
     "Transformer_DCN": TRANSFORMER_SIZES,
+    "WuKong": {"num_fmb_fields": 3, "num_lcb_fields": 3, "num_compressed": 2, "fmb_hidden_units": [8]},
     "xDeepFM": {"cin_hidden_units": [4, 4], "dnn_hidden_units": [16]},
 }
 EMBEDDING = ["item_emb_d128"]
@@ -108,6 +111,7 @@ VARIANTS = {
     "Transformer_DCN with content_search": {"content_search": "item_emb_d128", "content_search_len": 4},
     "FiBiNET with content_search": {"content_search": "item_emb_d128", "content_search_len": 4, **INTEREST},
     "Transformer_DCN without maximum": {"concat_max_pool": False},
+    "WuKong with one compression": {"attentive": False},
     "xDeepFM without MLP": {"dnn_hidden_units": []},
 }
 
