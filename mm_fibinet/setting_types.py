@@ -22,6 +22,7 @@ MAX_SIZE = 2**31 - 1  # of what is counted: rows, steps, ids
 MAX_WIDTH = 2**16  # of what makes a matrix: units, dimensions, heads, layers
 MAX_NAME = 200  # bytes of a name that files are named for
 
+LOSS_TERMS = ("bce", "focal", "pairwise")  # of mm_fibinet.losses
 SEQUENCE_ENCODERS = ("layers.MaskedAveragePooling()", "layers.MaskedSumPooling()")
 NUMBER = r"\d*\.?\d+(?:[eE][-+]?\d+)?|\d+\."
 REGULARIZER = re.compile(rf"l[12]\((?:{NUMBER})\)|l1_l2\((?:{NUMBER}), ?(?:{NUMBER})\)")

@@ -185,6 +185,16 @@ MonitorWeights = Annotated[
 ]
 
 
+Loss = Annotated[
+    Annotated[str, types.one_of(LOSSES)]
+    | Annotated[dict[Annotated[str, types.one_of(types.LOSS_TERMS)], types.Positive], Field(min_length=1)],
+    Field(
+        description=f"one of {', '.join(LOSSES)}, or weights above 0 of {', '.join(types.LOSS_TERMS)}: "
+        "{bce: 0.8, pairwise: 0.2}"
+    ),
+]
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
@@ -221,7 +231,9 @@ class RunSettings(Strict):
     batch_size: types.Size = 4096
     shuffle: types.Flag = True
     max_len: types.Size = 100  # of the challenge's loader
-    loss: Annotated[str, types.one_of(LOSSES)] = "binary_crossentropy"
+    loss: Loss = "binary_crossentropy"
+    pos_weight: types.Positive = 1.0
+    focal_gamma: Annotated[float, Field(ge=0, description="a number from 0")] = 2.0
     task: Annotated[str, types.one_of(["binary_classification"])] = "binary_classification"
     optimizer: Annotated[str, types.one_of(OPTIMIZERS)] = "adam"
     learning_rate: types.Positive = 1e-3

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mm_fibinet import losses
 from mm_fibinet.errors import UserError
 
 from .cross_attention import NormedCrossAttention
@@ -90,16 +91,15 @@ class DIN_att_emb_rms(HistoryModel):
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
-        """alpha * weighted cross entropy + (1 - alpha) * mean over all (click, no click) of -log sigmoid(difference).
+        """alpha * weighted cross entropy + (1 - alpha) * pairwise loss, unless the config has a mixture of its own.
 
         Args:
             return_dict: of `forward`.
             y_true: float [B, 1], 1 = click.
         """
-        clicked = y_true.view(-1) == 1
-        weight = torch.where(y_true == 1, POSITIVE_WEIGHT, 1.0)
-        pointwise = F.binary_cross_entropy(return_dict["y_pred"], y_true, weight=weight)
-        logit = return_dict["logit"].view(-1)
-        differences = logit[clicked].unsqueeze(1) - logit[~clicked]
-        pairwise = -F.logsigmoid(differences).sum() / max(differences.numel(), 1)
+        if isinstance(self.loss_fn, losses.MixedLoss):
+            return super().add_loss(return_dict, y_true)
+        label = y_true.flatten()
+        pointwise = losses.weighted_bce(return_dict["y_pred"].flatten(), label, POSITIVE_WEIGHT)
+        pairwise = losses.pairwise(return_dict["logit"].flatten(), label)
         return self.alpha * pointwise + (1 - self.alpha) * pairwise

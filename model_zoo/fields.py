@@ -134,9 +134,8 @@ class FieldModel(InterestModel):
         if self.vector_features:
             target, history, interest = self._item_fields(batch)
             row = {**target, **row}
-        elif self.interest is not None:
-            nothing = torch.empty(0)
-            interest = self._interest_fields(batch, nothing, nothing)
+        else:
+            interest = self._interest_fields(batch, torch.empty(0), torch.empty(0))
         fields = [row[name] for name in self.feature_map.features if name in row] + history
         if self.similarity is not None:
             fields += self.similarity(self.similarity.features(batch) if similarities is None else similarities)
@@ -156,7 +155,8 @@ class FieldModel(InterestModel):
                 target[name] = target[name] * (torch.rand(len(vectors), 1, device=vectors.device) >= share)
         interest = []
         if self.interest is not None:
-            interest = self._interest_fields(batch, items, torch.cat([target[n] for n in self.vector_features], dim=-1))
+            own = torch.cat([target[name] for name in self.vector_features], dim=-1)
+            interest = self._interest_fields(batch, items, own)
         if self.history_pooling == "none":
             return target, [], interest
         if self.history_pooling == "mean":
@@ -168,6 +168,8 @@ class FieldModel(InterestModel):
 
     def _interest_fields(self, batch: Inputs, items: Tensor, target: Tensor) -> list[Tensor]:
         """The interest layers' outputs as fields: float [B, D] each."""
+        if self.interest is None:
+            return []
         outputs = self.interest(batch, items, target)
         return [project(output) for project, output in zip(self.interest_projections, outputs, strict=True)]
 

@@ -10,6 +10,7 @@ the row's. All are off unless asked for.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -178,9 +179,9 @@ class InterestLayers(nn.Module):
         self,
         item_dim: int,
         width: int,
-        simtier: list[str] = (),
-        sa_ta: list[str] = (),
-        bucket_attention: list[str] = (),
+        simtier: Sequence[str] = (),
+        sa_ta: Sequence[str] = (),
+        bucket_attention: Sequence[str] = (),
         cross_attention_layers: int = 0,
         dropout: float = 0.0,
     ):
