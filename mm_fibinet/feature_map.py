@@ -40,7 +40,7 @@ def build_feature_map(params: dict, noted: schema.Noted = nullcontext) -> Featur
 
     Args:
         params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta;
-            what similarity_only names need not be in the data set's entry, being no field of other models.
+            what similarity_only and modality_features name need not be in the data set's entry: item_info has it.
         noted: what a fault is handed to; by default it is raised.
     """
     columns = _used_columns(params)
@@ -137,9 +137,10 @@ def _used_columns(params: dict) -> dict[str, dict]:
             raise UserError(f"user_id_field: dataset {dataset} has no active feature {USER_ID}")
         if columns[USER_ID]["type"] == "meta":
             columns[USER_ID] = {"name": USER_ID, **changes.get(USER_ID, {}), "type": "categorical"}
-    for name in params.get("similarity_only") or []:
-        if name not in columns:
-            columns[name] = known.get(name) or {**_compared_column(name, params), **changes.get(name, {})}
+    for setting in ("similarity_only", "modality_features"):
+        for name in params.get(setting) or []:
+            if name not in columns:
+                columns[name] = known.get(name) or {**_item_embedding(setting, name, params), **changes.get(name, {})}
     for name in changes:
         if name not in known and name not in columns:
             raise UserError(f"feature_specs has {name!r}, expected features of {dataset}: {', '.join(known)}")
@@ -179,15 +180,15 @@ def _names(column: dict) -> list[str]:
     return column["name"] if isinstance(column["name"], list) else [column["name"]]
 
 
-def _compared_column(name: str, params: dict) -> dict:
+def _item_embedding(setting: str, name: str, params: dict) -> dict:
     """The line of an embedding column of item_info that the data set's entry does not name."""
     if not params.get("item_info"):
-        raise UserError(f"similarity_only has {name!r}, and the data set has no item_info; leave similarity_only out")
+        raise UserError(f"{setting} has {name!r}, and the data set has no item_info; leave {setting} out")
     found = open_parquet(params["item_info"]).schema_arrow.names
     if name not in found:
         raise UserError(
-            f"similarity_only has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
-            "build_item_emb.py, or do without it: --set similarity_only=[]"
+            f"{setting} has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
+            f"build_item_emb.py, or do without it: --set {setting}=[]"
         )
     return {"name": name, "type": "embedding", "source": "item"}
 

@@ -156,13 +156,14 @@ def _check_group(params: dict, columns: dict[str, dict], origin) -> None:
 
 def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
     """Features that are named exist, and have what is asked of them."""
-    compared = [name for name in params.get("similarity_only") or [] if name not in columns]
+    named = [*(params.get("similarity_only") or []), *(params.get("modality_features") or [])]
+    of_item_info = [name for name in named if name not in columns]
     for name in params.get("use_features") or []:
-        if name not in columns and name not in compared:
+        if name not in columns and name not in of_item_info:
             raise UserError(f"{origin('use_features')}: use_features has {name!r}, {_expected(name, columns)}")
     used = params.get("use_features")
     kinds = {name: column["type"] for name, column in columns.items() if not used or name in used}
-    kinds.update(dict.fromkeys(compared, "embedding"))
+    kinds.update(dict.fromkeys(of_item_info, "embedding"))
     if params.get("user_id_field") and kinds.get(USER_ID) == "meta":
         kinds[USER_ID] = "categorical"
     _refuse_module_names(kinds, origin("feature_cols"))

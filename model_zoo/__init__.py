@@ -16,7 +16,10 @@ from .finalmlp import FinalMLP
 from .fm import FM
 from .gdcn import GDCN
 from .hstu import HSTU
+from .lmf import LMF
 from .lr import LR
+from .naml import NAML
+from .onetrans import OneTrans
 from .qin import QIN
 from .rankmixer import RankMixer
 from .transformer_dcn import Transformer_DCN
@@ -30,7 +33,9 @@ __all__ = [
     "FM",
     "GDCN",
     "HSTU",
+    "LMF",
     "LR",
+    "NAML",
     "QIN",
     "AutoInt",
     "DCNv2",
@@ -39,6 +44,7 @@ __all__ = [
     "DeepFM",
     "FiBiNET",
     "FinalMLP",
+    "OneTrans",
     "QIN_variety_v9",
     "RankMixer",
     "Transformer_DCN",

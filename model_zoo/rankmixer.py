@@ -5,12 +5,12 @@ tokens, and new tokens are made of the same head of all: an exchange without wei
 feed-forward network a token. The paper's dense form; its sparse mixture of experts is for a billion parameters.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fields import FieldModel
 from .layers import require_divisor
+from .token_linear import TokenLinear
 
 
 class RankMixer(FieldModel):
@@ -89,24 +89,3 @@ def mix_tokens(tokens: Tensor) -> Tensor:
     """
     heads = tokens.unflatten(2, (tokens.shape[1], -1))  # [B, T, H, D / H]
     return heads.transpose(1, 2).flatten(2)
-
-
-class TokenLinear(nn.Module):
-    """A linear layer a token.
-
-    Args:
-        num_tokens: T.
-        input_dim: D.
-        output_dim: D'.
-    """
-
-    def __init__(self, num_tokens: int, input_dim: int, output_dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_tokens, input_dim, output_dim))
-        self.bias = nn.Parameter(torch.zeros(num_tokens, output_dim))
-        for weight in self.weight.data:
-            nn.init.xavier_normal_(weight)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """float [B, T, D] to float [B, T, D']."""
-        return torch.baddbmm(self.bias.unsqueeze(1), tokens.transpose(0, 1), self.weight).transpose(0, 1)

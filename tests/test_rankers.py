@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model_zoo.hstu import HSTULayer
+from model_zoo.onetrans import OneTransLayer, query_counts
 from model_zoo.rankmixer import RankMixerBlock, mix_tokens
 from model_zoo.wukong import WuKongLayer
 
@@ -106,3 +107,54 @@ def test_hstu_layer_is_pointwise_attention_over_the_past():
         torch.testing.assert_close(output[row], hstu_by_position(layer, hidden[row], real[row]), **TOLERANCE)
     last = layer(hidden, layer.maps(hidden), real, last_only=True)
     torch.testing.assert_close(last, output[:, -1:], **TOLERANCE)
+
+
+def onetrans_by_token(layer, history, real, tokens, kept):
+    """Sections 3.3.1 and 3.3.2 for one row, a token at a time, with its own weights or the shared ones."""
+    length, dim = history.shape
+    width = dim // layer.num_heads
+
+    def maps(token, place):
+        normed = layer.attention_norm(token)
+        if place < length:
+            weights = layer.history_maps.weight  # keys, values and, unless it is the last layer, queries
+            return [part @ normed for part in weights.split(dim)]
+        own = place - length
+        return (normed @ layer.token_maps.weight[own] + layer.token_maps.bias[own]).split(dim)
+
+    everything = torch.cat([history, tokens])
+    mapped = [maps(token, place) for place, token in enumerate(everything)]
+    made = []
+    for i in range(length - kept, len(everything)):
+        seen = [j for j in range(i + 1) if j == i or j >= length or real[j]]
+        heads = []
+        for part in torch.arange(dim).split(width):
+            scores = torch.stack([mapped[i][2][part] @ mapped[j][0][part] / width**0.5 for j in seen])
+            heads.append(sum(w * mapped[j][1][part] for w, j in zip(scores.softmax(0), seen, strict=True)))
+        hidden = everything[i] + layer.output(torch.cat(heads))
+        normed = layer.ffn_norm(hidden)
+        if i < length:
+            made.append(hidden + layer.history_ffn(normed))
+        else:
+            first, _, second = layer.token_ffn
+            inner = F.gelu(normed @ first.weight[i - length] + first.bias[i - length])
+            made.append(hidden + inner @ second.weight[i - length] + second.bias[i - length])
+    return torch.stack(made)
+
+
+@torch.no_grad()
+def test_onetrans_layer_is_causal_attention_with_mixed_weights():
+    history, tokens, real = torch.randn(3, 5, 4), torch.randn(3, 2, 4), torch.rand(3, 5) < 0.6
+    for kept in (3, 0):
+        layer = awake(OneTransLayer(4, num_heads=2, num_tokens=2, ffn_ratio=2, dropout=0.5, is_last=kept == 0))
+        later, ours = layer(history, layer.maps(history), real, tokens, kept)
+        assert later.shape == (3, kept, 4)
+        for row in range(3):
+            expected = onetrans_by_token(layer, history[row], real[row], tokens[row], kept)
+            torch.testing.assert_close(torch.cat([later[row], ours[row]]), expected, **TOLERANCE)
+
+
+def test_onetrans_asks_for_fewer_of_the_last_tokens_in_each_layer():
+    assert query_counts(64, 4) == [48, 32, 16, 0]
+    assert query_counts(5, 2) == [2, 0]
+    assert query_counts(0, 3) == [0, 0, 0]
