@@ -108,7 +108,7 @@ class KnowledgeExtractor(nn.Module):
         attention_hidden_units: of the attention.
     """
 
-    def __init__(self, raw_dim: int, dim: int, hidden_units: list[int], attention_hidden_units: list[int]):
+    def __init__(self, raw_dim: int, dim: int, hidden_units: tuple[int, ...], attention_hidden_units: tuple[int, ...]):
         super().__init__()
         self.item = nn.Linear(raw_dim, dim)
         self.attention = DINAttention(dim, attention_hidden_units)

@@ -155,10 +155,9 @@ class OneTransLayer(nn.Module):
         token_key, token_value, token_query = self.token_maps(self.attention_norm(tokens)).split(dim, dim=-1)
         queries = torch.cat([*(part[:, length - kept :] for part in query), token_query], dim=1)
         keys, values = torch.cat([key, token_key], dim=1), torch.cat([value, token_value], dim=1)
-        attended = F.scaled_dot_product_attention(
-            *(x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values)),
-            attn_mask=_visible(real, kept, tokens.shape[1]),
-        )
+        queries, keys, values = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+        visible = _visible(real, kept, tokens.shape[1])
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
         hidden = torch.cat([history[:, length - kept :], tokens], dim=1)
         hidden = hidden + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         normed = self.ffn_norm(hidden)

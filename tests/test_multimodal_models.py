@@ -1,15 +1,29 @@
 """The layers of the multimodal models against slow, obvious forms of their papers' equations, and what they ask for."""
 
+import copy
+import functools
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_feature_map
-from test_model_contract import FEATURES, MODALITIES, MODELS, SIZES, make_batch, make_model, scores, with_item
+from conftest import ROOT, make_feature_map
+from test_model_contract import (
+    FEATURES,
+    MODALITIES,
+    MODELS,
+    QARM_FEATURES,
+    SIZES,
+    make_batch,
+    make_model,
+    scores,
+    with_item,
+)
 from test_rankers import TOLERANCE, awake
 
 import model_zoo
+from mm_fibinet import settings
+from mm_fibinet.any_model import make_model as make_run_model
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.settings import load_params
@@ -269,3 +283,32 @@ def test_a_column_of_item_info_alone_is_a_modality_or_codes(dataset):
     for setting, value in (("modality_features", ["sound_emb"]), ("code_feature", "sound_codes")):
         with pytest.raises(UserError, match=f"{setting} has 'sound_.*item_info.parquet has item_id, item_tags"):
             build_feature_map({**params, setting: value})
+
+
+@pytest.fixture
+def config_once(monkeypatch):
+    """The project's config folder, whose files are read once for all tests."""
+    monkeypatch.setattr(settings, "read_yaml", lambda *args: copy.deepcopy(read_yaml_once(*args)))
+    return str(ROOT / "config")
+
+
+read_yaml_once = functools.cache(settings.read_yaml)
+
+
+@pytest.mark.parametrize("name", [*MULTIMODAL, "HSTU", "OneTrans", "QARM", "RankMixer", "WuKong"])
+def test_its_experiments_make_it(name, config_once, monkeypatch):
+    """Each size of each model, on a feature map that has what the experiment names."""
+    for step in ("model_to_device", "compile"):  # of weights without values: RankMixer has 100 million
+        monkeypatch.setattr(MODELS[name], step, lambda *args: None)
+    for size in ("demo", "small", "MicroLens_1M_x1"):
+        params = load_params(config_once, f"{name}_{size}", model_zoo, [])
+        used = params.get("use_features") or list(FEATURES)
+        features = {feature: dict(spec) for feature, spec in QARM_FEATURES.items() if feature in used}
+        for modality in params.get("modality_features", ()):
+            features[modality] = {"type": "embedding", "source": "item", "pretrain_dim": 128}
+        if name == "QARM":
+            features["item_codes"] = QARM_FEATURES["item_codes"]
+        with torch.device("meta"):
+            model = make_run_model(MODELS[name], make_feature_map(features), params)
+        assert type(model) is MODELS[name]
+        assert {*model.vector_features, *model.compared_features} >= set(params.get("modality_features", ()))
