@@ -20,7 +20,7 @@ from fuxictr.pytorch.models import MultiTaskModel
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mm_fibinet import errors, fuxictr_adapter, model_source
+from mm_fibinet import errors, fuxictr_adapter, losses, model_source
 from mm_fibinet.dataloader import BATCH_FORMATS, MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.flat import FlatFormat
@@ -220,6 +220,8 @@ def _names_in(value: object) -> list[str]:
 def _arguments(model_class: type, params: dict) -> dict:
     """The settings that a constructor is called with: all of them, as FuxiCTR does, where it takes them."""
     settings = params if model_source.is_multimodal(model_class) else {**EXPECTED, **params}
+    if settings is not params:
+        settings["loss"] = losses.name_of(settings["loss"])  # the trainer knows of others
     parameters = inspect.signature(model_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return settings

@@ -212,6 +212,8 @@ def _feature_spec(column: dict, params: dict) -> dict:
     elif column.get("feature_encoder") is not None:
         raise UserError(f"feature {name}: feature_encoder is for type sequence, found {kind}; drop it")
     if kind == "embedding":
+        if column.get("scale") is not None:
+            spec["scale"] = column["scale"]
         spec["pretrain_dim"] = column.get("pretrain_dim") or list_width(_file_of(name, source, params), name)
     if kind == "numeric":
         scale = normalizer.normalizer_name(column.get("normalizer", normalizer.STANDARD), name)
@@ -248,8 +250,10 @@ def require_sound(name: str, spec: dict, where: str | Path) -> None:
         if type(spec.get(key)) is not int or not 1 <= spec[key] <= 2**31:
             refuse(key, "a whole number from 1 to 2147483648 (ids are int32)")
     _require_fill_na(name, spec)
-    if "scale" in spec and not (_is_number(spec["scale"]) and spec["scale"] > 0 and _is_number(spec.get("shift"))):
-        refuse("scale", "a number above 0, beside a shift; the feature has values too large to scale, or no scale")
+    if "scale" in spec and not (_is_number(spec["scale"]) and spec["scale"] > 0):
+        refuse("scale", "a number above 0; the feature has values too large to scale, or no scale")
+    if "scale" in spec and kind != "embedding" and not _is_number(spec.get("shift")):
+        refuse("shift", "a number, beside a scale")
 
 
 def _require_fill_na(name: str, spec: dict) -> None:

@@ -27,6 +27,7 @@ MAGIC = {
     "parquet": b"PAR1",
     "zip": b"PK",
     "png": b"\x89PNG",
+    "html": b"<!DOCTYPE html>",
     "submission csv": b"ID,",
 }  # the first bytes of an output's kind
 

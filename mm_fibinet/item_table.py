@@ -23,7 +23,7 @@ class ItemTable:
     """The items' columns, row = item_id; row 0 is the padding item.
 
     Attributes:
-        columns: {name: int32 [N] or [N, W], or float32 [N] or [N, W]}.
+        columns: {name: int32 [N] or [N, W], or float32 [N] or [N, W], or int8 [N, W] of what is only compared}.
         num_items: N, the padding item counted.
     """
 
@@ -83,7 +83,8 @@ def load_item_table(
 
     Args:
         path: item_info.parquet.
-        features: FuxiCTR feature specs by name; those with source `item` are read, each checked against its spec.
+        features: FuxiCTR feature specs by name; those with source `item` are read, each checked against its spec. An
+            embedding of int8 that is `compared_only` stays int8: a cosine needs no scale.
         level_file: item_feature.parquet, read for a feature that item_info lacks (the levels of the history's items).
         noted: what a fault is handed to; by default it is raised.
 
@@ -121,6 +122,8 @@ def load_item_table(
 
 def _column(array: pa.Array, path: str | Path, name: str, spec: dict) -> Tensor:
     """One column of item_info as a tensor, checked against its feature spec; numbers are zero for the padding item."""
+    if spec.get("compared_only") and spec["type"] == "embedding" and pa.types.is_int8(array.type.value_type):
+        return torch.from_numpy(schema.embedding_matrix(array, path, name, spec).copy())
     values = schema.read_feature(array, path, name, spec)
     if spec["type"] == "numeric":
         values[0] = 0

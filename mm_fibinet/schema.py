@@ -174,14 +174,21 @@ def read_feature(
         values = normalizer.scaled(read_numbers(array, path, name, spec, first_row), spec)
         return _float32(values, path, name, first_row)
     if kind == "embedding":
-        values = matrix(array, path, name, first_row, spec.get("pretrain_dim") or width, integer=False)
-        return _float32(values, path, name, first_row)
+        values = _float32(embedding_matrix(array, path, name, spec, first_row, width), path, name, first_row)
+        return values * np.float32(spec["scale"]) if "scale" in spec else values
     if kind == "sequence":
         values = matrix(array, path, name, first_row, spec.get("max_len") or width)
     else:
         values = scalars(array, path, name, first_row, fill_na=spec.get("fill_na"))
     require_range(values, path, name, spec["vocab_size"], first_row=first_row)
     return values
+
+
+def embedding_matrix(
+    array: pa.Array, path: str | Path, name: str, spec: dict, first_row: int = 0, width: int | None = None
+) -> np.ndarray:
+    """An embedding feature's column as it is stored, its `scale` aside: [n, pretrain_dim] in the file's number type."""
+    return matrix(array, path, name, first_row, spec.get("pretrain_dim") or width, integer=False)
 
 
 def read_numbers(array: pa.Array, path: str | Path, name: str, spec: dict, first_row: int = 0) -> np.ndarray:

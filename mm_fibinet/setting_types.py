@@ -22,6 +22,7 @@ MAX_SIZE = 2**31 - 1  # of what is counted: rows, steps, ids
 MAX_WIDTH = 2**16  # of what makes a matrix: units, dimensions, heads, layers
 MAX_NAME = 200  # bytes of a name that files are named for
 
+LOSS_TERMS = ("bce", "focal", "pairwise")  # of mm_fibinet.losses
 SEQUENCE_ENCODERS = ("layers.MaskedAveragePooling()", "layers.MaskedSumPooling()")
 NUMBER = r"\d*\.?\d+(?:[eE][-+]?\d+)?|\d+\."
 REGULARIZER = re.compile(rf"l[12]\((?:{NUMBER})\)|l1_l2\((?:{NUMBER}), ?(?:{NUMBER})\)")
@@ -131,6 +132,7 @@ Positive = Annotated[float, Field(gt=0, description="a number above 0")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE, description=f"a whole number from 1 to {MAX_SIZE}")]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH, description=f"a whole number from 1 to {MAX_WIDTH}")]
+SomeLayers = Annotated[int, Field(ge=0, le=MAX_WIDTH, description=f"a whole number from 0 to {MAX_WIDTH}")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description=f"a whole number from 0 to {2**32 - 1}")]
 Column = Annotated[
     str,
@@ -179,10 +181,16 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*activations?", (str, list, tuple, type(None)), Activations),
     (r".*initializer", (str, type(None)), Initializer),
     (r"(.*_)?(dim|width)|dim_.*", (int,), Width),
+    (r"cross_attention_layers", (int,), SomeLayers),
     (r"num_.*|.*_layers|first_k_cols|reduction_ratio|low_rank", (int,), Width),
     (r"checkpoint_every|eval_steps", (int, type(None)), Size),
     (r".*_steps|.*_patience|.*_len|.*_size", (int,), Size),
-    (r"similarity_only|.*_context|.*_features|.*_fields", (tuple, list, type(None)), Columns),
+    (
+        r"similarity_only|simtier|sa_ta|bucket_attention|.*_context|.*_features|.*_fields",
+        (tuple, list, type(None)),
+        Columns,
+    ),
+    (r"content_search", (type(None),), Column),
 )
 
 

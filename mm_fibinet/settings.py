@@ -21,7 +21,8 @@ from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 
 __all__ = [
     "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
-    "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config", "load_params",
+    "dataset_files", "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
+    "load_params",
     "named_files", "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
 
@@ -210,11 +211,25 @@ def named_files(config_dir: Path, expid: str, changes: dict[str, object], data_r
         entry = _dataset_entry(config_dir, changes.get("dataset_id", experiment["dataset_id"]), data_root)
     except UserError:
         return []
-    params = {**experiment, **entry, **changes}
-    written = {key: params[key] for key in (*DATA_FILES, "data_root") if isinstance(params.get(key), str)}
-    placed = dict(written)
-    _move_data_root({key: value for key, value in written.items() if key not in changes}, data_root, placed)
-    return [placed[key] for key in DATA_FILES if key in placed]
+    named = {**experiment, **entry, **changes}
+    return list(_placed_files(named, data_root, changes).values())
+
+
+def dataset_files(config_dir: Path, dataset_id: object, data_root: str | None = None) -> dict[str, str]:
+    """The files of a data set, which need not be there: {key of DATA_FILES: path}.
+
+    Args:
+        config_dir, dataset_id, data_root: as for `load_dataset_config`.
+    """
+    entry = _dataset_entry(config_dir, dataset_id, data_root)
+    return _placed_files(entry, data_root, {})
+
+
+def _placed_files(named: dict, data_root: str | None, changes: dict) -> dict[str, str]:
+    """The data files among settings, with data_root in place of the configured one where --set does not name them."""
+    placed = {key: named[key] for key in (*DATA_FILES, "data_root") if isinstance(named.get(key), str)}
+    _move_data_root({key: path for key, path in placed.items() if key not in changes}, data_root, placed)
+    return {key: placed[key] for key in DATA_FILES if key in placed}
 
 
 def _dataset_entry(config_dir: Path, dataset_id: object, data_root: str | None) -> dict:

@@ -6,6 +6,7 @@ hour of training, or keep the worst epoch without a word.
 
 import difflib
 import re
+from collections.abc import Mapping
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.yaml_reader import shown
@@ -61,6 +62,8 @@ def check_together(params: dict, origin) -> dict:
     _check_features(params, columns, origin)
     _check_activations(params, origin)
     _check_table_optimizer(params, origin)
+    weights = params.get("pos_weight", 1.0), params.get("focal_gamma", 2.0)
+    _in_place(origin("loss"), lambda loss: require_loss(loss, *weights), params.get("loss", "bce"))
     return {**params, "monitor_mode": mode}
 
 
@@ -75,6 +78,20 @@ def active_columns(params: dict, where: str) -> dict[str, dict]:
             if column.get("active", True):
                 columns[name] = column
     return columns
+
+
+def require_loss(loss: str | Mapping[str, float], pos_weight: float, focal_gamma: float) -> None:
+    """A UserError when pos_weight or focal_gamma is set and no term of the loss reads it."""
+    terms = ("bce",) if isinstance(loss, str) else tuple(loss)
+    for name, value, default, readers in (
+        ("pos_weight", pos_weight, 1, ("bce", "focal")),
+        ("focal_gamma", focal_gamma, 2, ("focal",)),
+    ):
+        if value != default and not set(readers) & set(terms):
+            raise UserError(
+                f"{name} is {value}, which only {' and '.join(readers)} read, but the loss is {shown(loss)}; leave "
+                f"{name} out, or set for example loss: {{{readers[-1]}: 1}}"
+            )
 
 
 def require_group_column(params: dict) -> None:

@@ -141,11 +141,12 @@ class SequenceFeature(IdFeature):
 
 
 class EmbeddingFeature(Feature):
-    """A vector a row."""
+    """A vector a row; `scale` is what its numbers are multiplied by, for columns of int8."""
 
     type: Literal["embedding"]
     pretrain_dim: types.Width = ABSENT
     embedding_dim: types.Width = ABSENT
+    scale: types.Positive = ABSENT
 
 
 class Label(Strict):
@@ -181,6 +182,16 @@ AnyFeature = Annotated[
 MonitorWeights = Annotated[
     dict[Annotated[str, types.one_of(METRIC_NAMES)], types.Number],
     Field(min_length=1, description=f"a metric ({', '.join(METRIC_NAMES)}), or several with weights: {{AUC: 1}}"),
+]
+
+
+Loss = Annotated[
+    Annotated[str, types.one_of(LOSSES)]
+    | Annotated[dict[Annotated[str, types.one_of(types.LOSS_TERMS)], types.Positive], Field(min_length=1)],
+    Field(
+        description=f"one of {', '.join(LOSSES)}, or weights above 0 of {', '.join(types.LOSS_TERMS)}: "
+        "{bce: 0.8, pairwise: 0.2}"
+    ),
 ]
 
 
@@ -220,7 +231,9 @@ class RunSettings(Strict):
     batch_size: types.Size = 4096
     shuffle: types.Flag = True
     max_len: types.Size = 100  # of the challenge's loader
-    loss: Annotated[str, types.one_of(LOSSES)] = "binary_crossentropy"
+    loss: Loss = "binary_crossentropy"
+    pos_weight: types.Positive = 1.0
+    focal_gamma: Annotated[float, Field(ge=0, description="a number from 0")] = 2.0
     task: Annotated[str, types.one_of(["binary_classification"])] = "binary_classification"
     optimizer: Annotated[str, types.one_of(OPTIMIZERS)] = "adam"
     learning_rate: types.Positive = 1e-3

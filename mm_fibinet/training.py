@@ -16,13 +16,13 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mm_fibinet import distributed, signals, step_graph
+from mm_fibinet import distributed, losses, signals, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -55,7 +55,9 @@ class Trainer:
         model: a FuxiCTR model, with the rules its constructor took (monitor, patience, ...); compiled here when it has
             no optimizer yet.
         checkpoint: the file of the best weights; None for the model's own `checkpoint`, FuxiCTR's place.
-        optimizer, loss, learning_rate: of a model that is not compiled.
+        optimizer, learning_rate: of a model that is not compiled.
+        loss: its loss; a mapping, or one with pos_weight or focal_gamma, is any model's (see mm_fibinet.losses).
+        pos_weight, focal_gamma: see MixedLoss.
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
         table_optimizer: "dense" trains all rows of the embedding tables at every step, as FuxiCTR does; "lazy" those of
@@ -83,7 +85,9 @@ class Trainer:
         /,
         checkpoint: str | Path | None = None,
         optimizer: str = "adam",
-        loss: str = "binary_crossentropy",
+        loss: str | Mapping[str, float] = "binary_crossentropy",
+        pos_weight: float = 1.0,
+        focal_gamma: float = 2.0,
         learning_rate: float = 1e-3,
         max_gradient_norm: float = 10.0,
         accumulation_steps: int = 1,
@@ -111,7 +115,10 @@ class Trainer:
         self.scaling = Scaling(self.precision)
         self.objective = Objective(model, self.precision.is_half)
         if getattr(model, "optimizer", None) is None:
-            model.compile(optimizer, loss, learning_rate)
+            model.compile(optimizer, losses.name_of(loss), learning_rate)
+        mixed = losses.resolve(loss, pos_weight, focal_gamma)
+        if isinstance(mixed, losses.MixedLoss):
+            model.loss_fn = mixed
         refuse_untrained(model)
         self.tables = LazyTables(model, table_optimizer == "lazy")
         if table_optimizer == "lazy" and type(model.optimizer) is not LazyAdam:

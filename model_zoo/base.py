@@ -27,7 +27,7 @@ from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import get_loss
 from torch import Tensor, nn
 
-from mm_fibinet import scoring
+from mm_fibinet import losses, scoring
 from mm_fibinet.checkpoint import load_weights, save_weights
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
@@ -91,7 +91,8 @@ class ModelType(type):
         model.model_to_device()
         if not hasattr(model, "optimizer"):
             given = {**model.compile_settings, **_arguments(cls, args, kwargs)}
-            model.compile(given["optimizer"], given["loss"], given["learning_rate"])
+            loss = losses.resolve(given["loss"], given["pos_weight"], given["focal_gamma"])
+            model.compile(given["optimizer"], loss, given["learning_rate"])
         return model
 
     @property
@@ -120,7 +121,9 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
     Args:
         feature_map: FuxiCTR's FeatureMap; features of source `item` describe items.
         model_id: names the checkpoint; the class's name unless given.
-        learning_rate, optimizer, loss: of training, as FuxiCTR's `compile` takes them.
+        learning_rate, optimizer, loss: of training, as FuxiCTR's `compile` takes them; the loss may be weights of
+            several, as {"bce": 0.8, "pairwise": 0.2}.
+        pos_weight, focal_gamma: of these (see mm_fibinet.losses).
         history_levels: the history's items carry likes_level and views_level too, embedded by the row's own tables.
         kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing.
 
@@ -146,12 +149,15 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         learning_rate=1e-3,
         optimizer="adam",
         loss="binary_crossentropy",
+        pos_weight=1.0,
+        focal_gamma=2.0,
         history_levels=False,
         **kwargs,
     ):
         _require_plain_specs(feature_map, kwargs)
         super().__init__(feature_map, model_id=model_id or type(self).__name__, **{**KWARG_DEFAULTS, **kwargs})
         self.compile_settings = {"learning_rate": learning_rate, "optimizer": optimizer, "loss": loss}
+        self.compile_settings.update(pos_weight=pos_weight, focal_gamma=focal_gamma)
         features = {name: spec for name, spec in feature_map.features.items() if spec["type"] != "meta"}
         self.item_features = [name for name, spec in features.items() if spec.get("source") == "item"]
         self.user_features = [name for name in features if name not in self.item_features]
@@ -173,8 +179,9 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
 
     def item_side_features(self) -> dict[str, dict]:
         """What the item table must hold for this model: FuxiCTR feature specs by name, each of source `item`."""
-        names = [*self.item_features, *self.level_features, *self.compared_features]
-        return {name: {**self.feature_map.features[name], "source": "item"} for name in names}
+        embedded = {name: {**self.feature_map.features[name], "source": "item"} for name in self.vector_features}
+        compared = {name: {**self.feature_map.features[name], "compared_only": True} for name in self.compared_features}
+        return {**embedded, **compared}
 
     def reset_parameters(self):
         """FuxiCTR's: Xavier for linear layers, `init_weights` for those that have it."""
@@ -196,7 +203,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         if isinstance(loss, str) and not loss.isidentifier():
             raise UserError(f"loss is {loss!r}, expected the name of a loss, for example binary_crossentropy")
         self.optimizer = _optimizer_class(optimizer)(self.parameters(), lr=lr)
-        self.loss_fn = get_loss(loss)
+        self.loss_fn = loss if isinstance(loss, losses.MixedLoss) else get_loss(loss)
         if type(self.optimizer) in FUSED:
             self.optimizer = type(self.optimizer)(self.parameters(), lr=lr, fused=True)
 

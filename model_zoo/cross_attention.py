@@ -1,4 +1,4 @@
-"""Multi-head attention of the target over the history, as DIN_att6 and DIN_att_emb_rms have it.
+"""Multi-head attention of the target over the history, as DIN_att6 and DIN_att_emb_rms have it; the latter's layers.
 
 As in QIN, one query a row meets all keys, so the keys' and values' matrices are applied to the query and to the
 weighted sum, not to every item. What the keys' biases add is the same for all positions, and softmax cancels it.
@@ -65,3 +65,63 @@ class TargetAttention(nn.Module):
         weights = F.dropout(weights, inner.dropout, self.training)
         pooled = torch.einsum("bhw,hdw->bhd", weights @ history, w_value)
         return inner.out_proj((pooled + weights.sum(dim=-1, keepdim=True) * b_value).flatten(1))
+
+
+class NormedCrossAttention(nn.Module):
+    """Layers in which the target attends to the history, each starting from the last one's output.
+
+    Args:
+        dim: W, the items' width.
+        num_layers: how many.
+        dropout: on attention weights, residuals and the feed-forward part.
+    """
+
+    def __init__(self, dim: int, num_layers: int, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(NormedCrossAttentionLayer(dim, dropout) for _ in range(num_layers))
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            target: float [B, W].
+            history: float [B, L, W].
+            mask: [B, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
+        for layer in self.layers:
+            target = layer(target, history, mask)
+        return target
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in float32 under autocast too: its epsilon is the input type's, which in bfloat16 is 0.008."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """float [..., W] to float32 of the same shape."""
+        return super().forward(values.float())
+
+
+class NormedCrossAttentionLayer(nn.Module):
+    """Attention and feed-forward with residuals; RMSNorm after the attention and after each residual.
+
+    Args:
+        dim: W.
+        dropout: see NormedCrossAttention.
+    """
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.cross_attn = TargetAttention(dim, dropout, norm=RMSNorm(dim))
+        self.attn_norm = RMSNorm(dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.ffn_norm = RMSNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        """As NormedCrossAttention's."""
+        attended = self.cross_attn.norm(self.cross_attn(target, history, mask))
+        attended = self.attn_norm(target + self.dropout(attended))
+        return self.ffn_norm(attended + self.dropout(self.ffn(attended)))

@@ -48,7 +48,7 @@ class DIN(HistoryModel):
             use_softmax=din_use_softmax,
         )
         self.dnn = logit_mlp(
-            self.user_dim + 2 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
+            self.row_dim + 2 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
     def forward(self, inputs) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class DIN(HistoryModel):
         """
         batch = self.read_batch(inputs)
         items = self.item_vectors(batch)
-        target = items.index_select(0, batch.target)
+        target = self.target_vectors(batch, items)
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
-        logit = self.dnn(torch.cat([self.user_vectors(batch), target, pooled], dim=-1))
+        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))
         return {"y_pred": self.output_activation(logit.float())}

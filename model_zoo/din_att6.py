@@ -65,7 +65,7 @@ class DIN_att6(HistoryModel):
         )
         self.target_attention = CrossAttentionEncoder(self.item_dim, num_layers, attention_dropout)
         self.dnn = logit_mlp(
-            self.user_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
+            self.row_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
     def forward(self, inputs) -> dict[str, Tensor]:
@@ -79,10 +79,10 @@ class DIN_att6(HistoryModel):
         """
         batch = self.read_batch(inputs)
         items = self.item_vectors(batch)
-        target = items.index_select(0, batch.target)
+        target = self.target_vectors(batch, items)
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         crossed = self.target_attention(target, items, batch.history, batch.mask)
-        logit = self.dnn(torch.cat([self.user_vectors(batch), target, pooled, crossed], dim=-1))
+        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
         return {"y_pred": self.output_activation(logit.float())}
 
 

@@ -7,11 +7,12 @@ batch too, which is what AUC counts.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from mm_fibinet import losses
 from mm_fibinet.errors import UserError
 
-from .cross_attention import TargetAttention
+from .cross_attention import NormedCrossAttention
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
 
@@ -69,7 +70,7 @@ class DIN_att_emb_rms(HistoryModel):
         )
         self.cross_attention_layers = NormedCrossAttention(self.item_dim, num_layers, attention_dropout)
         self.dnn = logit_mlp(
-            self.user_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
+            self.row_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
     def forward(self, inputs) -> dict[str, Tensor]:
@@ -83,83 +84,22 @@ class DIN_att_emb_rms(HistoryModel):
         """
         batch = self.read_batch(inputs)
         items = self.item_vectors(batch)
-        target = items.index_select(0, batch.target)
+        target = self.target_vectors(batch, items)
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         crossed = self.cross_attention_layers(target, F.embedding(batch.history, items), batch.mask)
-        logit = self.dnn(torch.cat([self.user_vectors(batch), target, pooled, crossed], dim=-1)).float()
+        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1)).float()
         return {"y_pred": self.output_activation(logit), "logit": logit}
 
     def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
-        """alpha * weighted cross entropy + (1 - alpha) * mean over all (click, no click) of -log sigmoid(difference).
+        """alpha * weighted cross entropy + (1 - alpha) * pairwise loss, unless the config has a mixture of its own.
 
         Args:
             return_dict: of `forward`.
             y_true: float [B, 1], 1 = click.
         """
-        clicked = y_true.view(-1) == 1
-        weight = torch.where(y_true == 1, POSITIVE_WEIGHT, 1.0)
-        pointwise = F.binary_cross_entropy(return_dict["y_pred"], y_true, weight=weight)
-        logit = return_dict["logit"].view(-1)
-        differences = logit[clicked].unsqueeze(1) - logit[~clicked]
-        pairwise = -F.logsigmoid(differences).sum() / max(differences.numel(), 1)
+        if isinstance(self.loss_fn, losses.MixedLoss):
+            return super().add_loss(return_dict, y_true)
+        label = y_true.flatten()
+        pointwise = losses.weighted_bce(return_dict["y_pred"].flatten(), label, POSITIVE_WEIGHT)
+        pairwise = losses.pairwise(return_dict["logit"].flatten(), label)
         return self.alpha * pointwise + (1 - self.alpha) * pairwise
-
-
-class NormedCrossAttention(nn.Module):
-    """Layers in which the target attends to the history, each starting from the last one's output.
-
-    Args:
-        dim: W, the items' width.
-        num_layers: how many.
-        dropout: on attention weights, residuals and the feed-forward part.
-    """
-
-    def __init__(self, dim: int, num_layers: int, dropout: float):
-        super().__init__()
-        self.layers = nn.ModuleList(NormedCrossAttentionLayer(dim, dropout) for _ in range(num_layers))
-
-    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            target: float [B, W].
-            history: float [B, L, W].
-            mask: [B, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
-        """
-        for layer in self.layers:
-            target = layer(target, history, mask)
-        return target
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's, in float32 under autocast too: its epsilon is the input type's, which in bfloat16 is 0.008."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """float [..., W] to float32 of the same shape."""
-        return super().forward(values.float())
-
-
-class NormedCrossAttentionLayer(nn.Module):
-    """Attention and feed-forward with residuals; RMSNorm after the attention and after each residual.
-
-    Args:
-        dim: W.
-        dropout: see NormedCrossAttention.
-    """
-
-    def __init__(self, dim: int, dropout: float):
-        super().__init__()
-        self.cross_attn = TargetAttention(dim, dropout, norm=RMSNorm(dim))
-        self.attn_norm = RMSNorm(dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.ffn_norm = RMSNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """As NormedCrossAttention's."""
-        attended = self.cross_attn.norm(self.cross_attn(target, history, mask))
-        attended = self.attn_norm(target + self.dropout(attended))
-        return self.ffn_norm(attended + self.dropout(self.ffn(attended)))

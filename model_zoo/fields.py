@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mm_fibinet.errors import UserError
 from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 
-from .base import Inputs, MultimodalModel, with_equal_dims
+from .base import Inputs, with_equal_dims
+from .interest import InterestModel
 from .layers import DINAttention, mean_pooling
 from .similarity import SimilarityFields
 
@@ -25,7 +26,7 @@ HistoryPooling = Literal["mean", "target_attention", "none"]
 HISTORY_POOLINGS = get_args(HistoryPooling)
 
 
-class FieldModel(MultimodalModel):
+class FieldModel(InterestModel):
     """Embeds user, target and history fields.
 
     Args:
@@ -34,16 +35,14 @@ class FieldModel(MultimodalModel):
         history_pooling: "mean", "target_attention" (DIN's) or "none"; None is "mean" where the feature map has a
             history (item_seq) and features of items, and "none" where it has not.
         attention_hidden_units, attention_dropout: of the target attention.
-        id_dropout: share of the training rows whose target's item_id field is zeroed, so that the model learns to
-            score an item it has no id embedding for (a cold one) by its content.
-        modality_dropout: the same for the target's embedding fields, which tell one item from another as ids do, so
-            that a model of few items does not learn them by heart.
+        modality_dropout: as id_dropout, for the target's embedding fields, which tell one item from another as ids do,
+            so that a model of few items does not learn them by heart.
         similarity_fields: add fields that say how like the history the target is (see model_zoo.similarity).
-        similarity_only: item features that are compared there and are no fields themselves, for example the
-            embeddings of each modality beside the fused one.
+        similarity_only: item features that are compared, there or by InterestModel's layers, and are no fields
+            themselves, for example the embeddings of each modality beside the fused one.
         modality_gating: each element of an embedding field is scaled by a gate between 0 and 2 that reads all of the
             item's fields, so that an item can lean on its id or on its content.
-        kwargs: what MultimodalModel takes.
+        kwargs: what InterestModel takes; each output of its layers is a field.
 
     Attributes:
         num_fields: F.
@@ -63,25 +62,22 @@ class FieldModel(MultimodalModel):
         history_pooling: HistoryPooling | None = None,
         attention_hidden_units=(64,),
         attention_dropout=0.0,
-        id_dropout=0.0,
         modality_dropout=0.0,
         similarity_fields=False,
-        similarity_only=(),
         modality_gating=False,
         **kwargs,
     ):
         if history_pooling not in (None, *HISTORY_POOLINGS):
             raise UserError(f"history_pooling is {history_pooling!r}, expected one of {', '.join(HISTORY_POOLINGS)}")
         feature_map = with_equal_dims(feature_map, embedding_dim)
+        self.similarity_fields = similarity_fields
         super().__init__(feature_map, **kwargs)
         features = feature_map.features
-        self.compared_features = self._compared_features(similarity_fields, list(similarity_only or ()))
-        self.item_features = [name for name in self.item_features if name not in self.compared_features]
         self.field_features = [name for name in features if features[name]["type"] != "meta"]
         self.field_features = [name for name in self.field_features if name not in self.compared_features]
         self.pooled_features = [*self.item_features, *self.level_features]  # the order that weights were trained in
         self.history_pooling = self._history_pooling(history_pooling)
-        self.dropped_fields = {ITEM_ID: id_dropout} if ITEM_ID in self.item_features else {}
+        self.dropped_fields = {ITEM_ID: self.id_dropout} if ITEM_ID in self.item_features else {}
         for name in self.item_features:
             if features[name]["type"] == "embedding":
                 self.dropped_fields[name] = modality_dropout
@@ -116,10 +112,14 @@ class FieldModel(MultimodalModel):
                 )
             self.similarity = SimilarityFields(embeddings, (tags or [None])[0], self.level_features, embedding_dim)
             self.numeric_fields += [True] * self.similarity.num_fields
+        self.interest = self.make_interest(len(self.vector_features) * embedding_dim, embedding_dim)
+        if self.interest is not None:
+            self.interest_projections = nn.ModuleList(nn.Linear(width, embedding_dim) for width in self.interest.widths)
+            self.numeric_fields += self.interest.counts
         self.num_fields = len(self.numeric_fields)
 
     def fields(self, batch: Inputs, similarities: list[Tensor] | None = None) -> Tensor:
-        """User and target fields in the feature map's order, then the pooled history's, then those of similarity.
+        """User and target fields in the feature map's order, then the pooled history's, of similarity, of interest.
 
         The history's fields are those of items first, then the levels.
 
@@ -130,17 +130,19 @@ class FieldModel(MultimodalModel):
         Returns:
             float [B, F, D].
         """
-        row, history = self.embed(self.embedding_layer, batch.user), []
+        row, history, interest = self.embed(self.embedding_layer, batch.user), [], []
         if self.vector_features:
-            target, history = self._item_fields(batch)
+            target, history, interest = self._item_fields(batch)
             row = {**target, **row}
+        else:
+            interest = self._interest_fields(batch, torch.empty(0), torch.empty(0))
         fields = [row[name] for name in self.feature_map.features if name in row] + history
         if self.similarity is not None:
             fields += self.similarity(self.similarity.features(batch) if similarities is None else similarities)
-        return torch.stack(fields, dim=1)
+        return torch.stack(fields + interest, dim=1)
 
-    def _item_fields(self, batch: Inputs) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The target's fields by name and the pooled history's, each float [B, D]."""
+    def _item_fields(self, batch: Inputs) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """The target's fields by name, the pooled history's and the interest layers', each float [B, D]."""
         columns = {name: batch.items[name] for name in self.vector_features}
         embedded = self.embed(self.embedding_layer, columns)
         items = torch.cat([embedded[name] for name in self.vector_features], dim=-1)
@@ -151,14 +153,25 @@ class FieldModel(MultimodalModel):
         for name, share in self.dropped_fields.items():
             if self.training and share:
                 target[name] = target[name] * (torch.rand(len(vectors), 1, device=vectors.device) >= share)
+        interest = []
+        if self.interest is not None:
+            own = torch.cat([target[name] for name in self.vector_features], dim=-1)
+            interest = self._interest_fields(batch, items, own)
         if self.history_pooling == "none":
-            return target, []
+            return target, [], interest
         if self.history_pooling == "mean":
             pooled = mean_pooling(items, batch.history, batch.mask, batch.padding_row)
         else:
             pooled = self.history_attention(vectors, items, batch.history, batch.mask)
         pooled = self._by_feature(pooled)
-        return target, [pooled[name] for name in self.pooled_features]
+        return target, [pooled[name] for name in self.pooled_features], interest
+
+    def _interest_fields(self, batch: Inputs, items: Tensor, target: Tensor) -> list[Tensor]:
+        """The interest layers' outputs as fields: float [B, D] each."""
+        if self.interest is None:
+            return []
+        outputs = self.interest(batch, items, target)
+        return [project(output) for project, output in zip(self.interest_projections, outputs, strict=True)]
 
     def _by_feature(self, vectors: Tensor) -> dict[str, Tensor]:
         """float [B, W] to {feature: float [B, D]}."""
@@ -179,16 +192,10 @@ class FieldModel(MultimodalModel):
             )
         return asked
 
-    def _compared_features(self, similarity_fields: bool, names: list[str]) -> list[str]:
-        """`similarity_only`, checked."""
-        for name in names:
-            spec = self.feature_map.features.get(name, {})
-            if not similarity_fields or spec.get("source") != "item" or spec["type"] not in ("embedding", "sequence"):
-                raise UserError(
-                    f"similarity_only has {name!r}, expected features of source item and of type embedding or "
-                    "sequence, and similarity_fields: True"
-                )
-        return names
+    def _is_compared(self, name: str) -> bool:
+        """Whether similarity_fields compare a feature."""
+        spec = self.feature_map.features.get(name, {})
+        return self.similarity_fields and spec.get("source") == "item" and spec["type"] in ("embedding", "sequence")
 
 
 class ModalityGate(nn.Module):

@@ -10,21 +10,23 @@ from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import Tensor
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.schema import ITEM_ID
 
-from .base import Inputs, MultimodalModel
+from .base import Inputs
+from .interest import InterestModel
 
 
-class HistoryModel(MultimodalModel):
+class HistoryModel(InterestModel):
     """Embeds the row's own features, and each item once.
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
         embedding_dim: D of every field without an `embedding_dim` of its own.
-        kwargs: what MultimodalModel takes.
+        kwargs: what InterestModel takes; the outputs of its layers are beside the row's own features.
 
     Attributes:
         item_dim: W, the width of that vector.
-        user_dim: U, the width of the row's own features.
+        row_dim: R, the width of what `row_vectors` makes.
 
     Raises:
         UserError: no feature describes an item.
@@ -40,17 +42,41 @@ class HistoryModel(MultimodalModel):
             )
         widths = {name: spec.get("embedding_dim", embedding_dim) for name, spec in feature_map.features.items()}
         self.item_dim = sum(widths[name] for name in self.vector_features)
-        self.user_dim = sum(widths[name] for name in self.user_features)
-        self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim)
+        self.row_dim = sum(widths[name] for name in self.user_features)
+        self.embedding_layer = FeatureEmbedding(
+            feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None
+        )
+        kept = [torch.full((widths[name],), float(name != ITEM_ID)) for name in self.vector_features]
+        self.register_buffer("kept_without_id", torch.cat(kept), persistent=False)  # by id_dropout
+        self.interest = self.make_interest(self.item_dim, embedding_dim)
+        if self.interest is not None:
+            self.row_dim += sum(self.interest.widths)
 
     def item_vectors(self, batch: Inputs) -> Tensor:
         """float [M, W], a vector for each item of the batch."""
-        embedded = self.embed(self.embedding_layer, batch.items)
+        embedded = self.embed(self.embedding_layer, {name: batch.items[name] for name in self.vector_features})
         return torch.cat([embedded[name] for name in self.vector_features], dim=-1)
 
-    def user_vectors(self, batch: Inputs) -> Tensor:
-        """float [B, U], the row's own features."""
-        if not self.user_features:
-            return torch.empty(len(batch.target), 0, device=self.device)
-        embedded = self.embed(self.embedding_layer, batch.user)
-        return torch.cat([embedded[name] for name in self.user_features], dim=-1)
+    def target_vectors(self, batch: Inputs, items: Tensor) -> Tensor:
+        """float [B, W], the targets' vectors out of `items`; in training some have no id (id_dropout)."""
+        vectors = items.index_select(0, batch.target)
+        if not (self.training and self.id_dropout):
+            return vectors
+        dropped = torch.rand(len(vectors), 1, device=vectors.device) < self.id_dropout
+        return torch.where(dropped, vectors * self.kept_without_id, vectors)
+
+    def row_vectors(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """float [B, R]: the row's own features, then what the interest layers make of target and history.
+
+        Args:
+            batch: the batch.
+            items: float [M, W], of `item_vectors`.
+            target: float [B, W], of `target_vectors`.
+        """
+        vectors = [torch.empty(len(batch.target), 0, device=self.device)]
+        if self.user_features:
+            embedded = self.embed(self.embedding_layer, batch.user)
+            vectors = [embedded[name] for name in self.user_features]
+        if self.interest is not None:
+            vectors += self.interest(batch, items, target)
+        return torch.cat(vectors, dim=-1)

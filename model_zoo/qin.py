@@ -34,7 +34,7 @@ class QIN(HistoryModel):
     ):
         super().__init__(feature_map, **kwargs)
         self.attention_layers = ReLUTargetAttention(self.item_dim, 2 * self.item_dim)
-        self.qnn = QuadraticNetwork(self.user_dim + 2 * self.item_dim, num_layers, num_row, net_dropout, batch_norm)
+        self.qnn = QuadraticNetwork(self.row_dim + 2 * self.item_dim, num_layers, num_row, net_dropout, batch_norm)
 
     def forward(self, inputs) -> dict[str, Tensor]:
         """Click probabilities.
@@ -47,9 +47,9 @@ class QIN(HistoryModel):
         """
         batch = self.read_batch(inputs)
         items = self.item_vectors(batch)
-        target = items.index_select(0, batch.target)
+        target = self.target_vectors(batch, items)
         pooled = self.attention_layers(target, F.embedding(batch.history, items), batch.mask)
-        logit = self.qnn(torch.cat([self.user_vectors(batch), target, pooled], dim=-1))
+        logit = self.qnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))
         return {"y_pred": self.output_activation(logit.float())}
 
 

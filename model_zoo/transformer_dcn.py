@@ -81,7 +81,7 @@ class Transformer_DCN(HistoryModel):
             first_k_cols,
             concat_max_pool,
         )
-        input_dim = self.user_dim + self.item_dim + (first_k_cols + int(concat_max_pool)) * token_dim
+        input_dim = self.row_dim + self.item_dim + (first_k_cols + int(concat_max_pool)) * token_dim
         self.crossnet = CrossNetV2(input_dim, dcn_cross_layers)
         self.parallel_dnn = MLP_Block(
             input_dim=input_dim,
@@ -108,14 +108,14 @@ class Transformer_DCN(HistoryModel):
         """
         batch = self.read_batch(inputs)
         items = self.item_vectors(batch)
-        target = items.index_select(0, batch.target)
+        target = self.target_vectors(batch, items)
         history = F.embedding(batch.history, items)
         tokens = torch.cat([history, target.unsqueeze(1).expand_as(history)], dim=-1)
         visible = batch.mask > 0
         if self.mask_polarity == "published":
             visible = open_last(~visible)
         summary = self.transformer_encoder(tokens, visible)
-        features = torch.cat([self.user_vectors(batch), target, summary], dim=-1)
+        features = torch.cat([self.row_vectors(batch, items, target), target, summary], dim=-1)
         logit = self.mlp(torch.cat([self.crossnet(features), self.parallel_dnn(features)], dim=-1))
         return {"y_pred": self.output_activation(logit.float())}
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 import build_item_emb
 from mm_fibinet.errors import run_cli
-from mm_fibinet.items.sources import BadContent
+from mm_fibinet.items.contents import BadContent
 
 WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
 ITEMS = 24
@@ -63,7 +63,7 @@ def make_data(folder: Path, items: int = ITEMS) -> Path:
 
 
 def arguments(data: Path, output: Path, **options) -> list[str]:
-    """The command line; an option of None is left out, one of True is a flag."""
+    """The command line; an option of None is left out, one of True is a flag, a list has several values."""
     named = {
         "item_info": data / "item_info.parquet",
         "item_feature": data / "item_feature.parquet",
@@ -76,7 +76,11 @@ def arguments(data: Path, output: Path, **options) -> list[str]:
     line = []
     for name, value in named.items():
         if value is not None:
-            line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            line += (
+                [f"--{name}"]
+                if value is True
+                else [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            )
     return line
 
 

@@ -24,8 +24,8 @@ from mm_fibinet.commands import embed
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store, fusion, modalities
 from mm_fibinet.items.build import build as build_embedding
+from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.modalities import Modality
-from mm_fibinet.items.sources import Entry
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def quick(monkeypatch):
     """Text and image with an encoder that takes no time, of 20 and 30 numbers, in place of the default ones."""
 
     def hashing(modality: Modality, dim: int) -> Modality:
-        loaders = {modality.default: lambda rest, device, size: Hashes(modality.name, dim, size)}
+        loaders = {modality.default: lambda rest, how: Hashes(modality.name, dim, how.batch_size)}
         return dataclasses.replace(modality, encoders=lambda: loaders)
 
     text, image = modalities.MODALITIES
@@ -123,7 +123,7 @@ def test_the_default_build_writes_what_the_recommended_experiment_reads(data, tm
 
 def test_fewer_directions_than_emb_dim_are_named_with_the_way_out(data, tmp_path, monkeypatch, capsys, quick):
     text, image = modalities.MODALITIES
-    narrow = {"minilm": lambda rest, device, size: Hashes("narrow", 3, size)}
+    narrow = {"minilm": lambda rest, how: Hashes("narrow", 3, how.batch_size)}
     monkeypatch.setattr(modalities, "MODALITIES", (dataclasses.replace(text, encoders=lambda: narrow), image))
     message = fails(data, tmp_path / "a.parquet", monkeypatch, capsys)
     assert (
@@ -176,7 +176,7 @@ def test_a_call_from_python_gives_what_the_command_prints(data, tmp_path, quick,
     )
     assert asked.modalities["text"].facts["columns"] == ["item_tags"] and list(asked.modalities) == ["text"]
     with pytest.raises(
-        TypeError, match="unexpected argument 'image', expected one of item_feature, text_encoder, images"
+        TypeError, match="unexpected argument 'image', expected one of item_feature, text_encoder, text_dim"
     ):
         build_embedding("in.parquet", "out.parquet", image="covers")
     with pytest.raises(UserError, match="--emb_dim 0: expected 1 or more"):
@@ -230,7 +230,7 @@ class Clips:
 
 
 def test_a_third_modality_is_one_record(data, tmp_path, monkeypatch, capsys, quick):
-    loaders = {"loudness:": lambda rest, device, size: Hashes(f"loudness {rest}", 16, size)}
+    loaders = {"loudness:": lambda rest, how: Hashes(f"loudness {rest}", 16, how.batch_size)}
     audio = Modality(
         "audio", "aud_emb", "clips", lambda path, how: Clips(path), lambda: loaders, "loudness:a", "sounds"
     )
@@ -261,7 +261,7 @@ def test_the_opening_is_a_view_of_its_own(data, tmp_path, monkeypatch, capsys, q
     options["fused_only"] = True
     for words in (2, 0):
         build(data, tmp_path / f"{words}.parquet", monkeypatch, opening_words=words, **options)
-    both, whole = (parts["text"].features for parts in fused)
+    both, whole = (parts["text"].read(np.arange(ITEMS)) for parts in fused)
     np.testing.assert_array_equal(both[:, : whole.shape[1]], whole)
     opening = both[:, whole.shape[1] :]
     assert opening.shape == whole.shape

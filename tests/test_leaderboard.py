@@ -4,19 +4,19 @@ import csv
 import itertools
 import json
 import re
-import shutil
 import statistics
 
 import numpy as np
 import polars as pl
 import pytest
+from browsing import browser_of, contrast
 from conftest import make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.compare import leaderboard
 from mm_fibinet.compare.leaderboard import Outcome
-from mm_fibinet.compare.significance import compare_to_baseline
 from mm_fibinet.metrics import METRICS, evaluate_metrics
+from mm_fibinet.significance import compare_to_baseline
 
 ROWS = 400
 EVIL = "loss is nan </script><b>{{data}}</b>"
@@ -174,17 +174,8 @@ def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless chromium; the tests that need it are skipped where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("chromium is not installed")
-    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync"
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=path, args=flags.split())
+    with browser_of() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -269,27 +260,12 @@ def test_charts(open_page):
     assert good.locator("circle").last.get_attribute("fill") == "var(--muted)"
 
 
-def contrast(page, selector):
-    """WCAG 2.1 contrast of an element's text with the card behind it."""
-    colours = page.evaluate(
-        "s => [getComputedStyle(document.querySelector(s)).color,"
-        " getComputedStyle(document.querySelector('.charts .card')).backgroundColor]",
-        selector,
-    )
-    luminance = []
-    for colour in colours:
-        parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        luminance.append(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-    return (max(luminance) + 0.05) / (min(luminance) + 0.05)
-
-
 def test_dark_and_light(open_page):
     grounds = {}
     for scheme in ("light", "dark"):
         page = open_page(scheme=scheme)
         for selector in ("#rows td", "thead button", ".failed strong", ".hint"):
-            assert contrast(page, selector) >= 4.5, (scheme, selector)
+            assert contrast(page, selector, ".charts .card") >= 4.5, (scheme, selector)
         grounds[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.locator("#theme").click()
         grounds[f"from {scheme}"] = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -63,6 +63,8 @@ SIZES = {
     "Transformer_DCN": TRANSFORMER_SIZES,
     "xDeepFM": {"cin_hidden_units": [4, 4], "dnn_hidden_units": [16]},
 }
+EMBEDDING = ["item_emb_d128"]
+INTEREST = {**dict.fromkeys(("simtier", "sa_ta", "bucket_attention"), EMBEDDING), "cross_attention_layers": 2}
 VARIANTS = {
     "AutoInt without MLP": {"dnn_hidden_units": []},
     "AutoInt with linear part and layer norm": {"use_wide": True, "layer_norm": True},
@@ -91,6 +93,20 @@ VARIANTS = {
         "history_levels": True,
     },
     "GDCN without MLP": {"dnn_hidden_units": []},
+    "DIN with interest": INTEREST,
+    "QIN with interest": {**INTEREST, "history_levels": True},
+    "DeepFM with simtier": {"simtier": EMBEDDING},
+    "FiBiNET with interest": {**INTEREST, "feature_norm": True},
+    "FiBiNET with interest on what is no field": {
+        **INTEREST,
+        "similarity_fields": True,
+        "similarity_only": EMBEDDING,
+        "history_pooling": "none",
+    },
+    "DIN with interest in what is no feature": {**INTEREST, "similarity_only": EMBEDDING},
+    "DIN with content_search": {"content_search": "item_emb_d128", "content_search_len": 4},
+    "Transformer_DCN with content_search": {"content_search": "item_emb_d128", "content_search_len": 4},
+    "FiBiNET with content_search": {"content_search": "item_emb_d128", "content_search_len": 4, **INTEREST},
     "Transformer_DCN without maximum": {"concat_max_pool": False},
     "xDeepFM without MLP": {"dnn_hidden_units": []},
 }

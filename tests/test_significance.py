@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from mm_fibinet.compare.significance import bootstrap_auc, compare_to_baseline, delong, midranks
 from mm_fibinet.errors import UserError
+from mm_fibinet.significance import auc_intervals, bootstrap_auc, compare_to_baseline, delong, midranks
 
 ROWS, USERS = 300, 40
 
@@ -111,3 +111,16 @@ def test_seeds_are_compared_by_their_mean_auc(drawn):
     z = compared.difference / np.sqrt(contrast @ covariance @ contrast)
     assert compared.p_delong == pytest.approx(2 * norm.sf(abs(z)))
     assert compared.low < compared.difference < compared.high
+
+
+def test_intervals_are_those_of_delong_or_of_the_users(drawn):
+    label, user, scores = drawn
+    auc, covariance = delong(label, scores)
+    by_rows = auc_intervals(label, scores)
+    for found, area, variance in zip(by_rows, auc, covariance.diagonal(), strict=True):
+        assert found.auc == area
+        assert (found.low, found.high) == pytest.approx(norm.interval(0.95, area, np.sqrt(variance)), abs=1e-7)
+    for found, area, resampled in zip(
+        auc_intervals(label, scores, user), auc, bootstrap_auc(label, scores, user).T, strict=True
+    ):
+        assert found.auc == area and (found.low, found.high) == tuple(np.quantile(resampled, [0.025, 0.975]))

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm_fibinet.items import modalities
-from mm_fibinet.options import STORE_NAME, SUITES, TASKS, add_check_arguments, require_one_subject
+from mm_fibinet.options import (
+    ENCODER_PRECISIONS,
+    FUSIONS,
+    STORE_NAME,
+    SUITES,
+    TASKS,
+    add_check_arguments,
+    add_report_arguments,
+    require_one_subject,
+)
 
 Parser = argparse.ArgumentParser
 
@@ -183,8 +192,16 @@ def embed(parser: Parser, _: Path) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
     for modality in modalities.MODALITIES:
-        text = f"{modality.encoder_help} (default: %(default)s)"
-        method.add_argument(f"--{modality.encoder_option}", default=modality.default, metavar="ID", help=text)
+        text = f"{modality.encoder_help}; several are fused (default: {modality.default})"
+        method.add_argument(
+            f"--{modality.encoder_option}", nargs="+", default=[modality.default], metavar="ID", help=text
+        )
+    for modality in modalities.MODALITIES:
+        text = f"keep the first N numbers of each {modality.name} vector, of models trained for that (Matryoshka)"
+        method.add_argument(f"--{modality.dim_option}", type=int, metavar="N", help=text)
+        if modality.has_prompt:
+            text = "words before each text, or the name of one of the model's prompts (default: as the model defines)"
+            method.add_argument(f"--{modality.prompt_option}", metavar="WORDS", help=text)
     method.add_argument(
         "--text_columns",
         nargs="+",
@@ -199,22 +216,42 @@ def embed(parser: Parser, _: Path) -> None:
         help="encode a text's first N words on their own too, so that a long description does not drown the title; "
         "0: not (default: %(default)s)",
     )
-    method.add_argument("--fusion", default="pca", metavar="NAME", help="of the modalities (default: %(default)s)")
+    method.add_argument(
+        "--fusion", metavar="NAME", help=f"of the modalities: {', '.join(FUSIONS)} (default: pca, or mix with --mix)"
+    )
+    method.add_argument("--train", metavar="FILE", help="training split, for fusions that learn from clicks")
+    method.add_argument(
+        "--valid", metavar="FILE", help="validation split, for --fusion auto (default: valid.parquet beside --train)"
+    )
+    method.add_argument(
+        "--mix", nargs="+", metavar="COLUMN=WEIGHT", help="add up embedding columns of --item_info or --item_feature"
+    )
     columns = method.add_mutually_exclusive_group()
     prefixes = " and ".join(f"{modality.prefix}_dN" for modality in modalities.MODALITIES)
     columns.add_argument(
         "--per_modality",
         action="store_true",
         default=True,
-        help=f"write {prefixes}, the fusion of each modality alone, beside item_emb_dN (the default)",
+        help=f"write {prefixes}, the PCA of each modality alone, beside item_emb_dN (the default)",
     )
     columns.add_argument(
         "--fused_only", dest="per_modality", action="store_false", help="write item_emb_dN and no such columns"
+    )
+    method.add_argument(
+        "--levels_from",
+        metavar="FILE",
+        help="parquet with likes_level and views_level to write (default: those of --item_feature that IN lacks)",
     )
     method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     machine.add_argument("--batch_size", type=int, help="items a forward pass (default: 16 on CPU, 256 on GPU)")
+    machine.add_argument(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help=f"of encoders on a GPU: {', '.join(ENCODER_PRECISIONS)}; a CPU computes in fp32 (default: %(default)s)",
+    )
     machine.add_argument("--seed", type=int, default=0, help="for fusions with randomness (default: %(default)s)")
 
 
@@ -224,12 +261,19 @@ def benchmark(parser: Parser, config: Path) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--expids", nargs="+", metavar="EXPID", help="experiment IDs of the config")
     what.add_argument("--suite", help=f"a list of experiment IDs by its name in {SUITES}")
+    what.add_argument(
+        "--task1",
+        nargs="+",
+        metavar="ITEM_INFO",
+        help="item embeddings to compare as challenge task 1 does, by the organisers' DIN on each file (--set "
+        "dataset_id=NAME for other data than MicroLens)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
     where.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU (default: 1)")
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
-    parser.add_argument("--baseline", metavar="EXPID", help="what the others are compared to (default: the first)")
+    parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
     add_data_root(parser)
     add_models_from(parser)
     add_set(parser, "all experiments")
@@ -271,6 +315,7 @@ COMMANDS = {
         embed,
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
+    "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
     "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
     "predict": Command("Score the test split and write a submission.", predict, check_gpus),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),

@@ -1,11 +1,12 @@
-"""Several experiment IDs with several seeds to one leaderboard: CSV, Markdown and a single HTML page."""
+"""Several experiment IDs, or item embeddings, with several seeds to one leaderboard: CSV, Markdown and an HTML page."""
 
 import argparse
+import json
 from pathlib import Path
 
 from mm_fibinet import files, settings
 from mm_fibinet.commands import Home
-from mm_fibinet.compare import jobs, leaderboard
+from mm_fibinet.compare import jobs, leaderboard, task1
 from mm_fibinet.errors import UserError, printable
 
 
@@ -20,10 +21,16 @@ def require_place(out: Path, config: str, runs: list[jobs.Job]) -> None:
 
 def run(args: argparse.Namespace, home: Home) -> int:
     """Run, then report; exit code 1 when a run failed."""
-    expids = args.expids or jobs.find_suite(args.config, args.suite)
-    baseline = args.baseline or expids[0]
-    if baseline not in expids:
-        raise UserError(f"--baseline {baseline}: not among the experiments that are run: {', '.join(expids)}")
+    variants = None
+    if args.task1:
+        task1.require_open(args.set)
+        variants = {name: [f"item_info={json.dumps(str(path))}"] for name, path in task1.name_files(args.task1).items()}
+        expids, names = [task1.EXPID], list(variants)
+    else:
+        expids = names = args.expids or jobs.find_suite(args.config, args.suite)
+    baseline = args.baseline or names[0]
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline}: not among the experiments that are run: {', '.join(names)}")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: expected at least 1")
     if any(change.partition("=")[0].strip() == "seed" for change in args.set):
@@ -33,9 +40,8 @@ def run(args: argparse.Namespace, home: Home) -> int:
         settings.require_device(gpu)
 
     out = Path(args.out)
-    runs = jobs.plan(
-        args.config, expids, args.seeds, home.import_models(args.models_from), out, args.set, args.data_root
-    )
+    models = home.import_models(args.models_from)
+    runs = jobs.plan(args.config, expids, args.seeds, models, out, args.set, args.data_root, variants)
     require_place(out, args.config, runs)
     command = [*home.train, "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
@@ -45,6 +51,8 @@ def run(args: argparse.Namespace, home: Home) -> int:
         jobs.run_all(runs, command, devices, lock)
 
     board = leaderboard.build([job.outcome() for job in runs], baseline)
+    if args.task1:
+        board.facts["Model"] = f"{task1.EXPID} on each item_info, as task 1 is judged"
     written = leaderboard.write(board, out)
     print(leaderboard.as_text(board))
     print("\n".join(f"{what:<12}{printable(path)}" for what, path in written.items()))

@@ -28,5 +28,16 @@ def print_summary(built: Built) -> None:
         line("", f"{done}, {encoded.seconds:,.1f} s{speed}")
         if encoded.bad:
             line("", f"bad: {first_names(encoded.bad)}")
-    line("explained", ", ".join(f"{name} {share:.1%}" for name, share in built.explained.items()))
+    line("fusion", fusion_line(built.fusion))
+    if built.explained:
+        line("explained", ", ".join(f"{name} {share:.1%}" for name, share in built.explained.items()))
     line("output", f"{built.output}, column{'s' * (len(built.columns) > 1)} {', '.join(built.columns)}")
+
+
+def fusion_line(fusion: dict) -> str:
+    """The fusion that was taken, and why."""
+    said = fusion["fusion"]
+    if tried := fusion.get("chosen_by_auc_on_valid"):
+        best_first = sorted(tried.items(), key=lambda each: -each[1])
+        said += ", by the AUC of its cosines on valid: " + ", ".join(f"{name} {area:.4f}" for name, area in best_first)
+    return said + "".join(f", {name} {value:.4g}" for name, value in fusion.get("fusion_facts", {}).items())

@@ -1,1 +1,1 @@
-"""Several experiments side by side: jobs, leaderboard, significance, tuner."""
+"""Several experiments side by side: jobs, leaderboard, tuner."""

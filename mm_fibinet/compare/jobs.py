@@ -8,6 +8,7 @@ successor waits for them instead of training the same run twice.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ class Job:
     Attributes:
         expid, seed: what is run.
         model_root: the folder of this run alone.
+        label: what the leaderboard calls it, where that is not the experiment's ID.
+        changes: what --set says for this run, beside what it says for all.
         params: of `load_params`; empty when the experiment cannot be loaded.
         inputs: the data files that it names, in params or where these cannot be loaded.
         data: of `run_manifest.data_fingerprint`.
@@ -48,6 +51,8 @@ class Job:
     expid: str
     seed: int
     model_root: Path
+    label: str | None = None
+    changes: list[str] = field(default_factory=list)
     params: dict = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     data: dict[str, dict] = field(default_factory=dict)
@@ -57,7 +62,12 @@ class Job:
     @property
     def name(self) -> str:
         """As it is shown."""
-        return f"{self.expid} seed {self.seed}"
+        return f"{self.shown} seed {self.seed}"
+
+    @property
+    def shown(self) -> str:
+        """As the leaderboard calls it, all seeds together."""
+        return self.label or self.expid
 
     @property
     def folder(self) -> Path:
@@ -78,8 +88,8 @@ class Job:
         """What the leaderboard needs of it."""
         result = self.result()
         if not result:
-            return Outcome(self.expid, self.seed, None, None, self.error or "not run yet")
-        return finished(self.expid, self.seed, result, self.folder)
+            return Outcome(self.shown, self.seed, None, None, self.error or "not run yet")
+        return finished(self.shown, self.seed, result, self.folder)
 
     def state(self) -> str:
         """How far the run is."""
@@ -124,12 +134,14 @@ def plan(
     out: Path,
     overrides: list[str] | None = None,
     data_root: str | None = None,
+    variants: dict[str, list[str]] | None = None,
 ) -> list[Job]:
     """The runs, all experiments with the first seed before those with the second.
 
     Args:
         config_dir, overrides, data_root, models: of `load_params`.
-        out: each run's folder is out/runs/EXPID/SEED.
+        out: each run's folder is out/runs/EXPID/SEED, or out/runs/EXPID/LABEL/SEED.
+        variants: {label: further changes}; the one experiment runs once with each.
 
     Raises:
         UserError: an experiment ID that the config does not have. Another mistake in an experiment is its own error.
@@ -141,10 +153,11 @@ def plan(
     fingerprints: dict[tuple, dict] = {}
     jobs = []
     for seed in dict.fromkeys(seeds):
-        for expid in dict.fromkeys(expids):
-            job = Job(expid, seed, out / "runs" / expid / str(seed))
+        for expid, label in itertools.product(dict.fromkeys(expids), variants or [None]):
+            own = variants[label] if variants and label else []
+            job = Job(expid, seed, out / "runs" / expid / (label or "") / str(seed), label, own)
             jobs.append(job)
-            changes = [*(overrides or []), f"seed={seed}"]
+            changes = [*(overrides or []), *own, f"seed={seed}"]
             given = settings.parse_overrides(changes)
             job.inputs = settings.named_files(Path(config_dir), expid, given, data_root)
             try:
@@ -208,7 +221,7 @@ def start(job: Job, command: list[str], device: int, places: int, lock: int) -> 
     """
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
     quiet = [] if any(str(part).startswith("verbose=") for part in command) else ["verbose=0"]
-    arguments += ["--set", *quiet, f"seed={job.seed}"]
+    arguments += ["--set", *quiet, *job.changes, f"seed={job.seed}"]
     environment = dict(os.environ)
     if places > 1 and not any(environment.get(name) for name in THREADS):
         environment.update(dict.fromkeys(THREADS, str(max(torch.get_num_threads() // places, 1))))

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_fibinet import files
-from mm_fibinet.compare import significance
+from mm_fibinet import files, significance
 from mm_fibinet.errors import printable
 
 KINDS = ("csv", "md", "html")
@@ -179,8 +178,7 @@ def as_markdown(board: Board) -> str:
     if any(row["p_delong"] is not None for row in board.rows):
         lines += [
             "",
-            f"Δ AUC, its interval and the p-values are against {_markdown_text(board.baseline)}, "
-            "see compare/significance.py.",
+            f"Δ AUC, its interval and the p-values are against {_markdown_text(board.baseline)}, see significance.py.",
         ]
     return "\n".join(lines) + "\n"
 

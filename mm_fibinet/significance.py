@@ -1,4 +1,4 @@
-"""Is a difference in AUC more than luck? DeLong's test, and a bootstrap over users.
+"""How sure is an AUC, and is a difference more than luck? DeLong's test, and a bootstrap over users.
 
 Two models scored the same rows, so their AUCs move together, and both methods keep the pairing. DeLong's test is exact
 about that but takes every row as independent; the rows of one user are not, so the bootstrap draws users with all
@@ -21,6 +21,7 @@ from mm_fibinet.errors import UserError
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+NORMAL_95 = 1.959964  # half the width of a 95 % interval, in standard deviations
 
 
 class Comparison(NamedTuple):
@@ -38,6 +39,14 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p_bootstrap: float
+
+
+class Interval(NamedTuple):
+    """An AUC with its 95 % interval."""
+
+    auc: float
+    low: float
+    high: float
 
 
 def compare_to_baseline(
@@ -69,6 +78,29 @@ def compare_to_baseline(
         low, high, p_bootstrap = _interval(resampled @ contrast)
         compared[name] = Comparison(difference, _normal_p(difference, variance), low, high, p_bootstrap)
     return compared
+
+
+def auc_intervals(
+    label: np.ndarray, scores: np.ndarray, user: np.ndarray | None = None, seed: int = 2025
+) -> list[Interval]:
+    """AUCs, each with its 95 % interval.
+
+    Args:
+        label: [N], 0 or 1.
+        scores: float [K, N], one row a score.
+        user: integer [N]; the interval is then of percentiles of the bootstrap over users. None takes rows as
+            independent: the interval is normal with DeLong's variance, which few rows can carry beyond 0 and 1.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: fewer than two rows of one class.
+    """
+    auc, covariance = delong(label, scores)
+    if user is None:
+        half = NORMAL_95 * np.sqrt(np.maximum(covariance.diagonal(), 0))
+        return [Interval(float(a), float(a - h), float(a + h)) for a, h in zip(auc, half, strict=True)]
+    resampled = bootstrap_auc(label, scores, user, seed=seed)
+    return [Interval(float(a), *_interval(drawn)[:2]) for a, drawn in zip(auc, resampled.T, strict=True)]
 
 
 def delong(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,52 @@
+"""Covers on a page: small JPEGs within the HTML, of the few items that it shows."""
+
+import base64
+import io
+from operator import length_hint
+from pathlib import Path
+
+from PIL import Image
+
+from mm_fibinet.items import modalities
+from mm_fibinet.items.decoding import decode_image, quiet_pillow
+from mm_fibinet.items.sources import BadContent
+from mm_fibinet.progress import track
+
+SIDE = 192  # pixels, the longer one: twice what is shown, for fine screens
+QUALITY = 78
+
+
+def thumbnails(images: str | Path, num_items: int, wanted: set[int]) -> dict[int, str]:
+    """The covers of some items as data URIs; one that is damaged or missing is left out.
+
+    Args:
+        images: folder or archive of ITEM_ID.jpg, as for `build_item_emb.py`; an archive that can only be read from its
+            beginning is read until all are found.
+        num_items: the ids are 1 .. num_items.
+        wanted: item_ids.
+
+    Raises:
+        UserError: the folder or the archive cannot be read.
+    """
+    image = next(modality for modality in modalities.MODALITIES if modality.name == "image")
+    entries = next(iter(image.read(images, modalities.Reading(num_items)).views.values()))
+    found: dict[int, str] = {}
+    missing = set(wanted)
+    with quiet_pillow(), track(entries, desc="covers", total=length_hint(entries) or None, unit="file") as passing:
+        for entry in passing:
+            if entry.item_id in missing:
+                missing.remove(entry.item_id)
+                try:
+                    found[entry.item_id] = _as_uri(decode_image(entry.load()))
+                except BadContent:
+                    continue
+            if not missing:
+                break
+    return found
+
+
+def _as_uri(picture: Image.Image) -> str:
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
