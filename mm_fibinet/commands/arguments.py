@@ -250,6 +250,11 @@ def embed(parser: Parser, _: Path) -> None:
     columns.add_argument(
         "--fused_only", dest="per_modality", action="store_false", help="write item_emb_dN and no such columns"
     )
+    method.add_argument("--semantic_ids", metavar="METHOD", help="write codes of item_emb_dN, too: kmeans or gmm")
+    method.add_argument("--code_levels", type=int, default=3, metavar="N", help="codes an item (default: %(default)s)")
+    method.add_argument(
+        "--code_size", type=int, default=256, metavar="N", help="different codes a level (default: %(default)s)"
+    )
     method.add_argument(
         "--levels_from",
         metavar="FILE",

@@ -46,7 +46,7 @@ def print_summary(built: Built) -> None:
     """Print what the embedding was made of: items, what was missing or bad, speed, explained variance."""
 
     def line(label: str, text: str) -> None:
-        print(f"{label:<12}{printable(text)}")
+        print(f"{printable(label):<11} {printable(text)}")
 
     line("items", f"{built.items:,}")
     for name, encoded in built.modalities.items():
@@ -62,6 +62,8 @@ def print_summary(built: Built) -> None:
         line("output", "none, only features in the store; when all shards are done, run the command without --shard")
         return
     line("fusion", fusion_line(built.fusion))
+    if codes := built.fusion.get("semantic_ids"):
+        line("codes", codes_line(codes))
     if built.explained:
         line("explained", ", ".join(f"{name} {share:.1%}" for name, share in built.explained.items()))
     line("output", f"{built.output}, column{'s' * (len(built.columns) > 1)} {', '.join(built.columns)}")
@@ -74,3 +76,12 @@ def fusion_line(fusion: dict) -> str:
         best_first = sorted(tried.items(), key=lambda each: -each[1])
         said += ", by the AUC of its cosines on valid: " + ", ".join(f"{name} {area:.4f}" for name, area in best_first)
     return said + "".join(f", {name} {value:.4g}" for name, value in fusion.get("fusion_facts", {}).items())
+
+
+def codes_line(codes: dict) -> str:
+    """How well semantic ids tell items apart, and how much of the embedding they keep."""
+    used = ", ".join(map(str, codes["used"]))
+    return (
+        f"{codes['levels']} levels of {codes['size']}, used {used}; {1 - codes['unexplained'][-1]:.1%} of the "
+        f"embedding kept, {codes['collisions']:.1%} of the items share all codes with another"
+    )

@@ -32,6 +32,7 @@ from mm_fibinet.items.levels import join_levels
 from mm_fibinet.items.mix import mix_columns
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.on_ray import fill_on_ray
+from mm_fibinet.items.semantic_ids import quantise, require_method
 from mm_fibinet.items.shares import Share
 from mm_fibinet.options import ENGINES, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
@@ -39,7 +40,14 @@ from mm_fibinet.schema import ITEM_ID, read_item_info
 
 MOST = 2**31 - 1
 # The least and the most of each number that `build` takes.
-NUMBERS = {"emb_dim": (1, MOST), "batch_size": (1, MOST), "opening_words": (0, MOST), "seed": (0, 2**32 - 1)}
+NUMBERS = {
+    "emb_dim": (1, MOST),
+    "batch_size": (1, MOST),
+    "opening_words": (0, MOST),
+    "code_levels": (1, 16),
+    "code_size": (2, 65536),
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Built:
 
     Attributes:
         output: the file written; its name with .build.json says how it was made. None where a share was encoded.
-        columns: the embedding columns in it.
+        columns: the embedding columns in it, and those of codes.
         items: the number of items, without the padding row.
         modalities: what became of each, by name; of a modality with several encoders each, as "text/ENCODER".
         explained: the share of each modality's variance that the embedding keeps, and of their sum as "total"; empty
@@ -77,6 +85,9 @@ def build(
     valid: str | Path | None = None,
     mix: list[str] | dict[str, float] | None = None,
     levels_from: str | Path | None = None,
+    semantic_ids: str | None = None,
+    code_levels: int = 3,
+    code_size: int = 256,
     per_modality: bool = True,
     text_columns: str | list[str] | None = None,
     opening_words: int = 10,
@@ -102,6 +113,8 @@ def build(
         mix: {column: weight} or ["column=weight"] of the fusion mix: columns of item_info or item_feature.
         levels_from: parquet with likes_level and views_level to write; None for those of item_feature that item_info
             lacks.
+        semantic_ids: a key of `semantic_ids.METHODS`: write codes of the embedding, too; None for none.
+        code_levels, code_size: codes an item, and different ones a level.
         per_modality: write the PCA of each modality alone, too (txt_emb_dN, img_emb_dN).
         text_columns: the columns of item_feature to read; None for a title, tags and a description of usual names.
         opening_words: encode a text's first words on their own, too; 0 for not.
@@ -119,6 +132,8 @@ def build(
         TypeError: an argument that no modality knows.
     """
     _check_numbers({"emb_dim": emb_dim, "batch_size": batch_size, "opening_words": opening_words, "seed": seed})
+    _check_numbers({"code_levels": code_levels, "code_size": code_size})
+    require_method(semantic_ids)
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
     fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
     chosen = choose(given, optional=bool(fusing.mix))
@@ -155,11 +170,14 @@ def build(
         columns = fuse(fusing, features, alone, clicks, filling.device, mixed)
     for column, embedding in columns.embeddings.items():
         table = add_embedding(table, column, embedding)
+    ids = quantise(columns.fused, semantic_ids, code_levels, code_size, seed) if semantic_ids is not None else None
+    for column, values in ids.columns.items() if ids is not None else ():
+        table = put_column(table, column, values)
     with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
         pq.write_table(table, opened)
-    built = Built(
-        output, list(columns.embeddings), num_items, together(encoded, shared), columns.explained, facts_of(columns)
-    )
+    written = [*columns.embeddings, *(ids.columns if ids is not None else ())]
+    facts = facts_of(columns) | ({"semantic_ids": ids.facts} if ids is not None else {})
+    built = Built(output, written, num_items, together(encoded, shared), columns.explained, facts)
     write_json(_manifest_path(output), _manifest(built, emb_dim, seed))
     return built
 
@@ -174,11 +192,15 @@ def add_embedding(table: pa.Table, column: str, embedding: np.ndarray) -> pa.Tab
     """
     emb_dim = embedding.shape[1]
     values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
-    array = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim)
+    return put_column(table, column, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim))
+
+
+def put_column(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    """The table with a column replaced in its place, or appended."""
     if column in table.column_names:
-        table = table.set_column(table.column_names.index(column), column, array)
+        table = table.set_column(table.column_names.index(column), column, values)
     else:
-        table = table.append_column(column, array)
+        table = table.append_column(column, values)
     return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
 
 
