@@ -24,6 +24,7 @@ from mm_fibinet.items.encoders import load_encoder
 from mm_fibinet.items.encoding import Loading
 from mm_fibinet.items.feature_store import FeatureStore, fill
 from mm_fibinet.items.modalities import MODALITIES
+from mm_fibinet.memory import keep_freed_memory
 
 BATCH_SIZES = {"cpu": 16, "cuda": 256}  # build_item_emb.py's
 COVER_PIXELS = (320, 180)
@@ -43,6 +44,8 @@ class Encoding:
         if task.threads:
             torch.set_num_threads(task.threads)
         self.device = task.device
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as build_item_emb.py does
         chosen = next(each for each in MODALITIES if each.name == modality)
         batch_size = batch_size or BATCH_SIZES[self.device.type]
         self.encoder = load_encoder(modality, chosen.default, Loading(self.device, batch_size), chosen.encoders())

@@ -31,7 +31,7 @@ from mm_fibinet.items.build import build
 from mm_fibinet.items.feature_store import SHARD_ROWS, content_key, open_store
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.sources import Entry
-from mm_fibinet.memory import peak_memory
+from mm_fibinet.memory import keep_freed_memory, peak_memory
 
 VIEWS = {"text": ("text", "opening"), "image": ("image",)}
 WIDTHS = {"text": 384, "image": 1280}
@@ -119,6 +119,7 @@ class Build:
 
     def __init__(self, folder: str, items: int):
         self.folder, self.items = Path(folder), items
+        keep_freed_memory()  # as build_item_emb.py does
         modalities.MODALITIES = tuple(made_up(each) for each in modalities.MODALITIES)
 
     def run(self) -> tuple[float, float, float]:
