@@ -9,10 +9,11 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import busy, contenders, figure, measure, speed
+from benchmarks import busy, contenders, figure, items_scale, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
 from benchmarks.encoding import Encoding, Notebook
 from benchmarks.figure import Result
@@ -21,6 +22,7 @@ from benchmarks.synthetic import Sizes, write_data
 from mm_fibinet import memory, schema
 from mm_fibinet.data_check import main as check_data
 from mm_fibinet.errors import run_cli
+from mm_fibinet.items import modalities
 
 SIZES = Sizes(rows=200, test_rows=70, items=40, max_len=6, emb_dim=12)
 
@@ -166,6 +168,17 @@ class Local:
 
     def __exit__(self, *error):
         pass
+
+
+def test_a_build_of_a_store_that_is_full_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(items_scale, "Remote", Local)
+    monkeypatch.setattr(modalities, "MODALITIES", modalities.MODALITIES)  # put back afterwards
+    found = items_scale.measure(tmp_path, [150, 200])
+    assert [items for items, *_ in found] == [150, 200]
+    assert all(seconds > 0 and worked > 0 and peak > 0 for _, seconds, worked, peak in found)
+    assert capsys.readouterr().out.startswith("| 150 | ")
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.num_rows == 201 and written.column_names[1:] == ["item_emb_d128", "txt_emb_d128", "img_emb_d128"]
 
 
 def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
