@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from item_files import ITEMS, Hashes, arguments, build, cover, fails, make_data
 from test_distributed import free_port
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import modalities
+from mm_fibinet.items import modalities, on_ray
 from mm_fibinet.items.build import build as build_embedding
 from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.shares import Share
@@ -133,6 +134,24 @@ def test_without_ray_the_engine_says_what_to_do(data, tmp_path, monkeypatch, cap
     monkeypatch.setitem(sys.modules, "ray", None)
     message = fails(data, tmp_path / "o.parquet", monkeypatch, capsys, engine="ray")
     assert "--engine ray: Ray is not installed" in message and message.endswith("or divide the items with --shard")
+
+
+class SmallCluster:
+    """What `_fill` asks of Ray, of machines with one core and no GPU."""
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cuda", "has 1 GPU for a worker; choose --device cpu"), ("cpu", "has 2 CPUs for a worker; set OMP_NUM_THREADS")],
+)
+def test_a_cluster_without_room_for_a_worker_is_refused(monkeypatch, device, expected):
+    """Ray itself would wait for ever."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(UserError, match=f"^--engine ray: no machine of the cluster {expected}"):
+        on_ray._fill(SmallCluster(), None, torch.device(device))
 
 
 def command(data: Path, output: Path, *before: str, **options) -> subprocess.CompletedProcess:

@@ -168,14 +168,15 @@ def build(
     with deterministic(seed, filling.device):
         alone = {modality.prefix: blocks for modality, blocks in groups.items()}
         columns = fuse(fusing, features, alone, clicks, filling.device, mixed)
-    for column, embedding in columns.embeddings.items():
-        table = add_embedding(table, column, embedding)
     ids = quantise(columns.fused, semantic_ids, code_levels, code_size, seed) if semantic_ids is not None else None
+    written = list(columns.embeddings)
+    for column in written:  # let go of as it enters the table: for a million items half a gigabyte
+        table = add_embedding(table, column, columns.embeddings.pop(column))
     for column, values in ids.columns.items() if ids is not None else ():
         table = put_column(table, column, values)
     with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
         pq.write_table(table, opened)
-    written = [*columns.embeddings, *(ids.columns if ids is not None else ())]
+    written += ids.columns if ids is not None else ()
     facts = facts_of(columns) | ({"semantic_ids": ids.facts} if ids is not None else {})
     built = Built(output, written, num_items, together(encoded, shared), columns.explained, facts)
     write_json(_manifest_path(output), _manifest(built, emb_dim, seed))

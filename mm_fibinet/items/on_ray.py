@@ -6,10 +6,12 @@ there for the next run, whichever engine that has. An actor computes with as man
 thus the same bits.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.filling import Encoded, Filling, Work
 from mm_fibinet.items.shares import Share
 from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.progress import track
 
 
 class Worker:
@@ -77,13 +80,10 @@ def fill_on_ray(work: Work, device: torch.device) -> list[dict[str, Encoded]]:
     started = not ray.is_initialized()
     if started:
         _start(ray)
-    messages = logging.getLogger("ray.data")
-    level = messages.level
-    messages.setLevel(logging.ERROR)  # it warns of its own settings, such as a bar that is off
     try:
-        return _fill(ray, work, device)
+        with _quiet(ray):
+            return _fill(ray, work, device)
     finally:
-        messages.setLevel(level)
         if started:
             ray.shutdown()
 
@@ -92,17 +92,39 @@ def _start(ray: Any) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one of this machine."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs what Ray Data does as errors
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do, which it says in a warning
-    local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if address else {"include_dashboard": False}))
+    except Exception as error:  # of every kind, by what is in its way
+        where = f"the cluster of RAY_ADDRESS={address} cannot be joined" if address else "Ray cannot start here"
+        raise UserError(f"--engine ray: {where} ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Without Ray Data's bars, and its warnings of its own settings, such as a bar that is off."""
+    context, messages = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, messages.level
+    context.enable_progress_bars = False
+    messages.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        messages.setLevel(before[1])
 
 
 def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]]:
     threads = torch.get_num_threads()
-    needs = {"num_gpus": 1} if device.type == "cuda" else {"num_cpus": threads}
-    room = ray.cluster_resources()
-    workers = int(room.get("GPU", 0)) if device.type == "cuda" else int(room.get("CPU", 0)) // threads
-    workers = max(min(workers, work.reading.num_items), 1)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    resource, needed = ("GPU", 1) if device.type == "cuda" else ("CPU", threads)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(int(machine.get(resource, 0)) // needed for machine in machines)
+    if not room:
+        raise UserError(
+            f"--engine ray: no machine of the cluster has {needed} {resource}{'s' * (needed > 1)} for a worker; "
+            + ("choose --device cpu" if resource == "GPU" else "set OMP_NUM_THREADS to fewer threads a worker")
+        )
+    workers = min(room, work.reading.num_items)
     rows = [{"number": number, "of": workers} for number in range(1, workers + 1)]
     # In blocks from the start: a task that cuts them would wait for ever for cores that the actors hold.
     done = ray.data.from_items(rows, override_num_blocks=workers).map_batches(
@@ -110,10 +132,12 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
         fn_constructor_args=(dataclasses.replace(work.anywhere(), device=device.type), threads),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
-        **needs,
+        **{f"num_{resource.lower()}s": needed},
     )
-    reports = [json.loads(row["done"]) for row in done.iter_rows()]
-    for report in reports:
+    shares = []
+    for row in track(done.iter_rows(), desc="ray", total=workers, unit="share"):
+        report = json.loads(row["done"])
         if "error" in report:
             raise UserError(report["error"])
-    return [{block: Encoded(**each) for block, each in report["blocks"].items()} for report in reports]
+        shares.append({block: Encoded(**each) for block, each in report["blocks"].items()})
+    return shares
