@@ -13,7 +13,7 @@ from mm_fibinet.items import modalities
 from mm_fibinet.items.columns import Vectors
 from mm_fibinet.items.contents import Source
 from mm_fibinet.items.encoders import load_encoder
-from mm_fibinet.items.encoders_text import TextEncoder, describe_unknown, sample, unknown_share
+from mm_fibinet.items.encoders_text import CHARS_COUNTED, TextEncoder, describe_unknown, sample, unknown_share
 from mm_fibinet.items.encoding import Encoder, Loading
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.options import COLUMN, NONE
@@ -96,8 +96,8 @@ def described(encoder: Encoder, source: Source) -> tuple[dict[str, Any], list[st
     """What a source says of itself and, of texts, how much of them the encoder's vocabulary does not have."""
     facts, notes = source.facts(), source.notes()
     if isinstance(encoder, TextEncoder):
-        texts = [entry.load().decode("utf-8") for entry in sample(list(next(iter(source.views.values()))))]
-        share = unknown_share(encoder, texts)
+        entries = sample(list(next(iter(source.views.values()))))
+        share = unknown_share(encoder, [entry.load().decode("utf-8")[:CHARS_COUNTED] for entry in entries])
         if share is not None:
             facts, notes = facts | {"unknown_tokens": round(share, 4)}, [*notes, describe_unknown(share)]
     return facts, notes

@@ -19,7 +19,7 @@ from torch import nn
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import hub
 from mm_fibinet.items.encoding import Loading, run
-from mm_fibinet.items.weights import check_weights, fingerprint, quiet_transformers
+from mm_fibinet.items.weights import check_weights, fingerprint, quiet_logging, quiet_transformers
 from mm_fibinet.options import DEFAULT_TEXT, NONE
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -27,6 +27,7 @@ STEP = 16  # tokens
 # In a model's README; every one that sentence-transformers writes has a link of this title to an introduction.
 MATRYOSHKA = re.compile(r"(?<!Introduction to )matryoshka|\bMRL\b", re.IGNORECASE)
 TEXTS_COUNTED = 1000  # of a catalogue, for the share of unknown tokens
+CHARS_COUNTED = 4096  # of each: more than encoders read
 MUCH_UNKNOWN = 0.1
 MULTILINGUAL = "sentence_transformers:paraphrase-multilingual-MiniLM-L12-v2"
 
@@ -156,9 +157,8 @@ def load_minilm(_: str, how: Loading) -> TextEncoder:
 
 def load_sentence_transformers(name: str, how: Loading) -> TextEncoder:
     """The name or the local folder of any sentence-transformers model."""
-    with quiet_transformers():
-        model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
-        return text_encoder(identity, model, how)
+    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
+    return text_encoder(identity, model, how)
 
 
 def text_encoder(identity: str, model: nn.Module, how: Loading) -> TextEncoder:
@@ -167,7 +167,8 @@ def text_encoder(identity: str, model: nn.Module, how: Loading) -> TextEncoder:
     if how.prompt is not None:
         parts.append(f"prompt {_resolve_prompt(model, how.prompt)!r}")
     model = model.to(device=how.device, dtype=how.dtype)
-    return TextEncoder(how.identity(*parts), model, how.batch_size, how.prompt, how.dim)
+    with quiet_transformers():
+        return TextEncoder(how.identity(*parts), model, how.batch_size, how.prompt, how.dim)
 
 
 def shortened(identity: str, model: nn.Module, how: Loading) -> list[str]:
@@ -180,10 +181,12 @@ def shortened(identity: str, model: nn.Module, how: Loading) -> list[str]:
 
 def open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
     """A sentence-transformers model in fp32 on the CPU, and an id that names its weights and its settings."""
-    from sentence_transformers import SentenceTransformer
 
     def load() -> nn.Module:
-        return SentenceTransformer(name, device="cpu")
+        from sentence_transformers import SentenceTransformer  # here: a mistake is told without loading it
+
+        with quiet_transformers(), quiet_logging():
+            return SentenceTransformer(name, device="cpu", local_files_only=hub.is_local(name))
 
     expected = (
         f"expected {DEFAULT_TEXT}, {NONE}, the folder of a sentence-transformers model, or a model name of the Hugging "
@@ -191,8 +194,10 @@ def open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
     )
     try:
         if hub.is_local(name):
-            with hub.offline():  # never ask for a mistyped folder
-                model = SentenceTransformer(name, device="cpu", local_files_only=True)
+            if not Path(name).is_dir():
+                raise FileNotFoundError("there is no such folder")
+            with hub.offline():
+                model = load()
         else:
             ids = (name,) if "/" in name else (f"sentence-transformers/{name}", name)
             model = hub.load(how.option, ids, load, "give the folder of a model")
