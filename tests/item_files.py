@@ -137,8 +137,8 @@ def feature_with(data: Path, **columns) -> Path:
     return data / "f.parquet"
 
 
-def rar(files: dict[str, bytes]) -> bytes:
-    """A RAR 4 archive that stores its files without compression."""
+def rar(files: dict[str, bytes], encrypted: bool = False) -> bytes:
+    """A RAR 4 archive that stores its files without compression; one that says they are encrypted, where asked."""
 
     def block(kind: int, flags: int, fields: bytes) -> bytes:
         head = struct.pack("<BHH", kind, flags, 7 + len(fields)) + fields
@@ -148,7 +148,7 @@ def rar(files: dict[str, bytes]) -> bytes:
     for name, content in files.items():
         size, checksum = len(content), zlib.crc32(content)
         head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(name), 0o100644)
-        parts += [block(0x74, 0x8000, head + name.encode()), content]
+        parts += [block(0x74, 0x8004 if encrypted else 0x8000, head + name.encode()), content]
     return b"".join([*parts, block(0x7B, 0x4000, b"")])
 
 

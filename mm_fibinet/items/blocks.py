@@ -66,9 +66,9 @@ def choose(given: dict[str, Any], optional: bool = False) -> list[Chosen]:
 
 
 def tables(given: dict[str, Any], item_info: str | Path) -> list[str | Path]:
-    """Where columns of vectors are looked for."""
+    """Where columns of vectors are looked for: the modalities' sources that are parquet, and item_info."""
     sources = [given.get(each.source) for each in modalities.MODALITIES]
-    return [*(path for path in sources if path is not None and str(path).lower().endswith(".parquet")), item_info]
+    return [*(path for path in sources if path is not None and _is_parquet(Path(path))), item_info]
 
 
 def open_sources(chosen: list[Chosen], reading: Reading, tables: list[str | Path]) -> list[Source]:
@@ -121,3 +121,8 @@ def _check_asked(modality: Modality, prompt: Any, dim: Any) -> None:
         raise UserError(f"--{modality.prompt_option} {prompt!r}: expected words")
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1):
         raise UserError(f"--{modality.dim_option} {dim!r}: expected a whole number, 1 or more")
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a path is a parquet file or a folder of such."""
+    return path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))

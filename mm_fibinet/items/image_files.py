@@ -5,6 +5,7 @@ only its last part matters.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import stat
@@ -138,6 +139,7 @@ def archive_files(path: Path) -> Iterator[File]:
             "pip and the system library (libarchive13), or unpack it to a folder and give that as --images"
         ) from error
     name = "its first file"
+    is_encrypted = libarchive.ffi.libarchive.archive_entry_is_encrypted  # the binding has no word for it
 
     @contextlib.contextmanager
     def explained() -> Iterator[None]:
@@ -171,6 +173,8 @@ def archive_files(path: Path) -> Iterator[File]:
                     yield unusable(name, "corrupt", "not an image's name")
             elif not member.isfile or member.islnk:
                 yield unusable(name, "corrupt", "a folder, a link or a device, not a file")
+            elif is_encrypted(ctypes.c_void_p(member._entry_p)):  # libarchive would hand over what it cannot read
+                raise UserError(f"{path}: {name} is encrypted; unpack it to a folder and give that as --images")
             elif (member.size or 0) > MAX_IMAGE_BYTES:
                 yield too_large(name, member.size)
             else:
