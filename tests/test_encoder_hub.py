@@ -104,3 +104,20 @@ def test_what_was_downloaded_before_is_loaded_without_asking(dead_hub, bert, tmp
 
     with pytest.raises(UserError, match="did not answer"):
         hub.load("--text_encoder a/b", ("a/b",), incomplete, "give a folder")
+
+
+def test_sessions_that_remember_are_forgotten(monkeypatch):
+    """Of huggingface_hub before 1.0: one that was begun offline would stay so."""
+    import huggingface_hub
+
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "configure_http_backend",
+        lambda: seen.append(huggingface_hub.constants.HF_HUB_OFFLINE),
+        raising=False,
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with hub.offline():
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert seen == [True, False]

@@ -84,6 +84,10 @@ def test_a_prompt_is_words_or_the_name_of_one_of_the_models(bert, tmp_path):
             encoder = load("text", str(bert), prompt=prompt)
             np.testing.assert_allclose(vectors(encoder, encoded(TEXTS)), expected, atol=1e-5)
             assert encoder.id == f"{plain.id} prompt 'picture of the '"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"default_prompt_name": "film"}))
+        np.testing.assert_allclose(vectors(load("text", str(bert)), encoded(TEXTS)), expected, atol=1e-5)
+        none = load("text", str(bert), prompt="")
+        np.testing.assert_allclose(vectors(none, encoded(TEXTS)), vectors(plain, encoded(TEXTS)), atol=1e-5)
         long = " ".join(["cat"] * 12)  # 14 tokens with [CLS] and [SEP], 17 with the prompt
         assert plain.prepare(long.encode())[1] == 16 and encoder.prepare(long.encode())[1] == 32
         with pytest.raises(

@@ -49,7 +49,7 @@ class SentenceModel:
         self._asked = {
             "batch_size": batch_size,
             "show_progress_bar": False,
-            "prompt": self.prompt or None,
+            "prompt": self.prompt,
             "truncate_dim": dim,
             "normalize_embeddings": dim is not None and type(list(model.children())[-1]).__name__ == "Normalize",
         }
@@ -74,7 +74,7 @@ class TextEncoder:
         self.batch_size = batch_size
         self.tokenizer: Any = getattr(model, "tokenizer", None)  # before it is told to pad
         self._model = SentenceModel(model, batch_size, prompt, dim)
-        self._tokenize: Callable[[list[str]], dict] = getattr(model, "preprocess", None) or model.tokenize  # from 5.4
+        self._tokenize = _tokenizing(model, self._model.prompt)
         self.dim: int = self._model.vectors(["warm up"]).shape[1]  # a prompt of the model's is measured without padding
         pad_in_steps(model)
         self.prepare(b"warm up")  # the first call sets the tokenizer up, which must not happen in two threads at once
@@ -82,12 +82,19 @@ class TextEncoder:
     def prepare(self, content: bytes) -> tuple[str, int]:
         """The text and its padded number of tokens (0 for models that do not pad, such as word averages)."""
         text = content.decode("utf-8")
-        tokens: Any = self._tokenize([(self._model.prompt or "") + text]).get("input_ids")
+        tokens: Any = self._tokenize(text).get("input_ids")
         return text, tokens.shape[1] if torch.is_tensor(tokens) and tokens.dim() == 2 else 0
 
     def encode(self, samples: list[str]) -> np.ndarray:
         """Texts of equal padded length -> float32 [n, D]."""
         return self._model.vectors(samples)
+
+
+def _tokenizing(model: nn.Module, prompt: str | None) -> Callable[[str], dict[str, Any]]:
+    """What a model makes of one text with the prompt before it."""
+    if hasattr(model, "preprocess"):  # since 5.4
+        return lambda text: model.preprocess([text], prompt=prompt)
+    return lambda text: model.tokenize([(prompt or "") + text])
 
 
 def pad_in_steps(model: nn.Module) -> None:
@@ -234,8 +241,8 @@ def _resolve_prompt(model: nn.Module, prompt: str | None) -> str | None:
 
 def _require_matryoshka(model: nn.Module, how: Loading) -> None:
     """Refuse a shorter vector of a model that does not say that it has such."""
-    whole = model.get_sentence_embedding_dimension() if not hasattr(model, "get_embedding_dimension") else None
-    whole = whole or model.get_embedding_dimension()
+    dimension: Any = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    whole = dimension()  # the names since 5.4, and before
     config = next((part.config for part in model.modules() if hasattr(part, "config")), None)
     widths = getattr(config, "matryoshka_dims", None) or getattr(config, "matryoshka_dimensions", None) or []
     card = getattr(model, "_model_card_text", None) or ""

@@ -27,14 +27,17 @@ def is_local(name: str) -> bool:
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """No library asks the hub for anything inside."""
-    from huggingface_hub import constants
+    import huggingface_hub
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    forget_sessions = getattr(huggingface_hub, "configure_http_backend", lambda: None)  # before 1.0 they remember
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    forget_sessions()
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        forget_sessions()
 
 
 def load(option: str, ids: tuple[str, ...], load_model: Callable[[], Model], instead: str) -> Model:
