@@ -237,15 +237,15 @@ def _meter(auc: float | None) -> str:
 
 def _cards(contents: Contents) -> str:
     """The shown items, each with its neighbours by every column."""
-    tags: dict[int, list[str]] = {}
+    tags: dict[int, list[str]] = {item: [] for item in contents.shown}
     for tag, ids in contents.tags.items():
-        for item in ids.tolist():
-            tags.setdefault(item, []).append(tag)
+        for item in np.intersect1d(ids, contents.shown).tolist():
+            tags[item].append(tag)
     cards = []
     for item in contents.shown:
         kind = "" if contents.warm is None else "warm" if contents.warm[item] else "cold"
         chip = f'<span class="chip {kind}">{kind}</span>' if kind else ""
-        listed = ", ".join(tags.get(item, [])[:5])
+        listed = ", ".join(tags[item][:5])
         strips = "".join(
             f'<div class="strip"><h4>{_text(name)}</h4><div class="tiles" tabindex="0" role="region" '
             f'aria-label="Nearest by {_text(name)}">{_tiles(contents, each.shown[item])}</div></div>'
