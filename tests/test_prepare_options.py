@@ -362,6 +362,41 @@ def test_a_file_name_that_is_no_text_is_of_no_item(tmp_path):
     assert built.report["images"]["found"] == built.report["images"]["of no item"] == 1
 
 
+def test_original_ids_are_those_of_the_runs_data(tmp_path, folder, monkeypatch, capsys):
+    """A data set that was built anew, or another one's test split, has other users and items behind the same ids."""
+    monkeypatch.chdir(tmp_path)
+    make(folder, Path("data") / "shop")
+    make(folder, Path("data") / "other", label="stars >= 2")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "dataset_config.yaml").write_text("NONE: {}\n")
+    (tmp_path / "config" / "model_config.yaml").write_text(
+        "X: {model: FM, dataset_id: shop_no_emb, embedding_dim: 4, batch_size: 64, epochs: 1, verbose: 0}\n"
+    )
+    given = ["--expid", "X", "--config", "config"]
+    code, _, err = run_script("run_expid", *given, "--data_root", "data/shop", capsys=capsys)
+    assert code == 0, err
+
+    def predict(*more):
+        arguments = ["--expid", "X", "--out", "scores.csv", "--original_ids", "own.csv", *more]
+        code, _, err = run_script("prediction", *arguments, capsys=capsys)
+        return code, err
+
+    assert predict() == (0, "")
+    own = Path("own.csv").read_bytes()
+    code, err = predict("--test", "data/other/test.parquet")
+    assert code == 2 and "trained on data/shop/train.parquet" in err and "are those of data/other/train.parquet" in err
+    assert Path("own.csv").read_bytes() == own
+    assert predict("--test", "data/other/test.parquet", "--allow_other_data") == (0, "")
+    assert predict("--original_ids", "scores.csv")[1].startswith(
+        "error: --original_ids scores.csv: is written by --out"
+    )
+    ids = pl.read_parquet("data/shop/ids.parquet")
+    ids.filter(pl.col("column") != "user_id").write_parquet("data/shop/ids.parquet")
+    Path("scores.csv").unlink()
+    code, err = predict()
+    assert code == 2 and "has no user_id" in err and not Path("scores.csv").exists()  # known before there are scores
+
+
 def test_a_counter_is_no_mixture_of_units(tmp_path):
     """Whatever numbers it comes to: in equal steps, there are some between seconds and milliseconds."""
     when = np.linspace(0, 10**12, 100).astype(np.int64)
