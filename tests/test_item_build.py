@@ -197,6 +197,16 @@ def test_values_of_another_kind_are_refused(data, tmp_path, quick, option, value
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_keeps_freed_memory_and_a_call_leaves_the_process_as_it_is(data, tmp_path, monkeypatch, quick):
+    asked = []
+    monkeypatch.setattr(embed, "keep_freed_memory", lambda: asked.append("malloc"))
+    build(data, tmp_path / "command.parquet", monkeypatch)
+    assert asked == ["malloc"]
+    options = {"item_feature": data / "item_feature.parquet", "image_encoder": "none", "emb_dim": 8}
+    build_embedding(data / "item_info.parquet", tmp_path / "call.parquet", **options)
+    assert asked == ["malloc"]
+
+
 def test_an_output_whose_name_is_no_text_is_written(data, tmp_path, quick):
     options = {"emb_dim": np.int64(8), "item_feature": data / "item_feature.parquet", "image_encoder": "none"}
     outputs = [tmp_path / name / "o.parquet" for name in ("plain", os.fsdecode(b"\xff"))]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from item_files import ITEMS, Hashes, arguments, build, cover, fails, make_data
+from test_distributed import free_port
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import modalities
@@ -134,10 +135,10 @@ def test_without_ray_the_engine_says_what_to_do(data, tmp_path, monkeypatch, cap
     assert "--engine ray: Ray is not installed" in message and message.endswith("or divide the items with --shard")
 
 
-def command(data: Path, output: Path, **options) -> subprocess.CompletedProcess:
+def command(data: Path, output: Path, *before: str, **options) -> subprocess.CompletedProcess:
     """The real command with the default image encoder, one thread a process: the bits depend on their number."""
     images = {"text_encoder": "none", "item_feature": None}
-    line = [sys.executable, str(ROOT / "build_item_emb.py"), *arguments(data, output, **images, **options)]
+    line = [sys.executable, *before, str(ROOT / "build_item_emb.py"), *arguments(data, output, **images, **options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=output.parent)
 
@@ -167,6 +168,19 @@ def test_two_devices_are_two_processes_with_the_same_bytes(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_gives_the_same_bytes_and_a_mistake_is_said_once(alone, tmp_path):
+    data, expected = alone
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
+    done = command(data, tmp_path / "out.parquet", *torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("items       24") == 1 and "encoded 23, reused 0 from the store" in done.stdout
+    same_bytes(tmp_path / "out.parquet", expected)
+    done = command(data, tmp_path / "x.parquet", *torchrun, shard="1/2")
+    assert done.returncode != 0
+    assert done.stderr.count("error: --shard and --engine divide the items, as several processes do already") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
 def test_ray_gives_the_same_bytes_and_goes_on_where_it_was(alone, tmp_path):
     data, expected = alone
@@ -174,7 +188,7 @@ def test_ray_gives_the_same_bytes_and_goes_on_where_it_was(alone, tmp_path):
     assert part.returncode == 0, part.stderr
     done = command(data, tmp_path / "out.parquet", engine="ray")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"encoded (\d+), reused (\d+)", done.stdout).groups() == ("11", "12")
+    assert re.search(r"encoded (\d+), reused (\d+)", done.stdout).groups() == ("12", "11")
     assert "Traceback" not in done.stderr and "WARNING" not in done.stderr
     same_bytes(tmp_path / "out.parquet", expected)
     (data / "images" / "1.jpg").write_bytes(b"<html>")

@@ -10,6 +10,7 @@ from mm_fibinet.commands import Home
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.items.build import Built, build
 from mm_fibinet.items.filling import first_names, together
+from mm_fibinet.memory import keep_freed_memory
 
 
 def run(args: argparse.Namespace, _: Home) -> None:
@@ -18,6 +19,8 @@ def run(args: argparse.Namespace, _: Home) -> None:
     devices = options.pop("rank_devices")
     world = distributed.start(-1)
     options["device"] = own_device(devices, world)
+    if options["device"] == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     if world.size == 1:
         print_summary(build(**options))
         return

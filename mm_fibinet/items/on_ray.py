@@ -18,6 +18,7 @@ import torch
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.filling import Encoded, Filling, Work
 from mm_fibinet.items.shares import Share
+from mm_fibinet.memory import keep_freed_memory
 
 
 class Worker:
@@ -30,6 +31,8 @@ class Worker:
 
     def __init__(self, work: Work, threads: int):
         torch.set_num_threads(threads)
+        if work.device == "cpu":
+            keep_freed_memory()
         self.work = work
         self.filling: Filling | None = None
 
