@@ -19,6 +19,7 @@ from mm_fibinet import files, normalizer, schema
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.parquet_reader import exists, is_list, list_width, matrix, open_parquet, read_slices, scalars
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
+from mm_fibinet.settings_rules import COLUMNS_OF_ITEM_INFO, columns_of_item_info
 from mm_fibinet.user_info import USER_ID, user_features
 
 FEATURE_TYPES = ("meta", "numeric", "categorical", "sequence", "embedding")
@@ -40,7 +41,7 @@ def build_feature_map(params: dict, noted: schema.Noted = nullcontext) -> Featur
 
     Args:
         params: of `load_params`; with user_id_field, user_id becomes a field even where the data set has it as meta;
-            what similarity_only names need not be in the data set's entry, being no field of other models.
+            what `columns_of_item_info` names need not be in the data set's entry: item_info has it.
         noted: what a fault is handed to; by default it is raised.
     """
     columns = _used_columns(params)
@@ -137,9 +138,10 @@ def _used_columns(params: dict) -> dict[str, dict]:
             raise UserError(f"user_id_field: dataset {dataset} has no active feature {USER_ID}")
         if columns[USER_ID]["type"] == "meta":
             columns[USER_ID] = {"name": USER_ID, **changes.get(USER_ID, {}), "type": "categorical"}
-    for name in params.get("similarity_only") or []:
-        if name not in columns:
-            columns[name] = known.get(name) or {**_compared_column(name, params), **changes.get(name, {})}
+    for setting, names in columns_of_item_info(params).items():
+        for name in names:
+            if name not in columns:
+                columns[name] = known.get(name) or {**_item_column(setting, name, params), **changes.get(name, {})}
     for name in changes:
         if name not in known and name not in columns:
             raise UserError(f"feature_specs has {name!r}, expected features of {dataset}: {', '.join(known)}")
@@ -179,17 +181,17 @@ def _names(column: dict) -> list[str]:
     return column["name"] if isinstance(column["name"], list) else [column["name"]]
 
 
-def _compared_column(name: str, params: dict) -> dict:
-    """The line of an embedding column of item_info that the data set's entry does not name."""
+def _item_column(setting: str, name: str, params: dict) -> dict:
+    """The line of a column of item_info that the data set's entry does not name."""
     if not params.get("item_info"):
-        raise UserError(f"similarity_only has {name!r}, and the data set has no item_info; leave similarity_only out")
+        raise UserError(f"{setting} has {name!r}, and the data set has no item_info; leave {setting} out")
     found = open_parquet(params["item_info"]).schema_arrow.names
     if name not in found:
         raise UserError(
-            f"similarity_only has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
-            "build_item_emb.py, or do without it: --set similarity_only=[]"
+            f"{setting} has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
+            f"build_item_emb.py, or name another in {setting}"
         )
-    return {"name": name, "type": "embedding", "source": "item"}
+    return {"name": name, "type": COLUMNS_OF_ITEM_INFO[setting], "source": "item"}
 
 
 def _feature_spec(column: dict, params: dict) -> dict:

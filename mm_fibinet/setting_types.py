@@ -191,6 +191,7 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
         Columns,
     ),
     (r"content_search", (type(None),), Column),
+    (r"code_feature", (str,), Column),
 )
 
 

@@ -16,6 +16,11 @@ GROUP_METRICS = ("gAUC",)
 USER_ID = "user_id"
 ITEM_SEQ = "item_seq"
 NO_GROUPS = ("item_id", ITEM_SEQ)
+COLUMNS_OF_ITEM_INFO = {  # settings that name columns which the data set's entry need not have, and their type
+    "similarity_only": "embedding",
+    "modality_features": "embedding",
+    "code_feature": "sequence",
+}
 
 
 def monitor_mode(monitor: str | dict[str, float]) -> str:
@@ -35,6 +40,12 @@ def monitor_mode(monitor: str | dict[str, float]) -> str:
             "logloss below 0, or all the other way round"
         )
     return "max" if ways.pop() else "min"
+
+
+def columns_of_item_info(params: dict) -> dict[str, list[str]]:
+    """{setting: the columns it names}; item_info may have them though the data set's entry does not say so."""
+    named = {setting: params.get(setting) or [] for setting in COLUMNS_OF_ITEM_INFO}
+    return {setting: [names] if isinstance(names, str) else list(names) for setting, names in named.items()}
 
 
 def check_together(params: dict, origin) -> dict:
@@ -156,13 +167,18 @@ def _check_group(params: dict, columns: dict[str, dict], origin) -> None:
 
 def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
     """Features that are named exist, and have what is asked of them."""
-    compared = [name for name in params.get("similarity_only") or [] if name not in columns]
+    of_item_info = {
+        name: COLUMNS_OF_ITEM_INFO[setting]
+        for setting, names in columns_of_item_info(params).items()
+        for name in names
+        if name not in columns
+    }
     for name in params.get("use_features") or []:
-        if name not in columns and name not in compared:
+        if name not in columns and name not in of_item_info:
             raise UserError(f"{origin('use_features')}: use_features has {name!r}, {_expected(name, columns)}")
     used = params.get("use_features")
     kinds = {name: column["type"] for name, column in columns.items() if not used or name in used}
-    kinds.update(dict.fromkeys(compared, "embedding"))
+    kinds.update(of_item_info)
     if params.get("user_id_field") and kinds.get(USER_ID) == "meta":
         kinds[USER_ID] = "categorical"
     _refuse_module_names(kinds, origin("feature_cols"))

@@ -25,6 +25,7 @@ class HistoryModel(InterestModel):
         kwargs: what InterestModel takes; the outputs of its layers are beside the row's own features.
 
     Attributes:
+        feature_widths: of an item's features, in the order of its vector.
         item_dim: W, the width of that vector.
         row_dim: R, the width of what `row_vectors` makes.
 
@@ -41,7 +42,8 @@ class HistoryModel(InterestModel):
                 "or choose a model of fields, for example FiBiNET"
             )
         widths = {name: spec.get("embedding_dim", embedding_dim) for name, spec in feature_map.features.items()}
-        self.item_dim = sum(widths[name] for name in self.vector_features)
+        self.feature_widths = [widths[name] for name in self.vector_features]
+        self.item_dim = sum(self.feature_widths)
         self.row_dim = sum(widths[name] for name in self.user_features)
         self.embedding_layer = FeatureEmbedding(
             feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None

@@ -4,9 +4,12 @@ import hashlib
 import io
 import struct
 import sys
+import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,3 +150,31 @@ def rar(files: dict[str, bytes]) -> bytes:
         head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(path), 0o100644)
         parts += [block(0x74, 0x8000, head + path), content]
     return b"".join([*parts, block(0x7B, 0x4000, b"")])
+
+
+def pack(kind: str, data: Path) -> Path:
+    """The covers of the folder in a file of another kind, in another order, with what does not belong there."""
+    files = {path.name: path.read_bytes() for path in sorted((data / "images").iterdir(), reverse=True)}
+    others = {"__MACOSX/._1.jpg": b"rubbish", "README.txt": b"hello", "deep/77.png": cover(77)}
+    placed = {f"some/where/{name}": content for name, content in files.items()} | others
+    packed = data / f"covers.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in placed.items():
+                archive.writestr(name, content)
+    elif kind in ("tar", "tar.gz"):
+        with tarfile.open(packed, "w:gz" if kind.endswith("gz") else "w") as archive:
+            for name, content in placed.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    elif kind == "rar":
+        packed.write_bytes(rar(placed))
+    elif kind == "h5":
+        with h5py.File(packed, "w") as archive:
+            for name, content in placed.items():
+                archive[name.removesuffix(".jpg")] = np.frombuffer(content, dtype=np.uint8)
+    else:
+        ids = [int(Path(name).stem) for name in files]
+        pq.write_table(pa.table({"item_id": [*ids, 77], "image": [*files.values(), cover(77)]}), packed)
+    return packed

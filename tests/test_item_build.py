@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from item_files import ITEMS, Hashes, arguments, build, cover, fails, feature_with, make_data, rar
+from item_files import ITEMS, Hashes, arguments, build, cover, fails, feature_with, make_data, pack
 
 import build_item_emb
 from mm_fibinet import commands
@@ -54,24 +53,15 @@ def test_one_changed_cover_costs_one_forward_pass(data, tmp_path, monkeypatch, c
     assert not np.array_equal(first[2], second[2])
 
 
-def test_zip_and_rar_equal_the_folder(data, tmp_path, monkeypatch, capsys, quick):
-    files = {path.name: path.read_bytes() for path in sorted((data / "images").iterdir())}
-    with zipfile.ZipFile(data / "covers.zip", "w") as packed:
-        for name, content in files.items():
-            packed.writestr(f"some/where/{name}", content)
-        packed.writestr("__MACOSX/._1.jpg", b"rubbish")
-        packed.writestr("README.txt", b"hello")
-        packed.writestr("deep/77.png", cover(77))
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "rar", "h5", "parquet"])
+def test_every_kind_of_source_gives_the_bytes_of_the_folder(data, tmp_path, monkeypatch, capsys, quick, kind):
+    if kind in ("tar", "tar.gz", "rar"):
+        pytest.importorskip("libarchive")
     options = {"text_encoder": "none", "item_feature": None}
     build(data, tmp_path / "folder.parquet", monkeypatch, **options)
-    build(data, tmp_path / "zip.parquet", monkeypatch, images=data / "covers.zip", store=tmp_path / "z", **options)
+    build(data, tmp_path / "out.parquet", monkeypatch, images=pack(kind, data), store=tmp_path / "s", **options)
     assert "1 images of ids that are not in item_info" in capsys.readouterr().out
-    assert (tmp_path / "zip.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
-
-    pytest.importorskip("libarchive")
-    (data / "covers.rar").write_bytes(rar({f"covers/{name}": content for name, content in files.items()}))
-    build(data, tmp_path / "rar.parquet", monkeypatch, images=data / "covers.rar", store=tmp_path / "r", **options)
-    assert (tmp_path / "rar.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
 
 
 def test_text_alone_takes_any_title_and_tag_types(data, tmp_path, monkeypatch, capsys, quick):

@@ -34,6 +34,19 @@ FEATURES = {
     },
     "item_emb_d128": {"type": "embedding", "source": "item", "embedding_dim": 16, "pretrain_dim": WIDTH},
 }
+MODALITIES = {**FEATURES, "img_emb_d128": {"type": "embedding", "source": "item", "pretrain_dim": WIDTH}}
+LEVELS_OF_CODES, CODES = 3, 8
+QARM_FEATURES = {
+    **FEATURES,
+    "item_codes": {
+        "type": "sequence",
+        "source": "item",
+        "feature_encoder": "layers.MaskedAveragePooling()",
+        "padding_idx": 0,
+        "max_len": LEVELS_OF_CODES,
+        "vocab_size": CODES,
+    },
+}
 DIN_SIZES = {"dnn_hidden_units": [16, 8], "attention_hidden_units": [8]}
 TRANSFORMER_SIZES = {
     "transformer_layers": 1,
@@ -58,9 +71,20 @@ SIZES = {
     "FiBiNET": {"hidden_units": [16]},
     "FinalMLP": STREAMS,
     "GDCN": {"dnn_hidden_units": [16]},
+    "HSTU": {"hidden_dim": 8, "num_heads": 2, "max_distance": 4, "dnn_hidden_units": [16]},
+    "LMF": {"modality_dim": 8, "fusion_dim": 8, "num_ranks": 2, "hidden_units": [8]},
     "LR": {},
+    "DMF": {"interest_dim": 8, "dnn_hidden_units": [16]},
+    "MAKE": {"extractor_dim": 8, "extractor_hidden_units": [16, 8], **DIN_SIZES},
+    "MARN": {"modality_dim": 8, **DIN_SIZES},
+    "MUSE": {"content_search_len": 4, "dnn_hidden_units": [16]},
+    "QARM": {"features": QARM_FEATURES, "code_dim": 4, **DIN_SIZES},
+    "NAML": {"view_dim": 8, "query_dim": 4, "dnn_hidden_units": [16]},
+    "OneTrans": {"hidden_dim": 8, "num_heads": 2, "num_tokens": 2, "ffn_ratio": 2, "dnn_hidden_units": [8]},
     "QIN": {"num_layers": 2, "num_row": 2, "net_dropout": 0.0},
+    "RankMixer": {"num_tokens": 4, "token_dim": 16, "ffn_ratio": 2},
     "Transformer_DCN": TRANSFORMER_SIZES,
+    "WuKong": {"num_fmb_fields": 3, "num_lcb_fields": 3, "num_compressed": 2, "fmb_hidden_units": [8]},
     "xDeepFM": {"cin_hidden_units": [4, 4], "dnn_hidden_units": [16]},
 }
 EMBEDDING = ["item_emb_d128"]
@@ -108,6 +132,15 @@ VARIANTS = {
     "Transformer_DCN with content_search": {"content_search": "item_emb_d128", "content_search_len": 4},
     "FiBiNET with content_search": {"content_search": "item_emb_d128", "content_search_len": 4, **INTEREST},
     "Transformer_DCN without maximum": {"concat_max_pool": False},
+    **{
+        f"{name} with two modalities": {"features": MODALITIES, "modality_features": ["item_emb_d128", "img_emb_d128"]}
+        for name in ("DMF", "LMF", "MAKE", "MARN", "MUSE", "NAML")
+    },
+    **{f"{name} with ids alone": {"similarity_only": EMBEDDING} for name in ("DMF", "MAKE", "MUSE")},
+    "OneTrans of three layers": {"num_layers": 3},
+    "OneTrans of one layer": {"num_layers": 1},
+    "HSTU of three layers": {"num_layers": 3},
+    "WuKong with one compression": {"attentive": False},
     "xDeepFM without MLP": {"dnn_hidden_units": []},
 }
 
@@ -157,6 +190,9 @@ def make_batch(seed=1):
         "likes_level": torch.randint(1, 11, (ITEMS,)),
         "views_level": torch.randint(1, 11, (ITEMS,)),
     }
+    own = torch.Generator().manual_seed(seed)  # the columns of few models, not drawn in between
+    table["img_emb_d128"] = torch.randn(ITEMS, WIDTH, generator=own)
+    table["item_codes"] = torch.randint(0, CODES, (ITEMS, LEVELS_OF_CODES), generator=own)
     for values in table.values():
         values[0] = 0
     targets = torch.randperm(ITEMS - 1)[:ROWS] + 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from mm_fibinet.items import modalities
 from mm_fibinet.options import (
     ENCODER_PRECISIONS,
+    ENGINES,
     FUSIONS,
     STORE_NAME,
     SUITES,
@@ -181,6 +182,13 @@ def prepare(parser: Parser, config: Path) -> None:
         groups[group].add_argument(f"--{name}", help=text, **KINDS[kind])
 
 
+def check_devices(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `embed`: a GPU takes one process."""
+    gpus = [device for device in args.rank_devices if device != "cpu"]
+    if len(args.rank_devices) > 1 and (len(set(gpus)) < len(gpus) or not all(gpu.startswith("cuda:") for gpu in gpus)):
+        parser.error(f"--device {' '.join(args.rank_devices)}: expected each GPU once as cuda:N, or cpu several times")
+
+
 def embed(parser: Parser, _: Path) -> None:
     """Of `embed`; the names are the arguments of `mm_fibinet.items.build.build`."""
     files = parser.add_argument_group("files")
@@ -188,7 +196,12 @@ def embed(parser: Parser, _: Path) -> None:
     for modality in modalities.MODALITIES:
         files.add_argument(f"--{modality.source}", metavar="PATH", help=modality.source_help)
     files.add_argument("--output", required=True, metavar="OUT", help="parquet to write; must not be an input")
-    files.add_argument("--store", metavar="FOLDER", help=f"raw features (default: {STORE_NAME} beside OUT)")
+    files.add_argument(
+        "--store",
+        nargs="+",
+        metavar="FOLDER",
+        help=f"raw features (default: {STORE_NAME} beside OUT); of several, the others are only read",
+    )
     method = parser.add_argument_group("method")
     method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
     for modality in modalities.MODALITIES:
@@ -237,6 +250,11 @@ def embed(parser: Parser, _: Path) -> None:
     columns.add_argument(
         "--fused_only", dest="per_modality", action="store_false", help="write item_emb_dN and no such columns"
     )
+    method.add_argument("--semantic_ids", metavar="METHOD", help="write codes of item_emb_dN, too: kmeans or gmm")
+    method.add_argument("--code_levels", type=int, default=3, metavar="N", help="codes an item (default: %(default)s)")
+    method.add_argument(
+        "--code_size", type=int, default=256, metavar="N", help="different codes a level (default: %(default)s)"
+    )
     method.add_argument(
         "--levels_from",
         metavar="FILE",
@@ -244,7 +262,24 @@ def embed(parser: Parser, _: Path) -> None:
     )
     method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    machine.add_argument(
+        "--device",
+        dest="rank_devices",
+        nargs="+",
+        default=["auto"],
+        metavar="DEVICE",
+        help="auto (default), cpu, cuda or cuda:N; several: a process on each",
+    )
+    how = machine.add_mutually_exclusive_group()
+    how.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="encode the I-th of N shares of the items into the store and write no output, for a scheduler's N jobs; "
+        "then run the command without it",
+    )
+    how.add_argument(
+        "--engine", default="local", metavar="NAME", help=f"where to encode: {' or '.join(ENGINES)} (default: local)"
+    )
     machine.add_argument("--batch_size", type=int, help="items a forward pass (default: 16 on CPU, 256 on GPU)")
     machine.add_argument(
         "--precision",
@@ -313,6 +348,7 @@ COMMANDS = {
     "embed": Command(
         "Make an item embedding from titles, tags and cover images (challenge task 1).",
         embed,
+        check_devices,
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
     "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),

@@ -1,10 +1,11 @@
 """Fusion learned from clicks, the direct way: items that the same users click come to lie close together.
 
-A linear projector over the content's principal components is trained by InfoNCE on pairs of items that one user
-clicked, as MUSE's SCL does for images (arXiv 2512.07216). What an item's own clicks say reaches its vector through the
-projector alone, which is small: cold items are placed by the same map as warm ones, and the vectors of warm ones hardly
-give the training rows' answers away. It is linear because an MLP learns the warm items by heart, and begins as the
-identity, so that directions clicks say nothing about stay as the content has them.
+A linear projector over the modalities' principal components is trained by InfoNCE on pairs of items that one user
+clicked, as MUSE's SCL does for images (arXiv 2512.07216), and the leading components of what it gives are kept. What an
+item's own clicks say reaches its vector through the projector alone, which is small: cold items are placed by the same
+map as warm ones, and the vectors of warm ones hardly give the training rows' answers away. It is linear because an MLP
+learns the warm items by heart, and begins as the identity, so that directions which clicks say nothing about stay as
+the content has them.
 """
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_fibinet.items.clicks import Clicks, pair_batches, reproducible
-from mm_fibinet.items.features import BLOCK_ROWS, Features
-from mm_fibinet.items.linear import Fused, principal_components, with_unit_variance
+from mm_fibinet.items.features import BLOCK_ROWS, ArrayFeatures, Features
+from mm_fibinet.items.linear import Fused, components_per_modality, pca
 
-INPUTS = 256  # principal components that the projector reads, or emb_dim where that is more
-BATCH, PAIRS = 1024, 500_000  # pairs a step, and in all
+INPUTS = 256  # principal components that the projector reads, the modalities' together, or emb_dim if that is more
+BATCH, PAIRS = 1024, 250_000  # pairs a step, and in all
 TEMPERATURE, DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.1, 0.2, 3e-4, 1e-4
 
 
@@ -36,15 +37,15 @@ def contrastive(
     Raises:
         UserError: the features have fewer than emb_dim independent directions.
     """
-    inputs = torch.from_numpy(principal_components(modalities, emb_dim, max(INPUTS, emb_dim)))
+    inputs = torch.from_numpy(components_per_modality(modalities, emb_dim, max(INPUTS, emb_dim)))
+    width = inputs.shape[1]
     # A popular item is many anchors' negative, which says nothing against it: the bias is taken off the logits.
     often = torch.from_numpy(np.log(np.maximum(clicks.counts, 1) / clicks.counts.sum())).float()
     with reproducible(seed, device):
-        project = nn.Linear(inputs.shape[1], emb_dim, bias=False)
+        project = nn.Linear(width, width, bias=False)
         nn.init.eye_(project.weight)
         project.to(device)
         optimizer = torch.optim.AdamW(project.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        loss = torch.zeros(())
         for pair in pair_batches(clicks, BATCH, PAIRS, seed):
             rows = [torch.from_numpy(side) for side in pair]
             anchors, others = (
@@ -55,8 +56,9 @@ def contrastive(
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            embedding = torch.cat([project(part.to(device)).cpu() for part in inputs.split(BLOCK_ROWS)])
-    return Fused(with_unit_variance(embedding.numpy()), facts={"loss": float(loss.detach())})
+            projected = torch.cat([project(part.to(device)).cpu() for part in inputs.split(BLOCK_ROWS)])
+    present = np.logical_or.reduce([features.present for features in modalities.values()])
+    return Fused(pca({"contrastive": ArrayFeatures(projected.numpy(), present)}, emb_dim).embedding)
 
 
 def info_nce(anchors: Tensor, others: Tensor, rows: Tensor, log_frequency: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from mm_fibinet.options import DEFAULT_TEXT, NONE
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 STEP = 16  # tokens
-MATRYOSHKA = re.compile(r"matryoshka|\bMRL\b", re.IGNORECASE)
+# In a model's README; every one that sentence-transformers writes has a link of this title to an introduction.
+MATRYOSHKA = re.compile(r"(?<!Introduction to )matryoshka|\bMRL\b", re.IGNORECASE)
 TEXTS_COUNTED = 1000  # of a catalogue, for the share of unknown tokens
 MUCH_UNKNOWN = 0.1
 MULTILINGUAL = "sentence_transformers:paraphrase-multilingual-MiniLM-L12-v2"
@@ -233,7 +234,8 @@ def _require_matryoshka(model: nn.Module, how: Loading) -> None:
     config = next((part.config for part in model.modules() if hasattr(part, "config")), None)
     widths = getattr(config, "matryoshka_dims", None) or getattr(config, "matryoshka_dimensions", None) or []
     card = getattr(model, "_model_card_text", None) or ""
-    if not widths and not MATRYOSHKA.search(card) and getattr(model, "truncate_dim", None) is None:
+    says_so = MATRYOSHKA.search(card.replace("/blog/matryoshka", ""))
+    if not widths and not says_so and getattr(model, "truncate_dim", None) is None:
         raise UserError(
             f"{how.option}: its config and its README say nothing of Matryoshka (MRL) training, so the first {how.dim} "
             f"of its {whole} numbers say little; leave the shorter vectors to --emb_dim"

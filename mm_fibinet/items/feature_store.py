@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_fibinet.distributed import current
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.files import atomic_path, locked, make_folder
 from mm_fibinet.items.contents import BadContent, Entry
@@ -315,7 +316,7 @@ def _in_background(
     held = 0
     with (
         ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="prepare") as pool,
-        track(desc=title, total=length_hint(entries) or None, unit="item") as bar,
+        track(desc=title, total=length_hint(entries) or None, unit="item", shown=current().is_main) as bar,
     ):
         try:
             for entry in entries:

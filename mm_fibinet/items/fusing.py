@@ -190,9 +190,7 @@ def _fuse_features(
         return fusing.fusion, of(fusing.fusion), {}
     assert fusing.valid is not None
     widths = {name: each.width for name, each in features.items()}
-    made = {name: of(name) for name in candidates(widths, clicks is not None)}
-    name, tried = choose(made, fusing.valid)
-    return name, made[name], tried
+    return choose(candidates(widths, clicks is not None), of, fusing.valid)
 
 
 def facts_of(columns: Columns) -> dict[str, Any]:

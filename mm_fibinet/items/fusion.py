@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mm_fibinet import options, schema
+from mm_fibinet import options
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.clicks import LABEL, Clicks
+from mm_fibinet.items.clicks import Clicks
 from mm_fibinet.items.contrastive import contrastive
 from mm_fibinet.items.features import Features
 from mm_fibinet.items.item2vec import item2vec
 from mm_fibinet.items.linear import Fused, cca, mean, pca, pca_per_modality, whiten
 from mm_fibinet.metrics import auc
-from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 
 FUSIONS: dict[str, Callable[[dict[str, Features], int, int], Fused]] = {
     "pca": pca,
@@ -44,34 +43,35 @@ def candidates(widths: dict[str, int], with_clicks: bool) -> list[str]:
     return names + (list(CLICK_FUSIONS) if with_clicks else [])
 
 
-def choose(made: dict[str, Fused], valid: str | Path) -> tuple[str, dict[str, float]]:
+def choose(names: list[str], fuse: Callable[[str], Fused], valid: str | Path) -> tuple[str, Fused, dict[str, float]]:
     """The fusion that tells clicks best: by the AUC of a target's cosine to its history.
 
     Args:
-        made: fusions over items 1 .. n, by name.
+        names: what to try.
+        fuse: gives a fusion over items 1 .. n by its name.
         valid: the validation split.
 
     Returns:
-        the best one's name, and every one's AUC over the rows that all of them can score.
+        the best one's name, what it gives, and every one's AUC over the rows with a direction to compare.
 
     Raises:
         UserError: the rows that can be scored lack clicks, or others.
     """
-    from mm_fibinet.items.report import history_cosine  # brings matplotlib, which no other build needs
+    from mm_fibinet.items.report import history_cosine, read_rows  # no other build needs what they need
 
-    num_items = len(next(iter(made.values())).embedding)
-    columns = schema.split_columns({}, [LABEL], num_items + 1)
-    slices = [blocks for _, blocks in schema.checked_slices(valid, columns)]
-    history, target, label = (np.concatenate([part[name] for part in slices]) for name in (ITEM_SEQ, ITEM_ID, LABEL))
-    cosines = {}
-    for name, fused in made.items():
-        padded = np.vstack([np.zeros((1, fused.embedding.shape[1]), dtype=np.float32), fused.embedding])
-        cosines[name] = history_cosine(padded, history, target)
-    usable = np.logical_and.reduce([np.isfinite(cosine) for cosine in cosines.values()])
-    clicked = label[usable] == 1
-    if clicked.all() or not clicked.any():
-        raise UserError(
-            f"--valid {valid}: {len(clicked)} rows with a history, expected some with label 0 and some with label 1"
-        )
-    found = {name: auc(clicked, cosine[usable]) for name, cosine in cosines.items()}
-    return max(found, key=lambda name: found[name]), found
+    best, tried = ("", Fused(np.zeros((0, 0)))), {}
+    for name in names:
+        fused = fuse(name)
+        vectors = np.vstack([np.zeros((1, fused.embedding.shape[1]), dtype=np.float32), fused.embedding])
+        rows = read_rows(valid, len(vectors))
+        cosine = history_cosine(vectors, rows.history, rows.target)
+        usable = np.isfinite(cosine)
+        clicked = rows.clicked[usable]
+        if clicked.all() or not clicked.any():
+            raise UserError(
+                f"--valid {valid}: {len(clicked)} rows with a history, expected some with label 0 and some with label 1"
+            )
+        tried[name] = auc(clicked, cosine[usable])
+        if tried[name] == max(tried.values()):  # the others are not kept
+            best = name, fused
+    return *best, tried

@@ -16,12 +16,12 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.clicks import Clicks, pair_batches, reproducible
 from mm_fibinet.items.features import BLOCK_ROWS, Features
 from mm_fibinet.items.joined import one_thread, summed
-from mm_fibinet.items.linear import Fused, principal_components, with_unit_variance
+from mm_fibinet.items.linear import Fused, components_per_modality, with_unit_variance
 
 BATCH, PAIRS = 1024, 2_500_000  # pairs a step, and in all (but each click once)
 NEGATIVES, SHARED = 5, 256  # negatives a pair, and drawn a step, for all its pairs
 LEARNING_RATE = 0.01
-INPUTS = 512  # principal components that the student reads
+INPUTS = 512  # principal components that the student reads, the modalities' together
 PENALTIES = np.logspace(-3, 3, 13)  # of the ridge, in units of the mean variance of an input
 LEAST_CLICKS = 5  # of an item that the student learns from, where there are such items
 
@@ -39,7 +39,7 @@ def item2vec(modalities: dict[str, Features], emb_dim: int, seed: int, clicks: C
     Raises:
         UserError: the features have fewer than emb_dim independent directions, or too few items have clicks.
     """
-    inputs = principal_components(modalities, emb_dim, max(INPUTS, emb_dim))
+    inputs = components_per_modality(modalities, emb_dim, max(INPUTS, emb_dim))
     present = np.logical_or.reduce([features.present for features in modalities.values()])
     counts = clicks.counts
     taught = present & (counts >= min(LEAST_CLICKS, counts.max()))

@@ -80,13 +80,7 @@ def pca_per_modality(modalities: dict[str, Features], emb_dim: int, seed: int = 
     """
     joined = Joined(modalities)
     covariance = joined.covariance()
-    parts = {name: covariance[columns, columns] for name, columns in joined.columns.items()}
-    maps = []
-    shares = _shares([_rank(part) for part in parts.values()], emb_dim, joined)
-    for part, share in zip(parts.values(), shares, strict=True):
-        variances, vectors = _leading(part, share)
-        maps.append(vectors * np.sqrt(share / variances.sum()))
-    return _projected(joined, covariance, block_diag(*maps))
+    return _projected(joined, covariance, _map_per_modality(joined, covariance, emb_dim))
 
 
 @one_thread
@@ -120,17 +114,16 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
 
 
 @one_thread
-def principal_components(modalities: dict[str, Features], least: int, most: int) -> np.ndarray:
-    """As many of the leading components as there are, at most `most`: float32 [n, k], scaled as `pca` does.
+def components_per_modality(modalities: dict[str, Features], least: int, most: int) -> np.ndarray:
+    """As many components as there are, at most `most`, divided as `pca_per_modality` does: float32 [n, k].
 
     Raises:
         UserError: there are fewer than `least`.
     """
     joined = Joined(modalities)
     covariance = joined.covariance()
-    kept = min(most, _rank(covariance))
-    variances, vectors = _components(covariance, max(kept, least), joined)
-    return joined.project(vectors * np.sqrt(kept / variances.sum()))
+    rank = sum(_rank(covariance[columns, columns]) for columns in joined.columns.values())
+    return joined.project(_map_per_modality(joined, covariance, max(min(most, rank), least)))
 
 
 def with_unit_variance(embedding: np.ndarray) -> np.ndarray:
@@ -231,6 +224,16 @@ def _too_many(emb_dim: int, rank: int, joined: Joined) -> UserError:
         f"emb_dim is {emb_dim}, but {joined.rows} items with {joined.width} {joined.title} features have {rank} "
         f"independent directions; choose --emb_dim {rank} or less"
     )
+
+
+def _map_per_modality(joined: Joined, covariance: np.ndarray, emb_dim: int) -> np.ndarray:
+    """The map of `pca_per_modality`: float64 [W, emb_dim]."""
+    parts = [covariance[columns, columns] for columns in joined.columns.values()]
+    maps = []
+    for part, share in zip(parts, _shares([_rank(part) for part in parts], emb_dim, joined), strict=True):
+        variances, vectors = _leading(part, share)
+        maps.append(vectors * np.sqrt(share / variances.sum()))
+    return block_diag(*maps)
 
 
 def _shares(ranks: list[int], emb_dim: int, joined: Joined) -> list[int]:

@@ -1,0 +1,114 @@
+"""LMF as a CTR model: low-rank multimodal fusion (Liu et al., ACL 2018, arXiv 1806.00064).
+
+The paper multiplies all elements of all modalities, each extended by a 1, and maps the outer product linearly; with a
+weight of low rank that is a product of one linear map a modality, summed over the ranks, and the outer product is never
+made. Its modalities are audio, video and text of one utterance. Here they are the embedding columns of the target,
+each with what of the same column the history pools to, and, as one more, all other fields of the row.
+"""
+
+import torch
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from .fields import FieldModel
+from .layers import logit_mlp
+from .modalities import require_modalities
+
+
+class LMF(FieldModel):
+    """Low-rank fusion of the modalities' fields and the other ones, then an MLP.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        modality_features: embedding columns of the items; all unless given. A column that the data set's entry does
+            not name is read from item_info.
+        modality_dim: of a modality's own network, one hidden layer.
+        fusion_dim: of the fused vector.
+        num_ranks: R.
+        hidden_units, hidden_activations, net_dropout, batch_norm: of the MLP; the dropout of the modalities' networks
+            too.
+        kwargs: what FieldModel takes.
+
+    Raises:
+        UserError: there is no such column, or all fields are of modalities.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        modality_features=(),
+        modality_dim=64,
+        fusion_dim=64,
+        num_ranks=4,
+        hidden_units=(64,),
+        hidden_activations="ReLU",
+        net_dropout=0.0,
+        batch_norm=False,
+        **kwargs,
+    ):
+        modalities = require_modalities("LMF", feature_map, modality_features)
+        super().__init__(feature_map, **kwargs)
+        self.groups = self._groups(modalities)
+        self.networks = nn.ModuleList(
+            MLP_Block(
+                input_dim=len(group) * self.embedding_dim,
+                hidden_units=[modality_dim],
+                hidden_activations=hidden_activations,
+                dropout_rates=net_dropout,
+            )
+            for group in self.groups
+        )
+        self.fusion = LowRankFusion([modality_dim] * len(self.groups), fusion_dim, num_ranks)
+        self.dnn = logit_mlp(fusion_dim, hidden_units, hidden_activations, net_dropout, batch_norm)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        fields = self.fields(self.read_batch(inputs))
+        hidden = [
+            network(fields[:, group].flatten(1)) for network, group in zip(self.networks, self.groups, strict=True)
+        ]
+        return {"y_pred": self.output_activation(self.dnn(self.fusion(hidden)).float())}
+
+    def _groups(self, modalities: list[str]) -> list[list[int]]:
+        """The places of each modality's fields, the target's and the history's, then those of all others."""
+        pooled = self.pooled_features if self.history_pooling != "none" else []
+        names = [*self.field_features, *pooled]
+        groups = [[place for place, name in enumerate(names) if name == modality] for modality in modalities]
+        taken = {place for group in groups for place in group}
+        others = [place for place in range(self.num_fields) if place not in taken]
+        return [group for group in [*groups, others] if group]
+
+
+class LowRankFusion(nn.Module):
+    """sum_r w_r prod_m W_m^r [h_m; 1] + b (the paper's eq. 6 and its weights of the ranks).
+
+    Args:
+        dims: of the modalities.
+        output_dim: D.
+        num_ranks: R.
+    """
+
+    def __init__(self, dims: list[int], output_dim: int, num_ranks: int):
+        super().__init__()
+        self.factors = nn.ParameterList(torch.empty(num_ranks, dim + 1, output_dim) for dim in dims)
+        self.rank_weights = nn.Parameter(torch.empty(1, num_ranks))
+        self.bias = nn.Parameter(torch.zeros(output_dim))
+        for factor in self.factors:
+            for matrix in factor.data:
+                nn.init.xavier_normal_(matrix)
+        nn.init.xavier_normal_(self.rank_weights)
+
+    def forward(self, modalities: list[Tensor]) -> Tensor:
+        """float [B, d_m] a modality to float [B, D]."""
+        product = None
+        for vectors, factor in zip(modalities, self.factors, strict=True):
+            mapped = vectors @ factor[:, :-1] + factor[:, -1:]  # [R, B, D]; the last row meets the 1
+            product = mapped if product is None else product * mapped
+        return torch.einsum("r,rbd->bd", self.rank_weights[0], product) + self.bias

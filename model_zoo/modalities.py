@@ -1,0 +1,42 @@
+"""Which of an item's columns are its modalities: what the multimodal models ask of a data set, and say if it lacks it.
+
+A modality is an embedding column of the items, of text or image for example. Those that the data set's entry names are
+features of every model; `modality_features` adds columns that item_info has besides.
+"""
+
+from fuxictr.features import FeatureMap
+
+from mm_fibinet.errors import UserError
+
+
+def embedding_features(feature_map: FeatureMap) -> list[str]:
+    """The items' embedding features, in the feature map's order."""
+    features = feature_map.features
+    return [name for name, spec in features.items() if spec["type"] == "embedding" and spec.get("source") == "item"]
+
+
+def require_modalities(model: str, feature_map: FeatureMap, names: list[str] | tuple[str, ...] | None) -> list[str]:
+    """The modalities a model reads: those that are named, or else all embedding features of the items.
+
+    Args:
+        model: its name, for the error.
+        feature_map: FuxiCTR's FeatureMap.
+        names: `modality_features`.
+
+    Raises:
+        UserError: there is none, one is named twice, or one that is named is no embedding of the items.
+    """
+    known = embedding_features(feature_map)
+    if not known:
+        raise UserError(
+            f"{model} reads embeddings of the items, but the feature map has no feature of source item and of type "
+            "embedding; make one with build_item_emb.py and name it in feature_cols or in modality_features"
+        )
+    names = list(names or known)
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            raise UserError(
+                f"modality_features is {names}, expected features of source item and of type embedding, each once, "
+                f"here of {', '.join(known)}"
+            )
+    return names

@@ -1,0 +1,105 @@
+"""QARM: content as ids that train (Luo et al., CIKM 2025, arXiv 2411.11739).
+
+A frozen embedding cannot follow the clicks. Its codes can: each level of a residual quantisation is an id with a vector
+that is trained as any other, shared by the items that are alike, so that a cold item has trained vectors too. The codes
+come with the items, a column of a code a level (`item_codes`); the paper's alignment of the embedding they are made of
+is the encoder's business, not the ranker's. Target and history have their codes' vectors beside their other features,
+and DIN's attention compares them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mm_fibinet.errors import UserError
+
+from .history import HistoryModel
+from .layers import DINAttention, logit_mlp
+
+TABLE_STD = 1e-4  # FuxiCTR's of embeddings
+
+
+class QARM(HistoryModel):
+    """DIN's attention over items with the vectors of their codes, then an MLP.
+
+    Args:
+        feature_map: FuxiCTR's FeatureMap.
+        code_feature: a feature of source item and of type sequence, a code a level, 0 = none. A column that the data
+            set's entry does not name is read from item_info.
+        code_dim: of a code's vector.
+        attention_hidden_units, attention_dropout: of DIN's attention.
+        dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
+        similarity_only, kwargs: what HistoryModel takes.
+
+    Raises:
+        UserError: there is no such feature.
+    """
+
+    def __init__(
+        self,
+        feature_map,
+        code_feature="item_codes",
+        code_dim=16,
+        attention_hidden_units=(64,),
+        attention_dropout=0.0,
+        dnn_hidden_units=(64, 64),
+        dnn_activations="ReLU",
+        net_dropout=0.0,
+        batch_norm=False,
+        similarity_only=(),
+        **kwargs,
+    ):
+        spec = feature_map.features.get(code_feature, {})
+        if spec.get("type") != "sequence" or spec.get("source") != "item":
+            raise UserError(
+                f"QARM reads codes of the items, but {code_feature} is no feature of source item and of type sequence; "
+                "write codes to item_info, a list of a code a level, and name that column in code_feature"
+            )
+        self.code_feature = code_feature
+        super().__init__(feature_map, similarity_only=[*(similarity_only or ()), code_feature], **kwargs)
+        self.codes = CodeEmbedding(spec["max_len"], spec["vocab_size"], code_dim)
+        width = self.item_dim + spec["max_len"] * code_dim
+        self.attention_layers = DINAttention(width, attention_hidden_units, dropout_rate=attention_dropout)
+        self.dnn = logit_mlp(self.row_dim + 2 * width, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        items = self.item_vectors(batch)
+        target = self.target_vectors(batch, items)
+        row = self.row_vectors(batch, items, target)
+        codes = self.codes(batch.items[self.code_feature])
+        target = torch.cat([target, codes.index_select(0, batch.target)], dim=-1)
+        pooled = self.attention_layers(target, torch.cat([items, codes], dim=-1), batch.history, batch.mask)
+        return {"y_pred": self.output_activation(self.dnn(torch.cat([row, target, pooled], dim=-1)).float())}
+
+    def _is_compared(self, name: str) -> bool:
+        """The codes are read as they are, and are no list to take the mean of."""
+        return name == self.code_feature or super()._is_compared(name)
+
+
+class CodeEmbedding(nn.Module):
+    """A table a level, one after the other; no code, no vector.
+
+    Args:
+        num_levels: C.
+        num_codes: V, above the largest code of any level.
+        dim: D.
+    """
+
+    def __init__(self, num_levels: int, num_codes: int, dim: int):
+        super().__init__()
+        self.table = nn.Embedding(num_levels * num_codes, dim)
+        nn.init.normal_(self.table.weight, std=TABLE_STD)
+        self.register_buffer("first_of_level", torch.arange(num_levels) * num_codes, persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """integer [M, C] to float [M, C * D]."""
+        vectors = self.table(codes + self.first_of_level)
+        return (vectors * (codes > 0).unsqueeze(-1)).flatten(1)
