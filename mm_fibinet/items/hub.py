@@ -28,15 +28,16 @@ def is_local(name: str) -> bool:
 def offline() -> Iterator[None]:
     """No library asks the hub for anything inside."""
     import huggingface_hub
+    from huggingface_hub import constants
 
     forget_sessions = getattr(huggingface_hub, "configure_http_backend", lambda: None)  # before 1.0 they remember
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
     forget_sessions()
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before
         forget_sessions()
 
 
