@@ -191,7 +191,8 @@ def _reads_triple(model_class: type) -> bool:
 
 def _feature_map_for(model_class: type, feature_map: FeatureMap, params: dict) -> FeatureMap:
     """The feature map that a class gets: that of its batches, with what FuxiCTR's models look up in it besides."""
-    if batch_format(model_class, params) == "flat" and params.get("item_info"):
+    flat = batch_format(model_class, params) == "flat"
+    if flat and (params.get("item_info") or any(_flat_settings(params))):  # without items it refuses these settings
         sequences = _names_in([value for key, value in params.items() if re.fullmatch(SEQUENCE_SETTINGS, key)])
         feature_map = FlatFormat(feature_map, *_flat_settings(params)).feature_map(params["max_len"], sequences)
     else:

@@ -188,8 +188,8 @@ def _item_column(setting: str, name: str, params: dict) -> dict:
     found = open_parquet(params["item_info"]).schema_arrow.names
     if name not in found:
         raise UserError(
-            f"{setting} has {name!r}, {params['item_info']} has {', '.join(found)}; build that column with "
-            f"build_item_emb.py, or name another in {setting}"
+            f"{setting} has {name!r}, {params['item_info']} has {', '.join(found)}; add that column "
+            f"(build_item_emb.py makes embeddings), or name another in {setting}"
         )
     return {"name": name, "type": COLUMNS_OF_ITEM_INFO[setting], "source": "item"}
 

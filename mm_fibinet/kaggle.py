@@ -76,6 +76,13 @@ class Data:
         images = ["--image_encoder", "none"] if self.images is None else ["--images", str(self.images)]
         return ["--item_info", str(self.item_info), "--item_feature", str(self.item_feature), *images]
 
+    @property
+    def report_arguments(self) -> list[str]:
+        """What `report` has to be told to read these files."""
+        images = [] if self.images is None else ["--images", str(self.images)]
+        splits = ["--valid", str(self.valid), "--train", str(self.train)]
+        return [*splits, "--titles", str(self.item_feature), *images]
+
     def described(self) -> str:
         """A line for each file."""
         found = {**{name: getattr(self, name) for name in (*SPLITS, *TABLES)}, "images": self.images}

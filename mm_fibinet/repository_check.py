@@ -77,7 +77,8 @@ def check_repository(folder: str | Path, fuxictr: str | None = None) -> Findings
         raise UserError(f"{folder}: no such folder; name the root of a repository, which holds its run_expid.py")
     scripts, unread = read_scripts(root)
     if not scripts:
-        raise UserError(f"{folder}: no Python file in it; name the root of a repository, which holds its run_expid.py")
+        why = f" that can be read ({unread[0]})" if unread else ""
+        raise UserError(f"{folder}: no Python file{why} in it; name the root of a repository, with its run_expid.py")
     found = Findings(fuxictr or _installed("fuxictr") or _asserted(scripts) or TESTED[-1], notes=unread)
     release = _release(found.fuxictr)
     if found.fuxictr not in TESTED:

@@ -373,6 +373,8 @@ def dataset_entries(config: Config) -> Iterator[Entry]:
 def _read(path: Path, shown: Path) -> tuple[str | None, str]:
     """A text file, lines ending in newlines alone; or None and the reason."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            return None, f"{shown}: not read, it is no file"
         with open(path, "rb") as opened:
             content = opened.read(MAX_BYTES + 1)
     except OSError as error:

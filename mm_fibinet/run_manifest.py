@@ -202,6 +202,24 @@ def refuse_other_items(manifest: dict, params: dict, where: str) -> None:
             )
 
 
+def refuse_other_log(manifest: dict, train: Path, where: str) -> None:
+    """A `UserError` when ids stand for other users and items than in training: of another log, or of a rebuilt one.
+
+    Args:
+        manifest: of the run.
+        train: the training split of the data set whose ids are meant.
+        where: the run, as the user knows it.
+    """
+    before = manifest["data"].get("train_data")
+    now = distributed.once_a_machine(lambda: data_fingerprint({"train_data": train})).get("train_data")
+    if before and now and before["sha256"] != now["sha256"]:
+        raise UserError(
+            f"{where} was trained on {before['path']} (sha256 {before['sha256'][:12]}), but the ids are those of "
+            f"{train} (sha256 {now['sha256'][:12]}), where they may stand for others; train on that data, or, when "
+            "this is meant, add --allow_other_data"
+        )
+
+
 def refuse_other_code(manifest: dict, code: dict[str, dict], where: str) -> None:
     """A `UserError` when the class of the model is no longer written as it was: its weights may mean something else.
 

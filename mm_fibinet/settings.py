@@ -22,7 +22,7 @@ from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 __all__ = [
     "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
     "dataset_files", "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
-    "load_params",
+    "load_model_configs", "load_params",
     "named_files", "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
 
@@ -181,6 +181,17 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
     require_name(expid, "--expid")
     if expid not in found or expid == "Base":
         raise UserError(f"--expid {expid}: not in {config_dir}, {_expected(expid, set(found) - {'Base'})}")
+    return _experiment(found, expid, config_dir)
+
+
+def load_model_configs(config_dir: str | Path) -> dict[str, dict]:
+    """{expid: as `load_model_config` has it} of all experiments of a config folder, sorted; the files are read once."""
+    found = _read_configs(Path(config_dir), "model_config")
+    return {expid: _experiment(found, expid, Path(config_dir)) for expid in sorted(set(found) - {"Base"})}
+
+
+def _experiment(found: dict, expid: str, config_dir: Path) -> dict:
+    """The settings of one of the experiments that were read."""
     params = {**_settings(found, "Base"), **_settings(found, expid)}
     if "dataset_id" not in params:
         raise UserError(f"{config_dir}: experiment {expid} has no dataset_id")

@@ -24,7 +24,7 @@ class MAKE(HistoryModel):
         feature_map: FuxiCTR's FeatureMap.
         modality_features: embedding columns of the items that are compared and extracted; all there are unless given.
         extractor_dim: an item's width in the extractor.
-        extractor_hidden_units: of its MLP, four layers in the paper.
+        extractor_hidden_units: of its MLP.
         extractor_weight: of its loss beside the ranker's.
         attention_hidden_units: of both attentions.
         dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the ranker's MLP.

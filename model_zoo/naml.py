@@ -23,8 +23,8 @@ class NAML(HistoryModel):
         feature_map: FuxiCTR's FeatureMap.
         modality_features: embedding columns of the items that must be there; all there are unless given. A column
             that the data set's entry does not name is read from item_info.
-        view_dim: D of a view and of an item.
-        query_dim: of both attentions' queries.
+        view_dim: D of a view and of an item; the paper's unless given.
+        query_dim: of both attentions' queries; likewise.
         dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP; the dropout of the views too.
         kwargs: what HistoryModel takes.
 
@@ -36,8 +36,8 @@ class NAML(HistoryModel):
         self,
         feature_map,
         modality_features=(),
-        view_dim=64,
-        query_dim=64,
+        view_dim=400,
+        query_dim=200,
         dnn_hidden_units=(64, 64),
         dnn_activations="ReLU",
         net_dropout=0.0,

@@ -137,8 +137,8 @@ def feature_with(data: Path, **columns) -> Path:
     return data / "f.parquet"
 
 
-def rar(files: dict[str, bytes]) -> bytes:
-    """A RAR 4 archive that stores its files without compression."""
+def rar(files: dict[str, bytes], encrypted: bool = False) -> bytes:
+    """A RAR 4 archive that stores its files without compression; one that says they are encrypted, where asked."""
 
     def block(kind: int, flags: int, fields: bytes) -> bytes:
         head = struct.pack("<BHH", kind, flags, 7 + len(fields)) + fields
@@ -146,9 +146,9 @@ def rar(files: dict[str, bytes]) -> bytes:
 
     parts = [b"Rar!\x1a\x07\x00", block(0x73, 0, bytes(6))]
     for name, content in files.items():
-        size, checksum = len(content), zlib.crc32(content)
-        head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(name), 0o100644)
-        parts += [block(0x74, 0x8000, head + name.encode()), content]
+        path, size, checksum = name.encode(), len(content), zlib.crc32(content)
+        head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(path), 0o100644)
+        parts += [block(0x74, 0x8004 if encrypted else 0x8000, head + path), content]
     return b"".join([*parts, block(0x7B, 0x4000, b"")])
 
 

@@ -295,6 +295,12 @@ def test_tables_that_nobody_initialised_begin_as_their_neighbours_do():
     assert untouched.weight[1:].std() > 0.5  # what FuxiCTR leaves, in a model that nobody asked us to mend
 
 
+def test_settings_of_the_history_are_refused_without_one(working_folder):
+    features = {name: spec for name, spec in FEATURES.items() if name == "likes_level"}
+    with pytest.raises(UserError, match="similarity_fields is True, but there is nothing to compare"):
+        make(found("my_models:Mine"), features=features, item_info=None, similarity_fields=True)
+
+
 def test_shared_tables_stay_shared(working_folder):
     model = make(found("my_models:Mine"))
     tables = model.embedding_layer.embedding_layer.embedding_layers

@@ -114,6 +114,10 @@ def test_a_run_of_a_checkouts_class_knows_its_checkout(config, working_folder, c
     assert train(config, "Mine_test", working_folder / "runs", *checkout, capsys=capsys) == (0, "")
     arguments = ["--expid", "Mine_test", "--model_root", working_folder / "runs", "--out", working_folder / "out.csv"]
     assert run_script("prediction", *arguments, capsys=capsys)[0] == 0
+    (working_folder / "FuxiCTR").rename(working_folder / "moved")
+    failed, _, err = run_script("prediction", *arguments, capsys=capsys)
+    assert failed == 2 and "FuxiCTR, where it is no longer (" in err and "name its new place with --models_from" in err
+    (working_folder / "moved").rename(working_folder / "FuxiCTR")
     (source / "Mine.py").write_text(user_models.MODULE + "changed = True\n")
     failed, _, err = run_script("prediction", *arguments, capsys=capsys)
     assert failed == 2 and "was trained with other code of model_zoo.Mine.src.Mine:Mine" in err

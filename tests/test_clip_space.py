@@ -103,3 +103,17 @@ def test_the_build_end_to_end(clip, tmp_path, monkeypatch, capsys):
     neighbours = cosines.argmax(axis=1)
     styles = np.arange(1, ITEMS + 1) % len(STYLES)
     assert np.mean(styles[neighbours] == styles) >= 0.9
+
+    options = {"fusion": "mean", "opening_words": 0, "emb_dim": 24, "text_encoder": clip, "image_encoder": clip}
+    build(data, tmp_path / "mean.parquet", monkeypatch, **options)
+    found = embedding(tmp_path / "mean.parquet", 24)[1:]
+    how = Loading(torch.device("cpu"), 4)
+    both = []
+    for modality, loaders, content in (
+        ("text", TEXT_ENCODERS, titles[6].encode()),
+        ("image", IMAGE_ENCODERS, (data / "images" / "7.jpg").read_bytes()),
+    ):
+        encoder = load_encoder(modality, clip, how, loaders)
+        [vector] = encoder.encode([encoder.prepare(content)[0]])
+        both.append(vector / np.linalg.norm(vector))
+    assert found[6] @ sum(both) / np.linalg.norm(found[6]) / np.linalg.norm(sum(both)) == pytest.approx(1, abs=1e-4)

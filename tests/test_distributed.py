@@ -87,6 +87,16 @@ def test_the_command_starts_ranks_as_torchrun_does(pair, tmp_path):
         assert [row[column] for row in history(tmp_path)] == [row[column] for row in history(two)]
 
 
+def test_a_mixture_of_losses_on_two_ranks(pair, tmp_path):
+    """Before the first step it is the sum of its parts."""
+    config, _, two = pair
+    first = {"bce": float(history(two)[0]["loss"])}
+    for name, loss in {"pairwise": "{pairwise: 1}", "both": "{bce: 0.8, pairwise: 0.2}"}.items():
+        run("run_expid.py", 2, config, tmp_path / name, "--set", *changed(epochs=1, loss=loss))
+        first[name] = float(history(tmp_path / name)[0]["loss"])
+    assert first["both"] == pytest.approx(0.8 * first["bce"] + 0.2 * first["pairwise"], rel=1e-6)
+
+
 def test_what_ends_two_ranks_is_one_line_and_in_the_log(pair, tmp_path):
     code, out, err = launch(pair[0], tmp_path, "learning_rate=1e30")
     assert code == 2 and err.startswith("error: 203 of 203 scores are NaN") and err.count("\n") == 1

@@ -3,8 +3,10 @@
 import socket
 import threading
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from small_models import bert_folder
 
 from mm_fibinet.errors import UserError
@@ -26,11 +28,9 @@ def bert(tmp_path_factory):
 @pytest.fixture
 def dead_hub(monkeypatch, tmp_path):
     """A hub where nobody answers, and an empty cache."""
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 HUB_NAMES = {
@@ -49,20 +49,16 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(dead_hub, modality, name)
 
 
 def test_an_offline_hub_is_one_clear_error(dead_hub, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"a/b is not on this machine, and HF_HUB_OFFLINE is set; unset it"):
         load("text", "a/b")
 
 
 def test_a_hub_that_never_ends_its_answer_is_left(dead_hub, monkeypatch):
-    import huggingface_hub
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken: list[socket.socket] = []
         threading.Thread(target=lambda: taken.append(server.accept()[0]), daemon=True).start()
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(hub, "SECONDS", 0.3)
         with pytest.raises(UserError, match=r"did not answer within 0 s \(.*Timeout"):
             load("text", "a/b")
@@ -89,9 +85,7 @@ def test_what_was_downloaded_before_is_loaded_without_asking(dead_hub, bert, tmp
     asked: list[bool] = []
 
     def load_model():
-        import huggingface_hub
-
-        asked.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+        asked.append(constants.HF_HUB_OFFLINE)
         return "model"
 
     with pytest.raises(UserError, match="did not answer"):
@@ -104,3 +98,18 @@ def test_what_was_downloaded_before_is_loaded_without_asking(dead_hub, bert, tmp
 
     with pytest.raises(UserError, match="did not answer"):
         hub.load("--text_encoder a/b", ("a/b",), incomplete, "give a folder")
+
+
+def test_sessions_that_remember_are_forgotten(monkeypatch):
+    """Of huggingface_hub before 1.0: one that was begun offline would stay so."""
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "configure_http_backend",
+        lambda: seen.append(constants.HF_HUB_OFFLINE),
+        raising=False,
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub.offline():
+        assert constants.HF_HUB_OFFLINE
+    assert seen == [True, False]

@@ -84,6 +84,10 @@ def test_a_prompt_is_words_or_the_name_of_one_of_the_models(bert, tmp_path):
             encoder = load("text", str(bert), prompt=prompt)
             np.testing.assert_allclose(vectors(encoder, encoded(TEXTS)), expected, atol=1e-5)
             assert encoder.id == f"{plain.id} prompt 'picture of the '"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"default_prompt_name": "film"}))
+        np.testing.assert_allclose(vectors(load("text", str(bert)), encoded(TEXTS)), expected, atol=1e-5)
+        none = load("text", str(bert), prompt="")
+        np.testing.assert_allclose(vectors(none, encoded(TEXTS)), vectors(plain, encoded(TEXTS)), atol=1e-5)
         long = " ".join(["cat"] * 12)  # 14 tokens with [CLS] and [SEP], 17 with the prompt
         assert plain.prepare(long.encode())[1] == 16 and encoder.prepare(long.encode())[1] == 32
         with pytest.raises(
@@ -175,6 +179,14 @@ def test_the_share_of_unknown_tokens(bert):
     assert sentence.startswith("41.0% of the tokens are not in") and encoders_text.MULTILINGUAL in sentence
     assert encoders_text.describe_unknown(0.004) == "0.4% of the tokens are not in the encoder's vocabulary"
     assert len(encoders_text.sample(list(range(2500)))) == 834 and encoders_text.sample([1, 2]) == [1, 2]
+
+
+def test_titles_that_no_model_expects_are_encoded(bert):
+    encoder = load("text", str(bert))
+    titles = ["cat " * 15_000, "\u202bقطة\u202c", "🐱👩‍👩‍👧", "\ud83d", ".", "a" * 60_000]
+    samples, shapes = zip(*(encoder.prepare(title.encode("utf-8", "ignore")) for title in titles), strict=True)
+    assert max(shapes) == 64, "the model's limit"
+    assert np.isfinite(np.vstack([encoder.encode([text]) for text in samples])).all()
 
 
 def test_chinese_titles_are_largely_unknown_to_minilm():

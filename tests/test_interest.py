@@ -264,6 +264,19 @@ def test_id_dropout_of_a_history_model():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["DIN", "DeepFM"])
+def test_id_dropout_reaches_the_interest_layers(name, monkeypatch):
+    """Their target has no id where the model's has none."""
+    model = make_model((name, {**SIZES[name], **INTEREST}), id_dropout=0.4).train()
+    seen = []
+    monkeypatch.setattr(model.interest.sa_ta, "forward", lambda target, *rest: seen.append(target) or target[:, :8])
+    model(make_batch())
+    dropped = (seen[0][:, :8] == 0).all(dim=1)  # item_id comes first
+    assert 0.3 < dropped.float().mean() < 0.5
+    assert not (seen[0][:, 8:] == 0).all(dim=1).any()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["DIN", "FiBiNET"])
 def test_semantic_ids_are_a_sequence_feature(name):
     """Codes of the items' embeddings, a list of ids an item (0 = none), embedded and averaged as tags are."""

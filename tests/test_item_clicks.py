@@ -10,7 +10,9 @@ import torch
 from conftest import list_column
 from sklearn.linear_model import Ridge
 
+from mm_fibinet import schema
 from mm_fibinet.errors import UserError
+from mm_fibinet.items import clicks as clicks_module
 from mm_fibinet.items import contrastive as contrastive_module
 from mm_fibinet.items import item2vec as item2vec_module
 from mm_fibinet.items.clicks import Clicks, pair_batches, read_clicks
@@ -48,11 +50,15 @@ def baskets(clicks: Clicks) -> list[list[int]]:
     return [part.tolist() for part in np.split(clicks.items, clicks.starts[1:-1])]
 
 
-def test_a_users_clicks_are_the_histories_and_the_clicked_targets_once_each(tmp_path):
+def test_a_users_clicks_are_the_histories_and_the_clicked_targets_once_each(tmp_path, monkeypatch):
     train = write_split(tmp_path / "train.parquet", TRAIN)
     clicks = read_clicks(train, 6)
     assert baskets(clicks) == [[2, 5], [1, 3, 4]]  # by user_id; a shown target is no click, user 9 has none
     assert clicks.counts.tolist() == [1, 1, 1, 1, 1, 0]
+    monkeypatch.setattr(clicks_module, "MERGE_PAIRS", 1)
+    whole = schema.read_slices
+    monkeypatch.setattr(schema, "read_slices", lambda path, columns: whole(path, columns, 2))
+    assert baskets(read_clicks(train, 6)) == [[2, 5], [1, 3, 4]]
     rows = read_clicks(write_split(tmp_path / "rows.parquet", TRAIN, user_id=None), 6)
     assert baskets(rows) == [[1], [1], [1, 3], [1, 3, 4], [2, 5], [2, 5]]
 

@@ -171,7 +171,7 @@ def test_options_that_do_not_go_together_are_refused(data, tmp_path, monkeypatch
         ({"fusion": "cca", "text_encoder": "none"}, "there is image alone, expected two modalities"),
         ({"semantic_ids": "vq"}, "--semantic_ids vq: unknown, expected kmeans or gmm"),
         ({"semantic_ids": "kmeans", "code_size": 1}, "--code_size 1: expected 2 or more"),
-        ({"semantic_ids": "kmeans"}, "--code_size is 256, but 24 different items have an embedding"),
+        ({"semantic_ids": "kmeans"}, "--code_size is 256, but there are 24 items; choose so many or less"),
         (
             {"levels_from": data / "train.parquet"},
             "train.parquet: has neither likes_level nor views_level, found user_id",

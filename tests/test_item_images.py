@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from item_files import rar
 from PIL import Image, ImageOps
 
 from mm_fibinet.errors import UserError
@@ -387,3 +388,21 @@ def test_a_zip_that_cannot_be_read_is_one_clear_error_or_empty(tmp_path, content
     (tmp_path / "covers.zip").write_bytes(content)
     with pytest.raises(UserError, match=r"covers.zip: not a complete zip file"):
         ImageSource(tmp_path / "covers.zip", 9)
+
+
+def test_an_archive_that_breaks_off_is_named_with_the_file_where_it_does(tmp_path):
+    pytest.importorskip("libarchive")
+    whole = rar({f"{item}.jpg": COVER for item in range(1, 5)})
+    (tmp_path / "covers.rar").write_bytes(whole[: len(whole) * 5 // 8])
+    found = []
+    with pytest.raises(UserError, match=r"covers.rar: cannot be read at 3.jpg .*download or pack it again"):
+        for entry in ImageSource(tmp_path / "covers.rar", 9):
+            found.append(entry.load())
+    assert found == [COVER] * 2, "what comes before is read, and kept in the store"
+
+
+def test_an_encrypted_archive_is_one_clear_error(tmp_path):
+    pytest.importorskip("libarchive")
+    (tmp_path / "covers.rar").write_bytes(rar({"1.jpg": COVER}, encrypted=True))
+    with pytest.raises(UserError, match=r"covers.rar: .*is encrypted; unpack it to a folder"):
+        list(ImageSource(tmp_path / "covers.rar", 9))

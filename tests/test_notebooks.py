@@ -135,6 +135,7 @@ def test_task_1_then_training_from_an_earlier_versions_output(kaggle, monkeypatc
     embedding = np.array(pl.read_parquet(first / EMBEDDED)["item_emb_d128"].to_list())
     assert embedding.shape == (ITEMS + 1, 128) and embedding[1:].any(axis=1).all()
     assert shows_picture(outputs["evidence"]) and (first / "click_evidence.png").is_file()
+    assert "AUC, cold" in printed(outputs["report"]) and "data:image/jpeg" in (first / "report.html").read_text()
 
     attached = inputs / "notebooks" / "someone" / "task-1" / EMBEDDED
     shutil.copytree(first, attached.parent)

@@ -271,14 +271,26 @@ def as_bytes(write):
 
 as_csv = as_bytes(lambda frame, buffer: frame.write_csv(buffer))
 as_jsonl = as_bytes(lambda frame, buffer: frame.write_ndjson(buffer))
+as_parquet = as_bytes(lambda frame, buffer: frame.write_parquet(buffer))
+MARK = "\ufeff".encode()  # the byte order mark
 FORMS = {
     "log.tsv": (as_bytes(lambda frame, buffer: frame.write_csv(buffer, separator="\t")), {}),
     "log.jsonl": (as_jsonl, {}),
-    "log.parquet": (as_bytes(lambda frame, buffer: frame.write_parquet(buffer)), {}),
+    "log.parquet": (as_parquet, {}),
     "log.csv.gz": (lambda frame: gzip.compress(as_csv(frame)), {}),
     "log.csv.zst": (lambda frame: pa.compress(as_csv(frame), codec="zstd", asbytes=True), {}),
     "log.jsonl.zst": (lambda frame: pa.compress(as_jsonl(frame), codec="zstd", asbytes=True), {}),
     "log.jsonl.gz": (lambda frame: gzip.compress(as_jsonl(frame)), {}),
+    "mark.jsonl": (lambda frame: MARK + as_jsonl(frame), {}),
+    "mark.jsonl.gz": (lambda frame: gzip.compress(MARK + as_jsonl(frame)), {}),
+    "mark.csv": (lambda frame: MARK + as_csv(frame), {}),
+    "decimals.parquet": (
+        lambda frame: as_parquet(
+            frame.with_columns(pl.col("when", "stars").cast(pl.Decimal(38, 0)), pl.col("hour").cast(pl.Decimal(9, 2)))
+        ),
+        {},
+    ),
+    "nan.csv": (lambda frame: as_csv(frame.with_columns(pl.col("hour").cast(pl.String).fill_null("NaN"))), {}),
     "no_header.csv": (
         as_bytes(lambda frame, buffer: frame.write_csv(buffer, include_header=False)),
         {"columns": raw_log().columns},
@@ -314,8 +326,13 @@ def test_a_folder_of_files_is_one_log(tmp_path, shop):
 
 
 @pytest.mark.parametrize(
-    "form", ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%.3f+00:00", "parquet", "ms", "fraction"]
-)
+    "form",
+    [
+        "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%.3f+00:00", "%Y-%m-%d %H:%M:%S UTC",
+        "%Y-%m-%d %H:%M:%S%.3f UTC", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S", "parquet", "ms",
+        "fraction",
+    ],
+)  # fmt: skip
 def test_times_are_numbers_or_dates(form, tmp_path, shop):
     folder, out = shop
     log, name = raw_log(), "log.parquet" if form == "parquet" else "log.csv"

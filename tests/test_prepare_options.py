@@ -1,6 +1,8 @@
 """What build_dataset.py is told: options and YAML as one schema, histories given or once a user, images, bad input."""
 
 import json
+import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, run_script
+from item_files import rar
 from PIL import Image
 from test_prepare import CATALOGUE, COLUMNS, make, originals, raw_items, raw_log, rows_of, write_raw
 
@@ -157,7 +160,7 @@ def test_a_tests_labels_may_be_withheld(tmp_path, folder):
         assert {items[item] for item in row["item_seq"] if item} <= known
 
 
-@pytest.mark.parametrize("form", ["linked", "copied", "zip"])
+@pytest.mark.parametrize("form", ["linked", "copied", "zip", "tar", "tgz", "rar"])
 def test_images_get_the_items_new_names(form, tmp_path):
     folder = write_raw(tmp_path / "raw")
     (folder / "covers" / "deep").mkdir(parents=True)
@@ -169,6 +172,17 @@ def test_images_get_the_items_new_names(form, tmp_path):
         with zipfile.ZipFile(folder / images, "w") as archive:
             for path in (folder / "covers").rglob("*.*"):
                 archive.write(path, path.relative_to(folder))
+            archive.writestr("02.png/", b"")  # a folder
+    elif form == "rar":
+        images = "covers.RAR"
+        (folder / images).write_bytes(
+            rar({str(path.relative_to(folder)): path.read_bytes() for path in (folder / "covers").rglob("*.*")})
+        )
+    elif form in ("tar", "tgz"):
+        images = f"covers.{form}"
+        with tarfile.open(folder / images, "w:gz" if form == "tgz" else "w") as archive:
+            (folder / "covers" / "02.png").symlink_to("01.png")  # a link in an archive has no content
+            archive.add(folder / "covers", "covers")
     built = make(folder, tmp_path / "out", images=images, copy_images=form == "copied")
     items = {original: item for item, original in originals(tmp_path / "out", "item_id").items()}
     found = {path.name: path for path in (tmp_path / "out" / "item_images").iterdir()}
@@ -223,6 +237,16 @@ MISTAKES = {
     "a word for a time": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,soon,5,FR,2\n", "has 'soon' in row 1100"),
     "two units": ({}, TEXT + "a,b,1700000000,5,FR,1\na,c,1700000000500,5,FR,2\n", "from 1700000000 to 1700000000500"),
     "two units of fractions": ({}, TEXT + "a,b,17e8,5,FR,1\na,c,17e11,5,FR,2\n", "from 1700000000 to 1700000000000"),
+    "two units and a zero": (
+        {}, TEXT + "a,b,1700000000,5,FR,1\na,c,1700000000500,5,FR,2\na,d,0,5,FR,2\n",
+        "from 1700000000 to 1700000000500",
+    ),
+    "an infinite number": ({}, TEXT + "a,b,1,5,FR,1\na,c,2,5,FR,inf\n", "column hour has 'inf' in row 1, expected a n"),
+    "days and months": (
+        {}, TEXT + "a,b,01/02/2023,5,FR,1\na,c,03/04/2023,5,FR,2\n",
+        "dates as '01/02/2023', and no row tells whether day or month is first, expected dates as 2026-01",
+    ),
+    "dates in words": ({}, TEXT + "a,b,3 May 2023,5,FR,1\n", "'3 May 2023' in row 0, expected a number, or a date and"),
     "a feature that changes": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,9,5,FR,x\n", "name it as categorical"),
     "a name of the contract": ({"features": ["label"]}, None, "feature label: the data set has a column of this name"),
     "a name twice": ({"item_features": ["hour"]}, None, "feature hour: is named for two tables"),
@@ -240,7 +264,7 @@ MISTAKES = {
     "a column twice": ({}, TEXT.replace("hour", "hour,who") + "a,b,1,5,FR,1,c\n", "header has column who more"),
     "one label": ({}, "\n".join([TEXT.strip(), *(f"u{i % 3},03,{i},1,FR,1" for i in range(20))]), "have the label 0"),
     "no images": ({"images": "covers"}, None, "covers: no such file or folder"),
-    "a file for images": ({"images": "log.csv"}, None, "expected a folder or a .zip"),
+    "a file for images": ({"images": "log.csv"}, None, "expected a folder, a .zip, .tar or .rar"),
     "not parquet": ({"interactions": {"files": "log.csv", "format": "parquet"}}, None, "log.csv: cannot be read"),
     "not JSON": ({"interactions": {"files": "log.csv", "format": "jsonl"}}, None, "log.csv: cannot be read"),
     "an encoding of JSON": (
@@ -317,6 +341,94 @@ def test_long_histories_are_written_in_smaller_parts(tmp_path, folder, monkeypat
     for split in ("train", "valid", "test"):
         whole, parts = (pl.read_parquet(tmp_path / name / f"{split}.parquet") for name in ("whole", "parts"))
         assert whole.equals(parts)
+
+
+@pytest.mark.parametrize("name", ["covers.tar", "covers.rar", "covers.zip"])
+def test_a_damaged_archive_of_images_is_named_and_leaves_nothing(name, tmp_path):
+    folder = write_raw(tmp_path / "raw")
+    content = rar({"01.png": bytes(10_000)}) if name == "covers.rar" else bytes(range(256)) * 99
+    (folder / name).write_bytes(content[:-200])
+    with pytest.raises(UserError, match=rf"{name}: .* pack it again"):
+        make(folder, tmp_path / "out", images=name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_name_that_is_no_text_is_of_no_item(tmp_path):
+    folder = write_raw(tmp_path / "raw")
+    (folder / "covers").mkdir()
+    for name in (b"01.png", b"caf\xe9.png"):
+        Path(os.fsdecode(os.path.join(os.fsencode(folder / "covers"), name))).write_bytes(b"cover")
+    built = make(folder, tmp_path / "out", images="covers")
+    assert built.report["images"]["found"] == built.report["images"]["of no item"] == 1
+
+
+def test_original_ids_are_those_of_the_runs_data(tmp_path, folder, monkeypatch, capsys):
+    """A data set that was built anew, or another one's test split, has other users and items behind the same ids."""
+    monkeypatch.chdir(tmp_path)
+    make(folder, Path("data") / "shop")
+    make(folder, Path("data") / "other", label="stars >= 2")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "dataset_config.yaml").write_text("NONE: {}\n")
+    (tmp_path / "config" / "model_config.yaml").write_text(
+        "X: {model: FM, dataset_id: shop_no_emb, embedding_dim: 4, batch_size: 64, epochs: 1, verbose: 0}\n"
+    )
+    given = ["--expid", "X", "--config", "config"]
+    code, _, err = run_script("run_expid", *given, "--data_root", "data/shop", capsys=capsys)
+    assert code == 0, err
+
+    def predict(*more):
+        arguments = ["--expid", "X", "--out", "scores.csv", "--original_ids", "own.csv", *more]
+        code, _, err = run_script("prediction", *arguments, capsys=capsys)
+        return code, err
+
+    assert predict() == (0, "")
+    own = Path("own.csv").read_bytes()
+    code, err = predict("--test", "data/other/test.parquet")
+    assert code == 2 and "trained on data/shop/train.parquet" in err and "are those of data/other/train.parquet" in err
+    assert Path("own.csv").read_bytes() == own
+    assert predict("--test", "data/other/test.parquet", "--allow_other_data") == (0, "")
+    assert predict("--original_ids", "scores.csv")[1].startswith(
+        "error: --original_ids scores.csv: is written by --out"
+    )
+    ids = pl.read_parquet("data/shop/ids.parquet")
+    ids.filter(pl.col("column") != "user_id").write_parquet("data/shop/ids.parquet")
+    Path("scores.csv").unlink()
+    code, err = predict()
+    assert code == 2 and "has no user_id" in err and not Path("scores.csv").exists()  # known before there are scores
+
+
+def test_a_counter_is_no_mixture_of_units(tmp_path):
+    """Whatever numbers it comes to: in equal steps, there are some between seconds and milliseconds."""
+    when = np.linspace(0, 10**12, 100).astype(np.int64)
+    write_raw(tmp_path / "raw", raw_log(rows=70).with_columns(when=pl.Series(when)))
+    assert make(tmp_path / "raw", tmp_path / "out").report
+
+
+def test_json_ids_may_become_texts_at_any_line(tmp_path):
+    """Lists, and columns that the first lines leave empty, too."""
+    first = '{"who": 7, "what": 3, "when": 5, "hall": null, "seen": []}\n'
+    rows = ['{"who": "x7", "what": "03", "when": 6, "hall": "A", "seen": [3, "03"]}\n'] * 40
+    rows += ['{"who": 7, "what": 12345678901234567891, "when": 7, "hall": 2, "seen": []}\n'] * 40
+    (tmp_path / "log.jsonl").write_text(first * 10_001 + "".join(rows))
+    given = {
+        "data_root": str(tmp_path), "interactions": "log.jsonl", "user": "who", "item": "what", "history": "seen",
+        "features": ["hall"], "split": "random",
+    }  # fmt: skip
+    build(load_recipe(None, given), tmp_path / "out")
+    assert set(originals(tmp_path / "out", "user_id").values()) == {"7", "x7"}
+    assert set(originals(tmp_path / "out", "item_id").values()) == {"3", "03", "12345678901234567891"}
+    assert set(originals(tmp_path / "out", "hall").values()) <= {"A", "2"}
+    train = pl.concat([pl.read_parquet(tmp_path / "out" / f"{split}.parquet") for split in ("train", "valid")])
+    items = {item for items in train["item_seq"].to_list() for item in items if item}
+    assert {originals(tmp_path / "out", "item_id")[item] for item in items} == {"3", "03"}
+    with pytest.raises(UserError, match="column late is missing in the first 10,000 lines, found who, what"):
+        build(load_recipe(None, {**given, "features": ["late"]}), tmp_path / "late")
+
+
+def test_a_link_to_nothing_is_no_place(tmp_path, folder):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"--out .*out: is a link to .*gone, which is not there; make that folder"):
+        make(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("place", ["raw", "raw/covers/in", "raw/log.csv"])

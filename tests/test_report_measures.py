@@ -254,6 +254,16 @@ def test_without_users_the_interval_is_delongs(split):
     assert not found.by_users and (one.high - one.low) / 2 == pytest.approx(1.96 * np.sqrt(variance), rel=1e-3)
 
 
+def test_a_single_click_is_refused(split):
+    rows = read_rows(split[0] / "valid.parquet", 41)
+    one = evidence.Rows(rows.history, rows.target, np.arange(300) == 5, rows.user, 300)
+    cosine = history_cosine(split[1], rows.history, rows.target)
+    with pytest.raises(
+        UserError, match="valid: 1 of 300 rows with a history have label 1, expected at least 2 of each"
+    ):
+        judge_clicks("valid", {"a": cosine}, one)
+
+
 def test_rows_are_drawn_by_the_seed(split):
     folder, *_ = split
     whole = read_rows(folder / "valid.parquet", 41)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,14 @@ def test_the_command_finds_the_data_sets_files_and_writes_the_same_bytes(shop, w
     )
     code, _, error = report(*arguments, "--out", out, "--seed", "1", capsys=capsys)
     assert code == 0 and out.read_bytes() != written[0].read_bytes(), error
+
+
+def test_covers_of_an_archive(shop, written, tmp_path, capsys):
+    archive = shutil.make_archive(tmp_path / "covers", "zip", shop / "item_images")
+    out = tmp_path / "r.html"
+    arguments = [shop / "item_info.parquet", "--data", "SHOP", "--config", shop / "config", "--images", archive]
+    code, _, error = report(*arguments, "--out", out, capsys=capsys)
+    assert code == 0 and out.read_bytes() == written[0].read_bytes(), error
 
 
 def test_what_is_not_there_is_left_out_and_said(shop, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`python -m mm_fibinet.dataloader check REPO` reads a repository, and says which lines must become what."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -295,6 +296,10 @@ def test_what_is_no_repository_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such folder; name the root of a repository"):
         check_repository(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no Python file in it; name the root of a repository"):
+        check_repository(tmp_path)
+    os.mkfifo(tmp_path / "pipe.py")  # to read it would be to wait for ever
+    message = r"no Python file that can be read \(pipe.py: not read, it is no file\) in it"
+    with pytest.raises(UserError, match=message):
         check_repository(tmp_path)
 
 

@@ -113,5 +113,7 @@ def test_a_seed_gives_the_same_codes_also_from_a_sample(method, blobs, monkeypat
 
 
 def test_more_codes_than_items_are_refused(blobs):
-    with pytest.raises(UserError, match=r"--code_size is 300, but 240 different items .* choose that or less"):
+    with pytest.raises(UserError, match=r"--code_size is 300, but 240 different items .* choose so many or less"):
         quantise(blobs, "kmeans", 2, 300)
+    many = np.concatenate([np.repeat(blobs[:1], 100, axis=0), blobs])  # the first are the same, but not all
+    assert quantise(many, "kmeans", 1, 20).used == [20]

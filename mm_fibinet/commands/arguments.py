@@ -139,7 +139,7 @@ RECIPE_OPTIONS: dict[str, tuple[str, str, str]] = {
     "item_features": ("the catalogue", "list", "further columns: texts become ids, numbers stay numbers"),
     "item_categorical": ("the catalogue", "list", "further columns that become ids even where they are numbers"),
     "all_items": ("the catalogue", "flag", "keep items that do not occur in the log"),
-    "images": ("the catalogue", "text", "folder or .zip of images named by the items' original ids"),
+    "images": ("the catalogue", "text", "folder, .zip, .tar or .rar of images named by the items' original ids"),
     "copy_images": ("the catalogue", "flag", "copy a folder's images instead of linking them"),
     "embeddings": ("the catalogue", "list", "files with an item embedding that there is already"),
     "embedding": ("the catalogue", "text", "their column of lists"),

@@ -43,7 +43,10 @@ def run(args: argparse.Namespace, home: Home) -> None:
     tables = [params.get(key) for key in ("item_info", "item_feature", "user_info")]
     read = [test, *part_files(test), *tables, weights]
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
-    ids = originals.require_originals(args.original_ids, test, [*read, *outputs]) if args.original_ids else None
+    ids = originals.require_originals(args.original_ids, test, read, outputs) if args.original_ids else None
+    if ids is not None and trained and not args.allow_other_data:
+        manifest = run_manifest.read_manifest(trained)
+        run_manifest.refuse_other_log(manifest, ids.parent / "train.parquet", str(trained.folder))
 
     if gpu < 0:
         keep_freed_memory()
@@ -109,7 +112,13 @@ def models_of(trained: RunFolder | None, args: argparse.Namespace, home: Home) -
     if trained is None or args.models_from:
         return None
     folder = run_manifest.read_manifest(trained)["data"].get(run_manifest.MODEL_CODE, {}).get("models_from")
-    return home.import_models(folder) if folder else None
+    try:
+        return home.import_models(folder) if folder else None
+    except UserError as error:
+        raise UserError(
+            f"the run in {trained.folder} is of a class of {folder}, where it is no longer ({error}); name its new "
+            "place with --models_from"
+        ) from error
 
 
 def config_params(args: argparse.Namespace, models: ModuleType, gpu: int, before: list[str] | None = None) -> dict:

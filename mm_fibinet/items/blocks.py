@@ -13,7 +13,7 @@ from mm_fibinet.items import modalities
 from mm_fibinet.items.columns import Vectors
 from mm_fibinet.items.contents import Source
 from mm_fibinet.items.encoders import load_encoder
-from mm_fibinet.items.encoders_text import TextEncoder, describe_unknown, sample, unknown_share
+from mm_fibinet.items.encoders_text import CHARS_COUNTED, TextEncoder, describe_unknown, sample, unknown_share
 from mm_fibinet.items.encoding import Encoder, Loading
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.options import COLUMN, NONE
@@ -66,9 +66,9 @@ def choose(given: dict[str, Any], optional: bool = False) -> list[Chosen]:
 
 
 def tables(given: dict[str, Any], item_info: str | Path) -> list[str | Path]:
-    """Where columns of vectors are looked for."""
+    """Where columns of vectors are looked for: the modalities' sources that are parquet, and item_info."""
     sources = [given.get(each.source) for each in modalities.MODALITIES]
-    return [*(path for path in sources if path is not None and str(path).lower().endswith(".parquet")), item_info]
+    return [*(path for path in sources if path is not None and _is_parquet(Path(path))), item_info]
 
 
 def open_sources(chosen: list[Chosen], reading: Reading, tables: list[str | Path]) -> list[Source]:
@@ -96,8 +96,8 @@ def described(encoder: Encoder, source: Source) -> tuple[dict[str, Any], list[st
     """What a source says of itself and, of texts, how much of them the encoder's vocabulary does not have."""
     facts, notes = source.facts(), source.notes()
     if isinstance(encoder, TextEncoder):
-        texts = [entry.load().decode("utf-8") for entry in sample(list(next(iter(source.views.values()))))]
-        share = unknown_share(encoder, texts)
+        entries = sample(list(next(iter(source.views.values()))))
+        share = unknown_share(encoder, [entry.load().decode("utf-8")[:CHARS_COUNTED] for entry in entries])
         if share is not None:
             facts, notes = facts | {"unknown_tokens": round(share, 4)}, [*notes, describe_unknown(share)]
     return facts, notes
@@ -121,3 +121,8 @@ def _check_asked(modality: Modality, prompt: Any, dim: Any) -> None:
         raise UserError(f"--{modality.prompt_option} {prompt!r}: expected words")
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1):
         raise UserError(f"--{modality.dim_option} {dim!r}: expected a whole number, 1 or more")
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a path is a parquet file or a folder of such."""
+    return path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))

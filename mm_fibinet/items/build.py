@@ -32,7 +32,7 @@ from mm_fibinet.items.levels import join_levels
 from mm_fibinet.items.mix import mix_columns
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.on_ray import fill_on_ray
-from mm_fibinet.items.semantic_ids import quantise, require_method
+from mm_fibinet.items.semantic_ids import quantise, require_possible
 from mm_fibinet.items.shares import Share
 from mm_fibinet.options import ENGINES, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
@@ -133,7 +133,6 @@ def build(
     """
     _check_numbers({"emb_dim": emb_dim, "batch_size": batch_size, "opening_words": opening_words, "seed": seed})
     _check_numbers({"code_levels": code_levels, "code_size": code_size})
-    require_method(semantic_ids)
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
     fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
     chosen = choose(given, optional=bool(fusing.mix))
@@ -148,6 +147,7 @@ def build(
     num_items = table.num_rows - 1
     if num_items < 2:
         raise UserError(f"{item_info}: has {num_items} items beside the padding row 0, expected at least 2")
+    require_possible(semantic_ids, code_size, num_items)
     reading = Reading(num_items, [text_columns] if isinstance(text_columns, str) else text_columns, opening_words)
     clicks = fusing.read_clicks(num_items)
     mixed = mix_columns(fusing.mix, emb_dim, table, item_info, given.get("item_feature")) if fusing.mix else None

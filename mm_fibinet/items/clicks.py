@@ -22,6 +22,7 @@ from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.schema import ITEM_ID, ITEM_SEQ, Column
 
 LABEL, USER_ID = "label", "user_id"
+MERGE_PAIRS = 1 << 24  # clicks that are held before those of the same user and item are merged
 VALID_NAMES = ("valid.parquet", "valid")  # of the split that is looked for beside the training split
 
 
@@ -149,7 +150,8 @@ def _columns(num_items: int, with_users: bool) -> list[Column]:
 
 def _distinct_clicks(train: str | Path, num_items: int, with_users: bool) -> tuple[np.ndarray, np.ndarray]:
     """(user, item) of each click once, sorted: int64 [T] and [T]; without user_id the row's number is the user."""
-    parts = []
+    parts: list[np.ndarray] = []
+    held, most = 0, MERGE_PAIRS
     for start, blocks in schema.checked_slices(train, _columns(num_items, with_users)):
         history, target = blocks[ITEM_SEQ], blocks[ITEM_ID]
         user = blocks[USER_ID] if with_users else np.arange(start, start + len(target))
@@ -159,6 +161,11 @@ def _distinct_clicks(train: str | Path, num_items: int, with_users: bool) -> tup
             [np.r_[user[rows], user[clicked]], np.r_[history[rows, places], target[clicked]]], dtype=np.int64
         )
         parts.append(_unique(pairs))
+        held += parts[-1].shape[1]
+        if held > most:  # rows of one user are far apart, and most of their clicks are the same
+            parts = [_unique(np.concatenate(parts, axis=1))]
+            held = parts[0].shape[1]
+            most = max(2 * held, MERGE_PAIRS)
     users, items = _unique(np.concatenate(parts, axis=1))
     if not len(users):
         raise UserError(f"--train {train}: has no clicks, expected histories or rows of label 1")

@@ -13,6 +13,8 @@ from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoding import Loading, NetworkEncoder
 from mm_fibinet.items.weights import fingerprint, quiet_logging, quiet_transformers
 
+TAGS_NAMED = 5
+
 
 class _Images(nn.Module):
     """The image tower."""
@@ -144,4 +146,5 @@ def _no_such(architecture: str, weights: str) -> str:
         near = difflib.get_close_matches(architecture, open_clip.list_models(), 3)
         return f"no network {architecture}" + (f", near names are {', '.join(near)}" if near else "")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    return f"{weights} is no file, and no tag of {architecture}: it has {', '.join(tags) or 'none'}"
+    some = ", ".join(tags[:TAGS_NAMED]) + (", ..." if len(tags) > TAGS_NAMED else "")
+    return f"{weights} is no file, and no tag of {architecture}: it has {some or 'none'}"

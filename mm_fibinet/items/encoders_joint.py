@@ -63,23 +63,22 @@ class PictureEncoder:
 
 def load_joint_texts(name: str, how: Loading) -> TextEncoder:
     """The model's vectors of texts."""
-    with quiet_transformers():
-        model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
-        return text_encoder(identity, model, how)
+    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
+    return text_encoder(identity, model, how)
 
 
 def load_joint_images(name: str, how: Loading) -> PictureEncoder:
     """The model's vectors of pictures."""
-    with quiet_transformers():
-        model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
-        takes = getattr(model, "modalities", None)  # since 5.4
-        if takes is not None and "image" not in takes:
-            raise UserError(
-                f"{how.option}: this model takes {', '.join(map(str, takes))} and no images; choose one that takes both"
-            )
-        parts = shortened(identity, model, how)
-        model = model.to(device=how.device, dtype=how.dtype)
-        try:
+    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
+    takes = getattr(model, "modalities", None)  # since 5.4
+    if takes is not None and "image" not in takes:
+        raise UserError(
+            f"{how.option}: this model takes {', '.join(map(str, takes))} and no images; choose one that takes both"
+        )
+    parts = shortened(identity, model, how)
+    model = model.to(device=how.device, dtype=how.dtype)
+    try:
+        with quiet_transformers():
             return PictureEncoder(how.identity(*parts, DECODING), model, how.batch_size, how.dim)
-        except (TypeError, ValueError, AttributeError) as error:  # before 5.4 a text model reads pictures as texts
-            raise how.refuse(error, "choose a model that takes texts and images") from error
+    except (TypeError, ValueError, AttributeError) as error:  # before 5.4 a text model reads pictures as texts
+        raise how.refuse(error, "choose a model that takes texts and images") from error

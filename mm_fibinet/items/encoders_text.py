@@ -19,7 +19,7 @@ from torch import nn
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import hub
 from mm_fibinet.items.encoding import Loading, run
-from mm_fibinet.items.weights import check_weights, fingerprint, quiet_transformers
+from mm_fibinet.items.weights import check_weights, fingerprint, quiet_logging, quiet_transformers
 from mm_fibinet.options import DEFAULT_TEXT, NONE
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -27,6 +27,7 @@ STEP = 16  # tokens
 # In a model's README; every one that sentence-transformers writes has a link of this title to an introduction.
 MATRYOSHKA = re.compile(r"(?<!Introduction to )matryoshka|\bMRL\b", re.IGNORECASE)
 TEXTS_COUNTED = 1000  # of a catalogue, for the share of unknown tokens
+CHARS_COUNTED = 4096  # of each: more than encoders read
 MUCH_UNKNOWN = 0.1
 MULTILINGUAL = "sentence_transformers:paraphrase-multilingual-MiniLM-L12-v2"
 
@@ -48,7 +49,7 @@ class SentenceModel:
         self._asked = {
             "batch_size": batch_size,
             "show_progress_bar": False,
-            "prompt": self.prompt or None,
+            "prompt": self.prompt,
             "truncate_dim": dim,
             "normalize_embeddings": dim is not None and type(list(model.children())[-1]).__name__ == "Normalize",
         }
@@ -73,7 +74,7 @@ class TextEncoder:
         self.batch_size = batch_size
         self.tokenizer: Any = getattr(model, "tokenizer", None)  # before it is told to pad
         self._model = SentenceModel(model, batch_size, prompt, dim)
-        self._tokenize: Callable[[list[str]], dict] = getattr(model, "preprocess", None) or model.tokenize  # from 5.4
+        self._tokenize = _tokenizing(model, self._model.prompt)
         self.dim: int = self._model.vectors(["warm up"]).shape[1]  # a prompt of the model's is measured without padding
         pad_in_steps(model)
         self.prepare(b"warm up")  # the first call sets the tokenizer up, which must not happen in two threads at once
@@ -81,12 +82,19 @@ class TextEncoder:
     def prepare(self, content: bytes) -> tuple[str, int]:
         """The text and its padded number of tokens (0 for models that do not pad, such as word averages)."""
         text = content.decode("utf-8")
-        tokens: Any = self._tokenize([(self._model.prompt or "") + text]).get("input_ids")
+        tokens: Any = self._tokenize(text).get("input_ids")
         return text, tokens.shape[1] if torch.is_tensor(tokens) and tokens.dim() == 2 else 0
 
     def encode(self, samples: list[str]) -> np.ndarray:
         """Texts of equal padded length -> float32 [n, D]."""
         return self._model.vectors(samples)
+
+
+def _tokenizing(model: nn.Module, prompt: str | None) -> Callable[[str], dict[str, Any]]:
+    """What a model makes of one text with the prompt before it."""
+    if hasattr(model, "preprocess"):  # since 5.4
+        return lambda text: model.preprocess([text], prompt=prompt)
+    return lambda text: model.tokenize([(prompt or "") + text])
 
 
 def pad_in_steps(model: nn.Module) -> None:
@@ -156,9 +164,8 @@ def load_minilm(_: str, how: Loading) -> TextEncoder:
 
 def load_sentence_transformers(name: str, how: Loading) -> TextEncoder:
     """The name or the local folder of any sentence-transformers model."""
-    with quiet_transformers():
-        model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
-        return text_encoder(identity, model, how)
+    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
+    return text_encoder(identity, model, how)
 
 
 def text_encoder(identity: str, model: nn.Module, how: Loading) -> TextEncoder:
@@ -167,7 +174,8 @@ def text_encoder(identity: str, model: nn.Module, how: Loading) -> TextEncoder:
     if how.prompt is not None:
         parts.append(f"prompt {_resolve_prompt(model, how.prompt)!r}")
     model = model.to(device=how.device, dtype=how.dtype)
-    return TextEncoder(how.identity(*parts), model, how.batch_size, how.prompt, how.dim)
+    with quiet_transformers():
+        return TextEncoder(how.identity(*parts), model, how.batch_size, how.prompt, how.dim)
 
 
 def shortened(identity: str, model: nn.Module, how: Loading) -> list[str]:
@@ -180,10 +188,12 @@ def shortened(identity: str, model: nn.Module, how: Loading) -> list[str]:
 
 def open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
     """A sentence-transformers model in fp32 on the CPU, and an id that names its weights and its settings."""
-    from sentence_transformers import SentenceTransformer
 
     def load() -> nn.Module:
-        return SentenceTransformer(name, device="cpu")
+        from sentence_transformers import SentenceTransformer  # here: a mistake is told without loading it
+
+        with quiet_transformers(), quiet_logging():
+            return SentenceTransformer(name, device="cpu", local_files_only=hub.is_local(name))
 
     expected = (
         f"expected {DEFAULT_TEXT}, {NONE}, the folder of a sentence-transformers model, or a model name of the Hugging "
@@ -191,8 +201,10 @@ def open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
     )
     try:
         if hub.is_local(name):
-            with hub.offline():  # never ask for a mistyped folder
-                model = SentenceTransformer(name, device="cpu", local_files_only=True)
+            if not Path(name).is_dir():
+                raise FileNotFoundError("there is no such folder")
+            with hub.offline():
+                model = load()
         else:
             ids = (name,) if "/" in name else (f"sentence-transformers/{name}", name)
             model = hub.load(how.option, ids, load, "give the folder of a model")
@@ -229,8 +241,8 @@ def _resolve_prompt(model: nn.Module, prompt: str | None) -> str | None:
 
 def _require_matryoshka(model: nn.Module, how: Loading) -> None:
     """Refuse a shorter vector of a model that does not say that it has such."""
-    whole = model.get_sentence_embedding_dimension() if not hasattr(model, "get_embedding_dimension") else None
-    whole = whole or model.get_embedding_dimension()
+    dimension: Any = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    whole = dimension()  # the names since 5.4, and before
     config = next((part.config for part in model.modules() if hasattr(part, "config")), None)
     widths = getattr(config, "matryoshka_dims", None) or getattr(config, "matryoshka_dimensions", None) or []
     card = getattr(model, "_model_card_text", None) or ""

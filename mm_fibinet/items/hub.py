@@ -27,14 +27,18 @@ def is_local(name: str) -> bool:
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """No library asks the hub for anything inside."""
+    import huggingface_hub
     from huggingface_hub import constants
 
+    forget_sessions = getattr(huggingface_hub, "configure_http_backend", lambda: None)  # before 1.0 they remember
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
+    forget_sessions()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+        forget_sessions()
 
 
 def load(option: str, ids: tuple[str, ...], load_model: Callable[[], Model], instead: str) -> Model:

@@ -4,23 +4,21 @@ A `.rar` can only be read from front to back, and is read like a folder. Nothing
 only its last part matters.
 """
 
-import contextlib
-import os
 import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from mm_fibinet import archives
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.files import walk
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.schema import IMAGE_SUFFIXES
 
 MAX_IMAGE_BYTES = 64 * 2**20  # a cover has about 100 kB
-READ_BYTES = 2**16
 
 
 class File(NamedTuple):
@@ -130,48 +128,23 @@ def zip_files(path: Path) -> Iterator[File]:
 
 def archive_files(path: Path) -> Iterator[File]:
     """Stream an archive through libarchive: a file can be loaded until the iteration passes on."""
-    try:
-        import libarchive
-    except Exception as error:  # the binding raises whatever its search for the system library ends in
-        raise UserError(
-            f"{path}: reading {path.suffix} needs libarchive, found {type(error).__name__}: install libarchive-c with "
-            "pip and the system library (libarchive13), or unpack it to a folder and give that as --images"
-        ) from error
-    name = "its first file"
 
-    @contextlib.contextmanager
-    def explained() -> Iterator[None]:
-        try:
-            yield
-        except libarchive.ArchiveError as error:
-            if "encrypt" in str(error).lower() or "passphrase" in str(error).lower():
-                raise UserError(
-                    f"{path}: {name} is encrypted; unpack it to a folder and give that as --images"
-                ) from error
-            raise UserError(f"{path}: cannot be read at {name} ({error}); download or pack it again") from error
-        except OSError as error:
-            raise explain_os_error(error, path, "read") from error
-
-    def load(member: Any) -> bytes:
+    def load(member: archives.Member) -> bytes:
         blocks, size = [], 0
-        with explained():
-            for block in member.get_blocks(READ_BYTES):
-                blocks.append(block)
-                size += len(block)
-                if size > MAX_IMAGE_BYTES:  # the size in its header was wrong
-                    too_large(name, size).load()
+        for block in member.blocks():
+            blocks.append(block)
+            size += len(block)
+            if size > MAX_IMAGE_BYTES:  # the size in its header was wrong
+                too_large(member.name, size).load()
         return b"".join(blocks)
 
-    with explained(), libarchive.file_reader(str(path)) as members:
-        for member in members:
-            name = member.pathname or ""
-            name = name if isinstance(name, str) else os.fsdecode(name)
-            if item_of(name) is None:
-                if not member.isdir:
-                    yield unusable(name, "corrupt", "not an image's name")
-            elif not member.isfile or member.islnk:
-                yield unusable(name, "corrupt", "a folder, a link or a device, not a file")
-            elif (member.size or 0) > MAX_IMAGE_BYTES:
-                yield too_large(name, member.size)
-            else:
-                yield File(name, item_of(name), member.size or 0, partial(load, member))
+    for member in archives.members(path):
+        if item_of(member.name) is None:
+            if member.kind != archives.FOLDER:
+                yield unusable(member.name, "corrupt", "not an image's name")
+        elif member.kind != archives.FILE:
+            yield unusable(member.name, "corrupt", "a folder, a link or a device, not a file")
+        elif member.size > MAX_IMAGE_BYTES:
+            yield too_large(member.name, member.size)
+        else:
+            yield File(member.name, item_of(member.name), member.size, partial(load, member))

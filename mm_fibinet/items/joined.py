@@ -99,6 +99,6 @@ def _mean_and_scale(name: str, features: Features) -> tuple[np.ndarray, float]:
     if energy < 1e-12:
         raise UserError(
             f"{name}: the features of all {present} items are the same, expected some variety; "
-            f"check the input or leave it out with --{name}_encoder none"
+            f"check the input or leave it out with --{name.partition('/')[0]}_encoder none"
         )
     return mean, float(np.sqrt(energy))

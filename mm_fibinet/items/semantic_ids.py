@@ -100,10 +100,10 @@ def quantise(embedding: np.ndarray, method: str, levels: int, size: int, seed: i
         UserError: there are fewer than K different items with an embedding.
     """
     rows = np.flatnonzero(embedding.any(axis=1))
-    different = len(np.unique(embedding[rows], axis=0))
-    if different < size:
+    different = len(np.unique(embedding[rows[: 4 * size]], axis=0))
+    if different < size and (different := len(np.unique(embedding[rows], axis=0))) < size:
         raise UserError(
-            f"--code_size is {size}, but {different} different items have an embedding; choose that or less"
+            f"--code_size is {size}, but {different} different items have an embedding; choose so many or less"
         )
     rng = np.random.default_rng(seed)
     left = embedding[rows].astype(np.float32)
@@ -127,10 +127,12 @@ def quantise(embedding: np.ndarray, method: str, levels: int, size: int, seed: i
     return SemanticIds(codes, size, unexplained, collisions, used)
 
 
-def require_method(name: str | None) -> None:
-    """Refuse a name that is none of METHODS, before anything is encoded; None is no semantic ids."""
-    if name is not None and name not in METHODS:
-        raise UserError(f"--semantic_ids {name}: unknown, expected {' or '.join(METHODS)}")
+def require_possible(method: str | None, size: int, num_items: int) -> None:
+    """Refuse a method that is none of METHODS, and more codes than items; None is no semantic ids."""
+    if method is not None and method not in METHODS:
+        raise UserError(f"--semantic_ids {method}: unknown, expected {' or '.join(METHODS)}")
+    if method is not None and size > num_items:
+        raise UserError(f"--code_size is {size}, but there are {num_items} items; choose so many or less")
 
 
 def kmeans(vectors: np.ndarray, size: int, rng: np.random.Generator) -> Groups:

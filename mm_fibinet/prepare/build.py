@@ -136,6 +136,8 @@ def _require_free(folder: Path, force: bool) -> None:
     """Refuse a place that holds something else than a data set of ours that is to be replaced."""
     if not os.path.lexists(folder):
         return
+    if not folder.exists():
+        raise UserError(f"--out {folder}: is a link to {os.readlink(folder)}, which is not there; make that folder")
     if not folder.is_dir():
         raise UserError(f"--out {folder}: this is a file, expected a folder")
     try:

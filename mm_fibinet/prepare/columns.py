@@ -9,16 +9,21 @@ from dataclasses import dataclass
 import polars as pl
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.prepare.reading import collect, schema_of
+from mm_fibinet.prepare.reading import FIRST_LINES, collect, is_json, schema_of
 from mm_fibinet.prepare.recipe import Table
 from mm_fibinet.yaml_reader import shown
 
 SAMPLE = 1_000  # values that tell what a column of text holds
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+NO_NUMBER = ("nan", "na", "n/a", "null", "none")  # what stands for a missing number, in small letters
+DAY_FIRST = {
+    "%m/%d/%Y": "%d/%m/%Y", "%m/%d/%Y %H:%M": "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S": "%d/%m/%Y %H:%M:%S",
+}  # fmt: skip
 MOMENTS = (
     "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z",
-    "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M:%S", "%m/%d/%Y %I:%M:%S %p",
-    "%Y-%m-%d", "%Y/%m/%d", "%m/%d/%Y", "%Y%m%d",
+    "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M:%S%.f UTC", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M:%S",
+    "%m/%d/%Y %I:%M:%S %p", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%Y%m%d",
+    *DAY_FIRST, *DAY_FIRST.values(),
 )  # fmt: skip
 
 
@@ -35,7 +40,8 @@ class Source:
         schema = schema_of(self.frame, self.table)
         if column not in schema:
             found = ", ".join(name for name in schema.names() if name not in self.added)
-            raise UserError(f"{self.shown}: column {column} is missing, found {found}")
+            where = f" in the first {FIRST_LINES:,} lines" if is_json(self.table) else ""
+            raise UserError(f"{self.shown}: column {column} is missing{where}, found {found}")
         if f"{column}_duplicated_0" in schema:  # polars' name for the second one of a header
             raise UserError(f"{self.shown}: the header has column {column} more than once; rename all but one")
         return schema[column]
@@ -67,7 +73,7 @@ def text(source: Source, column: str) -> pl.Expr:
 
 
 def number(source: Source, column: str) -> pl.Expr:
-    """A number: float64; NaN and infinity are null."""
+    """A number: float64; NaN, infinity and the texts of NO_NUMBER are null."""
     kind, field = source.type_of(column), pl.col(column)
     if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum)):
         raise source.refuse(column, "a number a row")
@@ -78,9 +84,13 @@ def number(source: Source, column: str) -> pl.Expr:
 
 
 def wrong(source: Source, column: str, value: pl.Expr) -> pl.Expr:
-    """Where a field has something that `value`, read from it, could not take; NaN is nothing."""
-    field = pl.col(column)
-    there = field.is_not_null() & field.is_not_nan() if source.type_of(column).is_float() else field.is_not_null()
+    """Where a field has something that `value`, read from it, could not take; NaN and NO_NUMBER are nothing."""
+    kind, field = source.type_of(column), pl.col(column)
+    there = field.is_not_null()
+    if kind.is_float():
+        there &= field.is_not_nan()
+    elif kind == pl.String:
+        there &= ~field.str.to_lowercase().is_in(NO_NUMBER)
     return there & value.is_null()
 
 
@@ -100,7 +110,8 @@ def is_number(source: Source, column: str) -> bool:
     if kind != pl.String:
         return False
     sample = source.sample(column)
-    return len(sample) > 0 and sample.cast(pl.Float64, strict=False).is_finite().fill_null(False).all()
+    sample = sample.filter(~sample.str.to_lowercase().is_in(NO_NUMBER))
+    return len(sample) > 0 and sample.cast(pl.Float64, strict=False).is_not_null().all()
 
 
 def moment(source: Source, column: str) -> tuple[pl.Expr, str]:
@@ -123,7 +134,22 @@ def moment(source: Source, column: str) -> tuple[pl.Expr, str]:
     if len(sample) and sample.cast(pl.Float64, strict=False).is_not_null().all():
         return (field.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False), "fractions"
     found = max(MOMENTS, key=lambda form: sample.to_frame().select(_parsed(column, form).count()).item())
+    for pair in DAY_FIRST.items():
+        if found in pair:
+            found = _day_or_month_first(source, column, pair)
     return _parsed(column, found), "dates"
+
+
+def _day_or_month_first(source: Source, column: str, forms: tuple[str, str]) -> str:
+    """Of two forms, the one that all rows have; a `UserError` where no row tells."""
+    counts = [_parsed(column, form).count().alias(form) for form in forms]
+    read = collect(source.frame.select(counts), source.table).row(0)
+    if read[0] == read[1]:
+        raise UserError(
+            f"{source.shown}: column {column} has dates as {shown(source.sample(column)[0])}, and no row tells whether "
+            "day or month is first, expected dates as 2026-01-31"
+        )
+    return forms[read[1] > read[0]]
 
 
 def _parsed(column: str, form: str) -> pl.Expr:

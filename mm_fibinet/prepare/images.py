@@ -1,28 +1,29 @@
-"""Covers under the items' new ids: NAME.png of a folder or a zip, NAME being an item's original id, as ITEM_ID.png.
+"""Covers under the items' new ids: NAME.png of a folder or an archive, NAME an item's original id, as ITEM_ID.png.
 
-Files of a folder are linked, which takes no space, or copied where that is asked; those of a zip are unpacked.
+Files of a folder are linked, which takes no space, or copied where that is asked; those of an archive are unpacked.
 """
 
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet import archives
+from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.files import make_folder, walk
 from mm_fibinet.prepare.vocabulary import Vocabulary
-from mm_fibinet.schema import IMAGE_SUFFIXES
+from mm_fibinet.schema import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES
 
 
 def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dict[str, int]:
     """Make a folder of ITEM_ID.jpg and the like.
 
     Args:
-        path: a folder, searched at any depth, or a .zip.
+        path: a folder, searched at any depth, a .zip, or what libarchive reads.
         items: the items' ids by their original ones.
         target: the folder to make.
         copy: copy a folder's files instead of linking them.
@@ -33,50 +34,59 @@ def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dic
     Raises:
         UserError: `path` is neither, cannot be read, or has two images of an item.
     """
+    bring: Callable[[Path, dict[str, Path]], None]
     if path.is_dir():
-        named = pl.DataFrame(_folder_files(path), schema={"stem": pl.String, "file": pl.String}, orient="row")
+        found, bring = _folder_files(path), _copy if copy else _link
     elif path.is_file() and path.suffix.lower() == ".zip":
-        named = pl.DataFrame(_zip_files(path), schema={"stem": pl.String, "file": pl.String}, orient="row")
+        found, bring = _zip_files(path), _unpack
+    elif path.is_file() and path.suffix.lower() in ARCHIVE_SUFFIXES:
+        found, bring = _archive_files(path), _stream
     else:
         raise UserError(
-            f"images is {path}: expected a folder or a .zip of images named by the items' ids; unpack others"
+            f"images is {path}: expected a folder, a .zip, .tar or .rar of images named by the items' ids; unpack "
+            "others"
         )
-    ids = items.ids(named["stem"])
+    images = list(found)
+    ids = items.ids(pl.Series([printable(stem) for stem, _ in images], dtype=pl.String))
     files: dict[int, str] = {}
-    for item_id, file in zip(ids.tolist(), named["file"].to_list(), strict=True):
+    for item_id, (_, file) in zip(ids.tolist(), images, strict=True):
         if item_id and item_id in files:
             raise UserError(f"{path}: {files[item_id]} and {file} are images of the same item; keep one of them")
         if item_id:
             files[item_id] = file
     make_folder(target)
     try:
-        if path.is_dir():
-            _bring(path, files, target, copy)
-        else:
-            _unpack(path, files, target)
+        bring(path, {file: target / f"{item_id}{_suffix(file)}" for item_id, file in files.items()})
     except OSError as error:
         raise explain_os_error(error, error.filename or target) from error
     return {"found": len(files), "missing": len(items) - len(files), "of no item": int((ids == 0).sum())}
 
 
-def _bring(folder: Path, files: dict[int, str], target: Path, copy: bool) -> None:
-    for item_id, file in files.items():
-        place = target / f"{item_id}{Path(file).suffix.lower()}"
-        if copy:
-            shutil.copyfile(folder / file, place)
-        else:
-            place.symlink_to((folder / file).resolve())
+def _link(folder: Path, places: dict[str, Path]) -> None:
+    for file, place in places.items():
+        place.symlink_to((folder / file).resolve())
 
 
-def _unpack(path: Path, files: dict[int, str], target: Path) -> None:
+def _copy(folder: Path, places: dict[str, Path]) -> None:
+    for file, place in places.items():
+        shutil.copyfile(folder / file, place)
+
+
+def _unpack(path: Path, places: dict[str, Path]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            for item_id, file in files.items():
-                place = target / f"{item_id}{PurePosixPath(file).suffix.lower()}"
+            for file, place in places.items():
                 with archive.open(file) as source, open(place, "wb") as out:
                     shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be unpacked ({error}); pack it again") from error
+
+
+def _stream(path: Path, places: dict[str, Path]) -> None:
+    for member in archives.members(path):
+        if member.name in places and member.kind == archives.FILE:
+            with open(places[member.name], "wb") as out:
+                out.writelines(member.blocks())
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, str]]:
@@ -98,7 +108,19 @@ def _zip_files(path: Path) -> Iterator[tuple[str, str]]:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a complete zip file ({error}); pack it again") from error
+    yield from _images(name for name in names if not name.endswith("/"))
+
+
+def _archive_files(path: Path) -> Iterator[tuple[str, str]]:
+    yield from _images(member.name for member in archives.members(path) if member.kind == archives.FILE)
+
+
+def _images(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(item's original id, path) of each path in an archive that is an image's."""
     for name in names:
-        place = PurePosixPath(name)
-        if place.suffix.lower() in IMAGE_SUFFIXES:
-            yield place.stem, name
+        if _suffix(name) in IMAGE_SUFFIXES:
+            yield PurePosixPath(name).stem, name
+
+
+def _suffix(file: str) -> str:
+    return PurePosixPath(file).suffix.lower()

@@ -18,8 +18,7 @@ from mm_fibinet.prepare.recipe import SPLITS, WHOLE, Recipe, parse_label
 from mm_fibinet.prepare.splits import group_starts
 from mm_fibinet.prepare.vocabulary import BY_TEST
 
-UNIX_TIMES_FROM = 10**8  # 1973 in seconds, the largest of the units
-UNITS_APART = 100
+UNIX_TIMES = ((10**8, 10**10), (10**11, 10**13), (10**14, 10**16), (10**17, 2**63 - 1))  # from 1973 on, s to ns
 CLICKED, USER, ITEM, TIME, RATING, SPLIT = "label", "user", "item", "time", "rating", "split"
 ROW, EVENT = "row:", "event:"  # beside the files' own columns
 FEATURE, WRONG = "feature:", "wrong:"  # in front of the names of columns
@@ -87,13 +86,14 @@ def read_log(recipe: Recipe, scratch: Path) -> Log:
 def _require_one_unit(time: pl.Series, column: str) -> None:
     """Refuse Unix times of several units, seconds and milliseconds for example: the later unit would be the test.
 
-    Those of one unit are at most a factor of twenty apart; counters, which begin lower, are left alone.
+    Between what two units stand for is a gap; a counter, which may come to any number, has values there.
     """
-    first, last = time.min(), time.max()
-    if first >= UNIX_TIMES_FROM and last >= UNITS_APART * first:
+    large = time >= UNIX_TIMES[0][0]
+    counts = [int(time.is_between(first, end, closed="left").sum()) for first, end in UNIX_TIMES]
+    if sum(count > 0 for count in counts) > 1 and sum(counts) == large.sum():
         raise UserError(
-            f"{column}: times go from {first} to {last}, as where one part is in seconds and another in milliseconds; "
-            "bring them to one unit"
+            f"{column}: times go from {time.filter(large).min()} to {time.max()}, as where one part is in seconds and "
+            "another in milliseconds; bring them to one unit"
         )
 
 

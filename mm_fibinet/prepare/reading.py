@@ -1,9 +1,9 @@
 """Tables as people have them, as polars' lazy frames: CSV, TSV, JSON lines and parquet, one file or many, compressed.
 
 A field of a CSV stays text until the recipe says what it is: an inferred type would turn the id 0108775015 into another
-one, and end the reading where row 2,000,000 has a letter. A path is taken literally; where there is no file of that
-name, `*`, `?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file becomes one sentence with
-the file's name.
+one, and end the reading where row 2,000,000 has a letter; so do whole numbers of JSON. A path is taken literally; where
+there is no file of that name, `*`, `?` and `[A-Z]` in it stand for what may vary. What polars says of a damaged file
+becomes one sentence with the file's name.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from mm_fibinet.errors import UserError, explain_os_error
 from mm_fibinet.prepare.recipe import Table
@@ -24,7 +25,9 @@ COMPRESSED = (".gz", ".zst")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 OF_CSV = ("separator", "columns", "encoding", "quoted", "rest")  # settings that say how a line is cut
 UNUSED = "\x1f"  # separates nothing: a line stays whole
-BLOCK = 1 << 22  # characters
+BLOCK = 1 << 22  # characters, or bytes
+FIRST_LINES = 10_000  # of JSON lines, which tell what columns there are
+MARK = b"\xef\xbb\xbf"  # what some programs put in front of UTF-8
 
 
 def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
@@ -43,9 +46,10 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
     if kind not in SEPARATORS:
         _refuse_settings_of_csv(table, kind)
     if kind == "parquet":
-        return _columns_of(pl.scan_parquet(files, glob=False), table)
+        return _without_decimals(pl.scan_parquet(files, glob=False), table)
     if kind == "jsonl":
-        return _columns_of(pl.scan_ndjson(files, infer_schema_length=10_000), table)
+        files = [_unmarked(path, table, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
+        return _scan_json(files, table)
     if table.encoding != "utf-8":
         files = [_as_utf8(path, table.encoding, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
     separator = table.separator or SEPARATORS[kind]
@@ -74,6 +78,11 @@ def _refuse_settings_of_csv(table: Table, kind: str) -> None:
     for name in OF_CSV:
         if getattr(table, name) != Table.model_fields[name].default:
             raise UserError(f"{_shown(table)}: {name} is set, which is of csv and tsv alone, and this is {kind}")
+
+
+def is_json(table: Table) -> bool:
+    """Whether a table's columns are those of FIRST_LINES, as far as its settings tell."""
+    return (table.format or SUFFIXES.get(_suffix(Path(table.files[0])))) == "jsonl"
 
 
 def table_files(table: Table, root: str | Path) -> list[Path]:
@@ -186,6 +195,35 @@ def _columns_of(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
     """The frame, once its header could be read."""
     schema_of(frame, table)
     return frame
+
+
+def _without_decimals(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
+    """Decimals as the numbers that they are: whole ones stay so, others become float64."""
+    scales = {name: kind.scale for name, kind in schema_of(frame, table).items() if isinstance(kind, pl.Decimal)}
+    return frame.with_columns(pl.col(name).cast(pl.Float64 if scale else pl.Int128) for name, scale in scales.items())
+
+
+def _scan_json(files: list[Path], table: Table) -> pl.LazyFrame:
+    """JSON lines, whole numbers and what the first lines leave open as texts: a later line may have a letter there."""
+    kinds = schema_of(pl.scan_ndjson(files, infer_schema_length=FIRST_LINES), table)
+    texts: dict[str, pl.DataType] = {}
+    for name, kind in kinds.items():
+        of_list = isinstance(kind, pl.List)
+        inner = kind.inner if of_list else kind  # type: ignore[attr-defined]
+        if inner.is_integer() or inner == pl.Null:
+            texts[name] = pl.List(pl.String) if of_list else pl.String()
+    return pl.scan_ndjson(files, infer_schema_length=FIRST_LINES, schema_overrides=texts)
+
+
+def _unmarked(path: Path, table: Table, target: Path) -> Path:
+    """The file, or a copy of one with a byte order mark, without it and unpacked."""
+    with explained(table), pa.input_stream(path) as source:
+        if source.read(len(MARK)) != MARK:
+            return path
+        with open(target.with_suffix(".jsonl"), "wb") as out:
+            while block := source.read(BLOCK):
+                out.write(block)
+    return target.with_suffix(".jsonl")
 
 
 def _split_lines(files: list[Path], separator: str, table: Table) -> pl.LazyFrame:

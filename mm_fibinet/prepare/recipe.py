@@ -136,7 +136,7 @@ class Recipe(Strict):
     images: Annotated[
         types.Path | None,
         BeforeValidator(lambda value: None if _is_none(value) else value),
-        Field(description="a folder or a .zip, or null"),
+        Field(description="a folder, a .zip, .tar or .rar, or null"),
     ] = None
     copy_images: types.Flag = False
     embeddings: OptionalTable = None

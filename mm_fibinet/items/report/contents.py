@@ -15,7 +15,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.report import geometry, languages, probe, projection
 from mm_fibinet.items.report.catalogue import Tags, read_tags, read_titles
 from mm_fibinet.items.report.evidence import MOST_ROWS, Clicks, history_cosine, judge_clicks, read_rows, warm_items
-from mm_fibinet.items.report.pictures import Cover, thumbnails
+from mm_fibinet.items.report.pictures import Cover, open_covers, thumbnails
 from mm_fibinet.items.report.vectors import embedding_columns, read_vectors
 from mm_fibinet.progress import track
 
@@ -143,6 +143,7 @@ def collect(sources: Sources, columns: list[str] | None = None, seed: int = 0) -
         raise UserError(
             f"{sources.item_info}: no item has a vector in each of {', '.join(names)}; choose some with --columns"
         )
+    images = open_covers(sources.images, num_items) if sources.images else None  # refused before the work
     titles = read_titles(sources.item_feature, num_items) if sources.item_feature else {}
     tags = read_tags(sources.item_feature, num_items, table, sources.item_info)
     labels, scripts = _scripts(titles, table.num_rows)
@@ -172,7 +173,7 @@ def collect(sources: Sources, columns: list[str] | None = None, seed: int = 0) -
             cosines[name] = history_cosine(vectors, rows.history, rows.target)
     clicks = judge_clicks(sources.valid, cosines, rows, warm, seed) if sources.valid and rows is not None else None
     pictured = {item for each in figures.values() for near in each.shown.values() for item in near.item_ids}
-    covers = thumbnails(sources.images, num_items, pictured | set(shown)) if sources.images else {}
+    covers = thumbnails(images, pictured | set(shown)) if images is not None else {}
     return Contents(
         sources, seed, num_items, figures, clicks, warm, titles, tags, scripts, by_chance, points, shown, covers
     )

@@ -24,6 +24,7 @@ LABEL = "label"
 MOST_ROWS = 100_000  # their AUC is sure to about 0.003
 MOST_POSITIONS = 1_000  # of a history of user_info, its newest
 BLOCK_ROWS = 8_192
+LEAST_ROWS = 2  # of each label
 SUBSETS = ("all", "warm", "cold")
 
 
@@ -189,8 +190,16 @@ def judge_clicks(
         split, cosines, rows: of `usable_rows`.
         warm: bool [items], of `warm_items`; None where train is not known.
         seed: of the bootstrap.
+
+    Raises:
+        UserError: fewer than two rows of one label.
     """
     cosines, used, left_out = usable_rows(split, cosines, rows)
+    if min(used.clicked.sum(), (~used.clicked).sum()) < LEAST_ROWS:
+        raise UserError(
+            f"{split}: {used.clicked.sum()} of {len(used.target)} rows with a history have label 1, expected at least "
+            f"{LEAST_ROWS} of each label: an interval needs them"
+        )
     masks = {"all": np.ones(len(used.target), dtype=bool)}
     if warm is not None:
         masks |= {"warm": warm[used.target], "cold": ~warm[used.target]}
@@ -198,7 +207,7 @@ def judge_clicks(
     counts = {}
     for subset, mask in masks.items():
         clicked = used.clicked[mask]
-        if min(clicked.sum(), (~clicked).sum()) < 2:
+        if min(clicked.sum(), (~clicked).sum()) < LEAST_ROWS:
             continue
         counts[subset] = int(mask.sum())
         user = None if used.user is None else used.user[mask]

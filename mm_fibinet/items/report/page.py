@@ -13,7 +13,7 @@ import numpy as np
 
 from mm_fibinet import files
 from mm_fibinet.errors import UserError, printable
-from mm_fibinet.items.report import figures
+from mm_fibinet.items.report import table
 from mm_fibinet.items.report.contents import Contents, Neighbours, Sources, collect
 from mm_fibinet.items.report.figure import bins_of
 from mm_fibinet.items.report.geometry import EXACT_ITEMS, QUERIES, K
@@ -56,7 +56,7 @@ def write_report(
 def as_text(contents: Contents) -> str:
     """The figures for a terminal: a line a figure, a column an embedding."""
     names = list(contents.columns)
-    lines = [line for found in figures.lines(contents).values() for line in found]
+    lines = [line for found in table.lines(contents).values() for line in found]
     rows = [[line.title, *(_short(cell.whole, 32) for cell in line.cells), line.reference] for line in lines]
     rows = [["", *names, REFERENCE.lower()], *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -100,13 +100,13 @@ def _facts(contents: Contents) -> dict[str, str]:
     facts = {"Items": f"{contents.items:,}"}
     if contents.warm is not None:
         warm = int(contents.warm[1:].sum())
-        facts["Warm items"] = f"{warm:,} ({figures.share(warm / contents.items)})"
+        facts["Warm items"] = f"{warm:,} ({table.share(warm / contents.items)})"
     if contents.clicks:
         facts["Valid rows"] = f"{contents.clicks.of:,}, {contents.clicks.clicked.mean():.0%} clicked"
     if contents.titles:
         facts["Titles"] = f"{len(contents.titles):,}"
         named = list(contents.scripts.items())[:3]
-        facts["Scripts"] = ", ".join(f"{name} {figures.share(n / len(contents.titles))}" for name, n in named) or "none"
+        facts["Scripts"] = ", ".join(f"{name} {table.share(n / len(contents.titles))}" for name, n in named) or "none"
     if contents.tags:
         facts["Tags"] = f"{len(contents.tags):,}"
     facts["Seed"] = str(contents.seed)
@@ -118,7 +118,7 @@ def _figures(contents: Contents) -> str:
     names = list(contents.columns)
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in names)
     body = []
-    for heading, lines in figures.lines(contents).items():
+    for heading, lines in table.lines(contents).items():
         body.append(f'<tr class="group"><th scope="rowgroup" colspan="{len(names) + 2}">{heading}</th></tr>')
         for line in lines:
             cells = "".join(
@@ -135,7 +135,7 @@ def _figures(contents: Contents) -> str:
     )
 
 
-def _figure(name: str, cell: figures.Cell, best: bool) -> str:
+def _figure(name: str, cell: table.Cell, best: bool) -> str:
     """A cell of the table; on a phone it names its column itself."""
     detail = f'<small dir="auto">{_text(_short(cell.detail, 40))}</small>' if cell.detail else ""
     return f'<td{" class=best" if best else ""} data-label="{_text(name)}">{_text(cell.value)}{detail}</td>'
@@ -231,21 +231,21 @@ def _tags(contents: Contents) -> str:
 def _meter(auc: float | None) -> str:
     """A cell with an AUC and a bar from chance to no mistake."""
     if auc is None:
-        return f"<td>{figures.NOTHING}</td>"
+        return f"<td>{table.NOTHING}</td>"
     return f'<td><span class="meter"><i style="width:{200 * max(auc - 0.5, 0):.0f}%"></i></span>{auc:.3f}</td>'
 
 
 def _cards(contents: Contents) -> str:
     """The shown items, each with its neighbours by every column."""
-    tags: dict[int, list[str]] = {}
+    tags: dict[int, list[str]] = {item: [] for item in contents.shown}
     for tag, ids in contents.tags.items():
-        for item in ids.tolist():
-            tags.setdefault(item, []).append(tag)
+        for item in np.intersect1d(ids, contents.shown).tolist():
+            tags[item].append(tag)
     cards = []
     for item in contents.shown:
         kind = "" if contents.warm is None else "warm" if contents.warm[item] else "cold"
         chip = f'<span class="chip {kind}">{kind}</span>' if kind else ""
-        listed = ", ".join(tags.get(item, [])[:5])
+        listed = ", ".join(tags[item][:5])
         strips = "".join(
             f'<div class="strip"><h4>{_text(name)}</h4><div class="tiles" tabindex="0" role="region" '
             f'aria-label="Nearest by {_text(name)}">{_tiles(contents, each.shown[item])}</div></div>'

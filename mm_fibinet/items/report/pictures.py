@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from operator import length_hint
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mm_fibinet.items import modalities
 from mm_fibinet.items.decoding import decode_image, quiet_pillow
-from mm_fibinet.items.sources import BadContent
+from mm_fibinet.items.sources import BadContent, Entry
 from mm_fibinet.progress import track
 
 SIDE = 192  # pixels, the longer one: twice what is shown, for fine screens
@@ -29,20 +30,27 @@ class Cover(NamedTuple):
     ratio: float
 
 
-def thumbnails(images: str | Path, num_items: int, wanted: set[int]) -> dict[int, Cover]:
+def open_covers(images: str | Path, num_items: int) -> Iterable[Entry]:
+    """The covers of a folder or an archive of ITEM_ID.jpg, as for `build_item_emb.py`, not read yet.
+
+    Args:
+        images: the folder or the archive.
+        num_items: the ids are 1 .. num_items.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    image = next(modality for modality in modalities.MODALITIES if modality.name == "image")
+    return next(iter(image.read(images, modalities.Reading(num_items)).views.values()))
+
+
+def thumbnails(entries: Iterable[Entry], wanted: set[int]) -> dict[int, Cover]:
     """The covers of some items, by item_id; one that is damaged or missing is left out.
 
     Args:
-        images: folder or archive of ITEM_ID.jpg, as for `build_item_emb.py`; an archive that can only be read from its
-            beginning is read until all are found.
-        num_items: the ids are 1 .. num_items.
+        entries: of `open_covers`; an archive that can only be read from its beginning is read until all are found.
         wanted: item_ids.
-
-    Raises:
-        UserError: the folder or the archive cannot be read.
     """
-    image = next(modality for modality in modalities.MODALITIES if modality.name == "image")
-    entries = next(iter(image.read(images, modalities.Reading(num_items)).views.values()))
     found: dict[int, Cover] = {}
     missing = set(wanted)
     with quiet_pillow(), track(entries, desc="covers", total=length_hint(entries) or None, unit="file") as passing:
