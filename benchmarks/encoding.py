@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contenders import Task
 from benchmarks.measure import now
 from mm_fibinet.items.encoders import load_encoder
+from mm_fibinet.items.encoding import Loading
 from mm_fibinet.items.modalities import MODALITIES
 
 BATCH_SIZES = {"cpu": 16, "cuda": 256}  # build_item_emb.py's
@@ -37,7 +38,7 @@ class Encoding:
         self.device = task.device
         chosen = next(each for each in MODALITIES if each.name == modality)
         batch_size = batch_size or BATCH_SIZES[self.device.type]
-        self.encoder = load_encoder(modality, chosen.default, self.device, batch_size, chosen.encoders())
+        self.encoder = load_encoder(modality, chosen.default, Loading(self.device, batch_size), chosen.encoders())
         rng = np.random.default_rng(0)
         contents = {"text": _title, "image": _cover}[modality]
         self.samples = [self.encoder.prepare(contents(rng))[0] for _ in range(batch_size)]

@@ -5,9 +5,11 @@ Models of model_zoo say by themselves what they need. Any other FuxiCTR model is
 own scripts would have passed it besides, and, before an hour of training, one batch to show that it fits.
 """
 
+import contextlib
 import copy
 import inspect
 import re
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from fuxictr.pytorch.models import MultiTaskModel
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mm_fibinet import errors, fuxictr_adapter, losses, model_source
 from mm_fibinet.dataloader import BATCH_FORMATS, MMCTRDataLoader
@@ -25,6 +28,7 @@ from mm_fibinet.item_table import item_side_features
 
 OURS = ("indices", "triple")
 SEQUENCE_SETTINGS = r".*sequence(_item)?_field"  # of DIN, BST, ...: what they attend to by themselves
+LOSSES_OF_SCORES = ("add_loss", "compute_loss", "get_total_loss")  # a model's own may take scores without a second axis
 EXPECTED = {  # what FuxiCTR's models ask their settings for without a default
     "verbose": 0, "model_root": "./checkpoints/", "metrics": ["AUC", "logloss"], "optimizer": "adam",
     "loss": "binary_crossentropy",
@@ -78,7 +82,7 @@ def make_model(model_class: type, feature_map: FeatureMap, params: dict) -> Any:
         params: of `load_params`.
 
     Raises:
-        UserError: its constructor failed, or it is a model of several labels.
+        UserError: its constructor failed, it has nothing to train, or it is a model of several labels.
     """
     if issubclass(model_class, MultiTaskModel):
         raise UserError(
@@ -89,10 +93,11 @@ def make_model(model_class: type, feature_map: FeatureMap, params: dict) -> Any:
         feature_map = _feature_map_for(model_class, feature_map, params)
     try:
         model = model_class(feature_map, **_arguments(model_class, params))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _explain(error, model_class, "its constructor failed", "check its settings and its code")
         raise
     if not model_source.is_multimodal(model_class):
+        _refuse_unready(model)
         _mend_linear_parts(model)
         fuxictr_adapter.train_all(model)
     return model
@@ -121,22 +126,56 @@ def try_out(model: nn.Module, data: MMCTRDataLoader) -> None:
     with torch.random.fork_rng(devices), torch.no_grad():
         try:
             outputs = model.eval()(batch)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             advice = f"a batch is {_described(batch)} (batch_format: {data.batch_format})"
             _explain(error, type(model), "its forward failed on the first batch", advice)
             raise
     predicted = outputs.get("y_pred") if isinstance(outputs, dict) else None
-    if not isinstance(predicted, Tensor) or predicted.numel() != rows:
-        found = f"y_pred of shape {list(predicted.shape)}" if isinstance(predicted, Tensor) else "no tensor y_pred"
+    shapes = [(rows, 1), (rows,)] if fuxictr_adapter.overridden(model, LOSSES_OF_SCORES) else [(rows, 1)]
+    if not (isinstance(predicted, Tensor) and predicted.shape in shapes and predicted.is_floating_point()):
+        found = "no tensor y_pred"
+        if isinstance(predicted, Tensor):
+            found = f"y_pred of shape {list(predicted.shape)} and type {str(predicted.dtype).removeprefix('torch.')}"
         raise UserError(
             f"{name}: forward returned {found} for a batch of {rows} rows, expected a dictionary whose y_pred is "
-            f"[{rows}, 1]"
+            f"[{rows}, 1] of floats"
         )
     low, high = predicted.float().aminmax()
     if not (low >= 0 and high <= 1):  # NaN is neither
         raise UserError(
             f"{name}: forward's y_pred goes from {low:.3g} to {high:.3g}, expected probabilities from 0 to 1; let it "
             "end with self.output_activation"
+        )
+
+
+@contextlib.contextmanager
+def explained(model: nn.Module, what: str) -> Iterator[None]:
+    """Say in one line what a stranger's code raises at work; what comes from elsewhere is a bug, and stays one.
+
+    Args:
+        what: was tried, as "it failed in training".
+
+    Raises:
+        UserError: the exception passed through the class's own files.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if model_source.passed_through(error, type(model)):
+            _explain(error, type(model), what, "check its code")
+        raise
+
+
+def _refuse_unready(model: nn.Module) -> None:
+    """Refuse a model that its constructor has left half made."""
+    name = type(model).__name__
+    if "_modules" not in vars(model):
+        raise UserError(f"{name}: its constructor does not call super().__init__(feature_map, **kwargs) first")
+    unsized = [path for path, value in model.named_parameters() if is_lazy(value)]
+    if unsized:
+        raise UserError(
+            f"{name}: {', '.join(unsized[:3])} have no size before the first batch (a Lazy layer), expected layers "
+            "whose sizes its constructor gives"
         )
 
 
@@ -189,7 +228,7 @@ def _arguments(model_class: type, params: dict) -> dict:
     return {name: value for name, value in settings.items() if name in parameters}
 
 
-def _explain(error: Exception, model_class: type, what: str, advice: str) -> None:
+def _explain(error: BaseException, model_class: type, what: str, advice: str) -> None:
     """Raise a stranger's exception as a `UserError`; ours and a want of memory stay what they are."""
     ours = isinstance(error, UserError | MemoryError) or model_source.is_own(model_class)
     if not ours and not errors.is_out_of_memory(error):

@@ -6,6 +6,7 @@ Models and loaders see a rank and a world size; without other processes these ar
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from mm_fibinet import ranks
 from mm_fibinet.errors import UserError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,12 @@ def gather_objects(value: object) -> list:
     values = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def wait_for_all() -> None:
+    """Wait for all ranks, however much longer than this one's their work takes; of CPU groups (gloo)."""
+    if current().size > 1:
+        dist.monitored_barrier(timeout=PATIENCE)
 
 
 def barrier() -> None:

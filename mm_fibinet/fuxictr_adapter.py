@@ -105,6 +105,11 @@ def penalties(model: BaseModel) -> list[tuple[int, float, list[Tensor]]]:
 
 def refuse_untrained(model: BaseModel) -> None:
     """A `UserError` when the optimizer does not know a parameter: it would stay as it is, without a word."""
+    if getattr(model, "optimizer", None) is None:
+        raise UserError(
+            f"{type(model).__name__}: there is no optimizer, expected self.compile(optimizer, loss, learning_rate) in "
+            "its constructor, when all layers are there"
+        )
     known = {id(parameter) for group in model.optimizer.param_groups for parameter in group["params"]}
     left_out = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in known]
     if left_out:
@@ -120,11 +125,16 @@ def train_all(model: BaseModel) -> None:
     """Let a compiled model's optimizer train all parameters, also those made after it, by a fused kernel if it has one.
 
     An optimizer that is not plainly FuxiCTR's, of one kind and a learning rate, is kept and given what it lacks.
+
+    Raises:
+        UserError: there are none.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return
     parameters, lr = [p for p in model.parameters() if p.requires_grad], optimizer.param_groups[0]["lr"]
+    if not parameters:
+        raise UserError(f"{type(model).__name__}: no parameter has requires_grad, expected some that are trained")
     is_plain = type(optimizer) in FUSED and optimizer.defaults == type(optimizer)(parameters, lr=lr).defaults
     if is_plain and len(optimizer.param_groups) == 1:
         model.optimizer = type(optimizer)(parameters, lr=lr, fused=True)

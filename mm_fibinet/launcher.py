@@ -1,4 +1,4 @@
-"""Starts the ranks of a command, one process a GPU, for `--gpu 0 1`.
+"""Starts the ranks of a command, one process a GPU, for `--gpu 0 1` and `--device cuda:0 cuda:1`.
 
 torchrun does the same and is needed for several machines; but whatever a rank says of its failure, torchrun adds a
 traceback of its own and twenty lines more. Here an error is what the first rank that fails prints, and nothing else.
@@ -23,12 +23,13 @@ SECONDS_TO_END = 10  # from SIGTERM on, for ranks that another one's failure sto
 SECONDS_TO_SAVE = 120  # for those that were asked to stop
 
 
-def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
-    """Run a command once for each GPU and end as it ends; a signal to this process goes to all of them.
+def launch(command: Sequence[str], places: Sequence[object], option: str = "--gpu") -> int:
+    """Run a command once for each place, a GPU mostly, and end as it ends; a signal to this process goes to all.
 
     Args:
-        command: the program and its arguments, by which each rank finds its GPU, see `ranks.own_gpu`.
-        gpus: the GPU of each rank, -1 for the CPU.
+        command: the program and its arguments, by which each rank finds its place, see `ranks.own_gpu`.
+        places: of each rank, for messages: a GPU or a device.
+        option: the one that names the places.
 
     Returns:
         0, or the exit code of the first rank that failed.
@@ -40,8 +41,8 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
     running: list[subprocess.Popen] = []
     with tempfile.TemporaryDirectory(prefix="mm_fibinet_") as shared:
         try:
-            for rank in range(len(gpus)):
-                running.append(_start(command, rank, len(gpus), shared))
+            for rank in range(len(places)):
+                running.append(_start(command, rank, len(places), shared))
             first, asked = _wait(running, Path(shared))
         finally:
             for process in running:
@@ -55,7 +56,7 @@ def launch(command: Sequence[str], gpus: Sequence[int]) -> int:
         raise KeyboardInterrupt
     name = signal.Signals(-code).name
     guess = " (out of memory?)" if name == "SIGKILL" else ""
-    raise UserError(f"process {first} of {len(gpus)} (--gpu {gpus[first]}) was ended by {name}{guess}")
+    raise UserError(f"process {first} of {len(places)} ({option} {places[first]}) was ended by {name}{guess}")
 
 
 def _start(command: Sequence[str], rank: int, size: int, shared: str) -> subprocess.Popen:

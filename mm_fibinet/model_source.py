@@ -136,7 +136,7 @@ def import_class(name: str, where: str = "", checkout: Checkout | None = None) -
     module_name, _, class_name = name.partition(":")
     module = _import_module(module_name, f"{where}model {name}", checkout)
     found = getattr(module, class_name, None)
-    if isinstance(found, type) and issubclass(found, BaseModel):
+    if isinstance(found, type) and issubclass(found, BaseModel) and found.__name__ not in BASES:
         return found
     file = getattr(module, "__file__", None) or module_name
     if found is not None:
@@ -206,6 +206,12 @@ def code_entry(models, model_class: type) -> dict[str, dict]:
     return {"model_code": {**entry, **({"models_from": str(checkout.folder)} if checkout else {})}}
 
 
+def passed_through(error: BaseException, model_class: type) -> bool:
+    """Whether an exception was raised by a class's own files, or by what they called."""
+    own = {str(path) for path in source_files(model_class)}
+    return any(frame.filename in own for frame in traceback.extract_tb(error.__traceback__))
+
+
 def place_of(error: BaseException, model_class: type) -> str:
     """Where an exception came from, the last line of the class's own files if it passed one: " (file.py, line 7)"."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -220,9 +226,7 @@ def _import_module(name: str, what: str, checkout: Checkout | None) -> ModuleTyp
         sys.path.append(os.getcwd())
     importlib.invalidate_caches()
     try:
-        if name.partition(".")[0] != ZOO:
-            return importlib.import_module(name)
-        with _joined_zoos(checkout):
+        with _joined_zoos(checkout):  # a user's own module may import from there, too
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""

@@ -6,6 +6,10 @@ TASKS = ("Task1", "Task2", "Task1&2")  # of a submission
 NONE = "none"  # an encoder's name: leave the modality out
 DEFAULT_TEXT = "minilm"
 DEFAULT_IMAGE = "efficientnet_lite0"
+FUSIONS = ("pca", "pca_per_modality", "whiten", "cca", "mean", "item2vec", "contrastive", "mix", "auto")
+COLUMN = "column:"  # an encoder's prefix: the vectors are there already
+ENCODER_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+ENGINES = ("local", "ray")  # where items are encoded
 STORE_NAME = ".mm_fibinet_features"
 SUITES = "benchmark_config.yaml"
 

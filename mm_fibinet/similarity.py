@@ -56,18 +56,28 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
     if len(items) <= ITEMS_PER_POSITION * length:
         all_items = (own @ F.normalize(items.float(), dim=-1).T).float()
         return all_items.gather(1, history.long()).clamp(-1, 1)
+    whole_numbers, lengths = not items.is_floating_point(), None
+    if len(items) <= history.numel():  # else fewer are gathered than there are
+        lengths = _lengths(items.float())
+        items = items if whole_numbers else items / lengths.unsqueeze(-1)
     found = torch.empty(batch, length, device=items.device)
     rows = max(NUMBERS_AT_ONCE // max(length * items.shape[1], 1), 1)
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
-        theirs = items.index_select(0, history[part].reshape(-1)).unflatten(0, history[part].shape)
-        if theirs.is_floating_point():
-            found[part] = torch.bmm(F.normalize(theirs.float(), dim=-1), own[part].unsqueeze(-1)).squeeze(-1)
-        else:
-            theirs = theirs.to(_product_type(theirs))
-            norm = torch.linalg.vector_norm(theirs, dim=-1, dtype=torch.float32).clamp(min=1e-12)
-            found[part] = torch.bmm(theirs, own[part].to(theirs.dtype).unsqueeze(-1)).squeeze(-1) / norm
+        places = history[part].reshape(-1)
+        theirs = items.index_select(0, places).unflatten(0, history[part].shape)
+        if lengths is None and not whole_numbers:
+            theirs = F.normalize(theirs.float(), dim=-1)
+        theirs = theirs.to(_product_type(theirs))
+        found[part] = torch.bmm(theirs, own[part].to(theirs.dtype).unsqueeze(-1)).squeeze(-1)
+        if whole_numbers:
+            found[part] /= _lengths(theirs) if lengths is None else lengths[places].view_as(found[part])
     return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """The vectors' lengths, at least 1e-12: float [..., E] to float32 [...]."""
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32).clamp(min=1e-12)
 
 
 def _product_type(values: Tensor) -> torch.dtype:

@@ -294,6 +294,11 @@ class Trainer:
     def _gradients(self, batch, labels: Tensor, factor: float = 1.0) -> Tensor:
         """Add `factor` times the gradients of a batch's loss to the parameters'; returns the loss, a scalar."""
         loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+        if not loss.requires_grad:
+            raise UserError(
+                f"{type(self.model).__name__}: its loss depends on no parameter, so that nothing can be trained; "
+                "expected a y_pred that forward neither detaches nor rounds"
+            )
         self.scaling.backward(loss * factor)
         return loss.detach()
 

@@ -4,9 +4,12 @@ import hashlib
 import io
 import struct
 import sys
+import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +18,7 @@ from PIL import Image, ImageDraw
 
 import build_item_emb
 from mm_fibinet.errors import run_cli
-from mm_fibinet.items.sources import BadContent
+from mm_fibinet.items.contents import BadContent
 
 WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
 ITEMS = 24
@@ -63,7 +66,7 @@ def make_data(folder: Path, items: int = ITEMS) -> Path:
 
 
 def arguments(data: Path, output: Path, **options) -> list[str]:
-    """The command line; an option of None is left out, one of True is a flag."""
+    """The command line; an option of None is left out, one of True is a flag, a list has several values."""
     named = {
         "item_info": data / "item_info.parquet",
         "item_feature": data / "item_feature.parquet",
@@ -76,7 +79,11 @@ def arguments(data: Path, output: Path, **options) -> list[str]:
     line = []
     for name, value in named.items():
         if value is not None:
-            line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            line += (
+                [f"--{name}"]
+                if value is True
+                else [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            )
     return line
 
 
@@ -143,3 +150,31 @@ def rar(files: dict[str, bytes]) -> bytes:
         head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(name), 0o100644)
         parts += [block(0x74, 0x8000, head + name.encode()), content]
     return b"".join([*parts, block(0x7B, 0x4000, b"")])
+
+
+def pack(kind: str, data: Path) -> Path:
+    """The covers of the folder in a file of another kind, in another order, with what does not belong there."""
+    files = {path.name: path.read_bytes() for path in sorted((data / "images").iterdir(), reverse=True)}
+    others = {"__MACOSX/._1.jpg": b"rubbish", "README.txt": b"hello", "deep/77.png": cover(77)}
+    placed = {f"some/where/{name}": content for name, content in files.items()} | others
+    packed = data / f"covers.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in placed.items():
+                archive.writestr(name, content)
+    elif kind in ("tar", "tar.gz"):
+        with tarfile.open(packed, "w:gz" if kind.endswith("gz") else "w") as archive:
+            for name, content in placed.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    elif kind == "rar":
+        packed.write_bytes(rar(placed))
+    elif kind == "h5":
+        with h5py.File(packed, "w") as archive:
+            for name, content in placed.items():
+                archive[name.removesuffix(".jpg")] = np.frombuffer(content, dtype=np.uint8)
+    else:
+        ids = [int(Path(name).stem) for name in files]
+        pq.write_table(pa.table({"item_id": [*ids, 77], "image": [*files.values(), cover(77)]}), packed)
+    return packed

@@ -309,7 +309,12 @@ def test_shared_tables_stay_shared(working_folder):
             "Broken",
             r"Broken: its forward failed on the first batch: KeyError: 'no_such_column' \(.*my_models.py, line \d+\)",
         ),
-        ("Narrow", r"Narrow: forward returned y_pred of shape \[3, 1\] for a batch of 50 rows, expected .* \[50, 1\]"),
+        (
+            "Narrow",
+            r"Narrow: forward returned y_pred of shape \[3, 1\] .* for a batch of 50 rows, expected .* \[50, 1\]",
+        ),
+        ("Line", r"Line: forward returned y_pred of shape \[50\] and type float32 .* expected .* \[50, 1\] of floats"),
+        ("Rounded", r"Rounded: forward returned y_pred of shape \[50, 1\] and type int64 .* \[50, 1\] of floats"),
         ("NoNumber", r"NoNumber: forward's y_pred goes from nan to nan, expected probabilities from 0 to 1"),
         ("Logits", r"Logits: forward's y_pred goes from .* expected probabilities .* self.output_activation"),
     ],
@@ -328,11 +333,24 @@ def test_what_the_first_batch_was_is_said(dataset, tmp_path, working_folder):
         any_model.try_out(run.model, run.valid)
 
 
-def test_a_constructor_that_fails(working_folder):
-    with pytest.raises(
-        UserError, match=r"Unmakeable: its constructor failed: ValueError: units must be even \(.*my_mod"
-    ):
-        make(found("my_models:Unmakeable"))
+def test_scores_without_a_second_axis_are_for_a_loss_of_the_models_own(dataset, tmp_path, working_folder):
+    run = Run(dataset, tmp_path, "my_models:LineWithLoss")
+    any_model.try_out(run.model, run.valid)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Unmakeable", r"Unmakeable: its constructor failed: ValueError: units must be even \(.*my_mod"),
+        ("Leaves", r"Leaves: its constructor failed: SystemExit: no licence \(.*my_mod"),
+        ("Unmade", r"Unmade: its constructor does not call super\(\).__init__"),
+        ("Unsized", r"Unsized: out.weight, out.bias have no size before the first batch"),
+        ("Frozen", r"Frozen: no parameter has requires_grad"),
+    ],
+)
+def test_a_constructor_that_fails(working_folder, name, message):
+    with pytest.raises(UserError, match=message):
+        make(found(f"my_models:{name}"))
 
 
 def test_a_step_of_its_own_is_refused(working_folder):

@@ -125,6 +125,7 @@ def test_a_run_of_a_checkouts_class_knows_its_checkout(config, working_folder, c
         ("nowhere:Mine", "experiment Mine_test: model nowhere:Mine: there is no module nowhere"),
         ("my_models:Broken", "its forward failed on the first batch: KeyError: 'no_such_column'"),
         ("my_models:Unmakeable", "Unmakeable: its constructor failed: ValueError: units must be even"),
+        ("my_models:Uncompiled", "Uncompiled: there is no optimizer, expected self.compile("),
         ("my_models:OwnStep", "OwnStep overrides train_step, which the training loop of mm_fibinet replaces"),
     ],
 )
@@ -133,6 +134,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing(config, working_folder, name, 
     code, err = train(config, "Mine_test", working_folder / "runs", capsys=capsys)
     assert code == 2 and message in err and len(err.splitlines()) == 1
     assert not list((working_folder / "runs").rglob("*.json")) and not list((working_folder / "runs").rglob("*.model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Detached", "Detached: its loss depends on no parameter"),
+        ("EvalOnly", "EvalOnly: it failed in training: RuntimeError: made for scoring ("),
+    ],
+)
+def test_what_only_training_shows_is_one_line(config, working_folder, name, message, capsys):
+    (config / "model_config.yaml").write_text(EXPERIMENTS.replace("my_models:Mine", f"my_models:{name}", 1))
+    code, err = train(config, "Mine_test", working_folder / "runs", capsys=capsys)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+def test_a_class_of_the_user_may_inherit_longctrs(config, working_folder, capsys, monkeypatch):
+    """It imports from the wheel's model_zoo before any model of the wheel was asked for."""
+    monkeypatch.setattr(model_zoo, "__path__", list(model_zoo.__path__)[:1])
+    for name in [name for name in sys.modules if name.startswith("model_zoo.LongCTR")]:
+        monkeypatch.delitem(sys.modules, name)
+    (working_folder / "based.py").write_text("from model_zoo.LongCTR import SIM\n\n\nclass Based(SIM):\n    pass\n")
+    (config / "model_config.yaml").write_text(EXPERIMENTS.replace("model_zoo.LongCTR:SIM", "based:Based"))
+    assert train(config, "SIM_test", working_folder / "runs", "--set", "epochs=1", capsys=capsys) == (0, "")
+    (config / "model_config.yaml").write_text(EXPERIMENTS)
+    assert train(config, "SIM_test", working_folder / "wheels", "--set", "epochs=1", capsys=capsys) == (0, "")
+    theirs, wheels = weights(working_folder / "runs", "SIM_test"), weights(working_folder / "wheels", "SIM_test")
+    assert theirs.keys() == wheels.keys() and all(theirs[name].equal(wheels[name]) for name in wheels)
 
 
 @pytest.mark.slow

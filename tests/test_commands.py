@@ -130,7 +130,7 @@ def test_the_runs_of_a_benchmark_inherit_it(dataset, tmp_path, monkeypatch, caps
     monkeypatch.delenv("OMP_WAIT_POLICY")
     probe = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
     arguments = ["--expids", "FiBiNET_test", "--out", str(tmp_path / "out")]
-    home = commands.Home("model_zoo", dataset, probe, probe)
+    home = commands.Home("model_zoo", dataset, probe, probe, probe)
     assert commands.main("benchmark", home, arguments) == 1  # there is no result
     (printed,) = tmp_path.rglob("output.log")
     assert printed.read_text().split() == ["PASSIVE"], capsys.readouterr()

@@ -8,6 +8,7 @@ import pickle
 import runpy
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,19 +18,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import encoders
+from mm_fibinet.items import encoders, encoders_text
+from mm_fibinet.items import lite0 as lite0_module
+from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder, resolve_device
-from mm_fibinet.items.sources import BadContent
+from mm_fibinet.items.encoding import Encoder, Loading
 
 CPU = torch.device("cpu")
 
 
-def load_text_encoder(name: str) -> encoders.Encoder:
-    return load_encoder("text", name, CPU, 4, TEXT_ENCODERS)
+def load_text_encoder(name: str, **how) -> Encoder:
+    return load_encoder("text", name, Loading(CPU, 4, **how), TEXT_ENCODERS)
 
 
-def load_image_encoder(name: str) -> encoders.Encoder:
-    return load_encoder("image", name, CPU, 4, IMAGE_ENCODERS)
+def load_image_encoder(name: str, **how) -> Encoder:
+    return load_encoder("image", name, Loading(CPU, 4, **how), IMAGE_ENCODERS)
 
 
 TEXTS = [
@@ -126,7 +129,7 @@ def test_a_prompt_of_the_models_own_is_measured_without_padding():
         loaded.set_pooling_include_prompt(False)
         return loaded
 
-    encoder = encoders.TextEncoder("prompted", model(), 4)
+    encoder = encoders_text.TextEncoder("prompted", model(), 4)
     np.testing.assert_allclose(encoder.encode(TEXTS[:4]), model().encode(TEXTS[:4]), atol=1e-5)
 
 
@@ -148,7 +151,7 @@ def test_texts_are_padded_in_steps_in_every_release(minilm):
     module = _BeforeRelease54(AutoTokenizer.from_pretrained(str(get_model_path())))
     two, long = ["Short", "a b c"], ["many words " * 9]  # of 5 and 20 tokens, [CLS] and [SEP] included
     assert [module.tokenize(texts)["input_ids"].shape for texts in (two, long)] == [(2, 5), (1, 20)]
-    encoders.pad_in_steps(torch.nn.Sequential(module))
+    encoders_text.pad_in_steps(torch.nn.Sequential(module))
     for texts, shape in ((two, (2, 16)), (long, (1, 32))):
         padded = module.tokenize(texts)
         assert padded["input_ids"].shape == padded["attention_mask"].shape == shape
@@ -167,8 +170,8 @@ def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
 
 
 def test_weights_other_than_the_official_ones_are_refused(monkeypatch):
-    monkeypatch.setattr(encoders, "MINILM_SHA256", "0" * 64)
-    monkeypatch.setattr(encoders, "LITE0_SHA256", "0" * 64)
+    monkeypatch.setattr(encoders_text, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(lite0_module, "LITE0_SHA256", "0" * 64)
     with pytest.raises(UserError, match=r"SHA-256 is 53aa5117.*not the official weights"):
         load_text_encoder("minilm")
     with pytest.raises(UserError, match=r"SHA-256 is 57934424.*not the official weights"):
@@ -250,7 +253,7 @@ def test_open_clip_that_cannot_be_loaded_says_what_to_do(tiny_clip):
     for name in ("no-such-net:laion400m_e32", "tiny:no_such_tag", f"tiny:{folder}/tiny.json"):
         with pytest.raises(UserError, match=r"cannot be loaded \(.*list_pretrained"):
             load_image_encoder(f"open_clip:{name}")
-    with pytest.raises(UserError, match="resnet50: unknown, expected none, efficientnet_lite0 or open_clip:"):
+    with pytest.raises(UserError, match="resnet50: unknown, expected none, efficientnet_lite0 or timm:"):
         load_image_encoder("resnet50")
 
 
@@ -307,11 +310,21 @@ def test_importing_the_modules_changes_nothing_for_the_process():
 
 
 def test_an_encoder_is_found_by_its_key_its_prefix_or_not_at_all():
-    loaders = {"plain": lambda *given: ("plain", *given), "family:": lambda *given: ("family", *given)}
-    for name, expected in (("plain", ("plain", "")), ("family:a:b", ("family", "a:b")), ("family:", ("family", ""))):
-        assert load_encoder("audio", name, CPU, 4, loaders) == (*expected, CPU, 4)
+    class Named(SimpleNamespace):
+        dim = 3
+
+    def loader(key):
+        return lambda rest, how: Named(key=key, rest=rest, option=how.option)
+
+    loaders = {"plain": loader("plain"), "family:": loader("family")}
+    how = Loading(CPU, 4)
+    for name, key, rest in (("plain", "plain", ""), ("family:a:b", "family", "a:b"), ("family:", "family", "")):
+        found = load_encoder("audio", name, how, loaders)
+        assert (found.key, found.rest, found.option) == (key, rest, f"--audio_encoder {name}")
     for name in ("plain:x", "family", "", "other"):
         with pytest.raises(UserError, match=f"--audio_encoder {name}: unknown, expected none, plain or family:"):
-            load_encoder("audio", name, CPU, 4, loaders)
-    loaders[encoders.OTHERS] = lambda *given: ("others", *given)
-    assert load_encoder("audio", "a/b", CPU, 4, loaders) == ("others", "a/b", CPU, 4)
+            load_encoder("audio", name, how, loaders)
+    loaders[encoders.OTHERS] = loader("others")
+    assert load_encoder("audio", "a/b", how, loaders).rest == "a/b"
+    with pytest.raises(UserError, match=r"has vectors of 3 numbers and no shorter ones .*drop --audio_dim"):
+        load_encoder("audio", "plain", Loading(CPU, 4, dim=2), loaders)

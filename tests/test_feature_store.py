@@ -11,8 +11,8 @@ import pytest
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store
+from mm_fibinet.items.contents import BadContent, Entry
 from mm_fibinet.items.feature_store import FeatureStore, content_key, fill, open_store
-from mm_fibinet.items.sources import BadContent, Entry
 
 
 class Letters:
@@ -52,7 +52,7 @@ def test_equal_contents_are_encoded_once_and_every_item_gets_its_row(tmp_path):
     filled, store, encoder = run(tmp_path, texts)
     assert filled.computed == len(set(texts)) == sum(map(len, encoder.batches))
     assert max(map(len, encoder.batches)) == encoder.batch_size
-    rows = store.rows([filled.keys[item] for item in range(1, len(texts) + 1)])
+    rows = store.read(store.places(filled.keys))
     np.testing.assert_array_equal(rows[:, :2], [[len(text), ord(text[0])] for text in texts])
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_shard_is_moved_aside_and_its_items_encoded_again(tmp_path, ca
     filled, store, _ = run(tmp_path, ["aa", "bb"])
     assert "damaged, moved to" in capsys.readouterr().err
     assert filled.computed == 2
-    np.testing.assert_array_equal(store.rows([filled.keys[1]])[0], [2, ord("a"), 1])
+    np.testing.assert_array_equal(store.read(store.places(filled.keys))[0], [2, ord("a"), 1])
     assert path.with_suffix(".corrupt").read_bytes() == bytes(broken)
 
 
@@ -119,7 +119,7 @@ def test_encoders_do_not_see_each_other(tmp_path):
 
 def test_bad_contents_are_named_and_do_not_stop_the_run(tmp_path):
     filled, _, _ = run(tmp_path, ["aa", "!bad", "cc"])
-    assert sorted(filled.keys) == [1, 3]
+    assert filled.items.tolist() == [1, 3]
     assert filled.bad == [("item 2", "corrupt", "exclaims")]
 
 
@@ -168,7 +168,7 @@ def test_a_shard_that_cannot_be_believed_says_why_and_its_items_are_encoded_agai
     rewrite(path, **changes)
     filled, store, _ = run(tmp_path, ["aa", "bb"])
     assert f"{path}: {reason}, moved to {path.stem}.corrupt" in capsys.readouterr().err
-    assert filled.computed == 2 and np.isfinite(store.rows(list(filled.keys.values()))).all()
+    assert filled.computed == 2 and np.isfinite(store.read(store.places(filled.keys))).all()
 
 
 def test_another_width_under_the_same_name_is_encoded_again(tmp_path, capsys):

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from item_files import ITEMS, Hashes, arguments, build, cover, fails, feature_with, make_data, rar
+from item_files import ITEMS, Hashes, arguments, build, cover, fails, feature_with, make_data, pack
 
 import build_item_emb
 from mm_fibinet import commands
@@ -24,8 +23,8 @@ from mm_fibinet.commands import embed
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store, fusion, modalities
 from mm_fibinet.items.build import build as build_embedding
+from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.modalities import Modality
-from mm_fibinet.items.sources import Entry
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def quick(monkeypatch):
     """Text and image with an encoder that takes no time, of 20 and 30 numbers, in place of the default ones."""
 
     def hashing(modality: Modality, dim: int) -> Modality:
-        loaders = {modality.default: lambda rest, device, size: Hashes(modality.name, dim, size)}
+        loaders = {modality.default: lambda rest, how: Hashes(modality.name, dim, how.batch_size)}
         return dataclasses.replace(modality, encoders=lambda: loaders)
 
     text, image = modalities.MODALITIES
@@ -54,24 +53,15 @@ def test_one_changed_cover_costs_one_forward_pass(data, tmp_path, monkeypatch, c
     assert not np.array_equal(first[2], second[2])
 
 
-def test_zip_and_rar_equal_the_folder(data, tmp_path, monkeypatch, capsys, quick):
-    files = {path.name: path.read_bytes() for path in sorted((data / "images").iterdir())}
-    with zipfile.ZipFile(data / "covers.zip", "w") as packed:
-        for name, content in files.items():
-            packed.writestr(f"some/where/{name}", content)
-        packed.writestr("__MACOSX/._1.jpg", b"rubbish")
-        packed.writestr("README.txt", b"hello")
-        packed.writestr("deep/77.png", cover(77))
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "rar", "h5", "parquet"])
+def test_every_kind_of_source_gives_the_bytes_of_the_folder(data, tmp_path, monkeypatch, capsys, quick, kind):
+    if kind in ("tar", "tar.gz", "rar"):
+        pytest.importorskip("libarchive")
     options = {"text_encoder": "none", "item_feature": None}
     build(data, tmp_path / "folder.parquet", monkeypatch, **options)
-    build(data, tmp_path / "zip.parquet", monkeypatch, images=data / "covers.zip", store=tmp_path / "z", **options)
+    build(data, tmp_path / "out.parquet", monkeypatch, images=pack(kind, data), store=tmp_path / "s", **options)
     assert "1 images of ids that are not in item_info" in capsys.readouterr().out
-    assert (tmp_path / "zip.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
-
-    pytest.importorskip("libarchive")
-    (data / "covers.rar").write_bytes(rar({f"covers/{name}": content for name, content in files.items()}))
-    build(data, tmp_path / "rar.parquet", monkeypatch, images=data / "covers.rar", store=tmp_path / "r", **options)
-    assert (tmp_path / "rar.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
 
 
 def test_text_alone_takes_any_title_and_tag_types(data, tmp_path, monkeypatch, capsys, quick):
@@ -123,7 +113,7 @@ def test_the_default_build_writes_what_the_recommended_experiment_reads(data, tm
 
 def test_fewer_directions_than_emb_dim_are_named_with_the_way_out(data, tmp_path, monkeypatch, capsys, quick):
     text, image = modalities.MODALITIES
-    narrow = {"minilm": lambda rest, device, size: Hashes("narrow", 3, size)}
+    narrow = {"minilm": lambda rest, how: Hashes("narrow", 3, how.batch_size)}
     monkeypatch.setattr(modalities, "MODALITIES", (dataclasses.replace(text, encoders=lambda: narrow), image))
     message = fails(data, tmp_path / "a.parquet", monkeypatch, capsys)
     assert (
@@ -176,7 +166,7 @@ def test_a_call_from_python_gives_what_the_command_prints(data, tmp_path, quick,
     )
     assert asked.modalities["text"].facts["columns"] == ["item_tags"] and list(asked.modalities) == ["text"]
     with pytest.raises(
-        TypeError, match="unexpected argument 'image', expected one of item_feature, text_encoder, images"
+        TypeError, match="unexpected argument 'image', expected one of item_feature, text_encoder, text_dim"
     ):
         build_embedding("in.parquet", "out.parquet", image="covers")
     with pytest.raises(UserError, match="--emb_dim 0: expected 1 or more"):
@@ -230,7 +220,7 @@ class Clips:
 
 
 def test_a_third_modality_is_one_record(data, tmp_path, monkeypatch, capsys, quick):
-    loaders = {"loudness:": lambda rest, device, size: Hashes(f"loudness {rest}", 16, size)}
+    loaders = {"loudness:": lambda rest, how: Hashes(f"loudness {rest}", 16, how.batch_size)}
     audio = Modality(
         "audio", "aud_emb", "clips", lambda path, how: Clips(path), lambda: loaders, "loudness:a", "sounds"
     )
@@ -261,7 +251,7 @@ def test_the_opening_is_a_view_of_its_own(data, tmp_path, monkeypatch, capsys, q
     options["fused_only"] = True
     for words in (2, 0):
         build(data, tmp_path / f"{words}.parquet", monkeypatch, opening_words=words, **options)
-    both, whole = (parts["text"].features for parts in fused)
+    both, whole = (parts["text"].read(np.arange(ITEMS)) for parts in fused)
     np.testing.assert_array_equal(both[:, : whole.shape[1]], whole)
     opening = both[:, whole.shape[1] :]
     assert opening.shape == whole.shape

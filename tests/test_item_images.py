@@ -17,9 +17,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import decoding, sources
+from mm_fibinet.items import decoding, image_files
+from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.decoding import decode_image
-from mm_fibinet.items.sources import BadContent, ImageSource
+from mm_fibinet.items.sources import ImageSource
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -323,7 +324,7 @@ def test_an_encrypted_image_is_one_clear_error_and_other_encrypted_files_do_not_
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_a_file_beyond_the_limit_is_never_loaded(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 1000)
     files = {"1.jpg": COVER, "2.jpg": bytes(1001)}
     if kind == "folder":
         path = tmp_path / "images"
@@ -349,7 +350,7 @@ def test_a_file_beyond_the_limit_is_never_loaded(tmp_path, monkeypatch, kind):
 
 def test_an_archive_is_read_no_further_than_the_limit_whatever_its_header_says(tmp_path, monkeypatch):
     libarchive = pytest.importorskip("libarchive")
-    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", 100_000)
+    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 100_000)
     monkeypatch.setattr(libarchive.entry.ArchiveEntry, "size", property(lambda self: None))
     path = tar_of(tmp_path, {"1.jpg": bytes(10**6), "2.jpg": COVER})
     assert items(ImageSource(path, 9)) == {1: "oversized: 0 MiB, at most 0", 2: COVER}

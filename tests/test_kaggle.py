@@ -119,7 +119,7 @@ def test_covers_in_a_folder_or_an_archive(there, expected, tmp_path):
     arguments.embed(parser, ROOT / "config")
     args = parser.parse_args([*data.embed_arguments, "--output", "x.parquet"])
     assert (args.item_info, args.item_feature) == (str(data.item_info), str(data.item_feature))
-    assert (args.images, args.image_encoder == "none") == (str(data.images) if expected else None, not expected)
+    assert (args.images, args.image_encoder == ["none"]) == (str(data.images) if expected else None, not expected)
 
 
 def test_folders_of_images_and_hidden_ones_are_not_searched_through(tmp_path):

@@ -20,8 +20,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.similarity import cosine_features, history_weights
 from model_zoo.autoint import FieldAttention
 from model_zoo.base import Inputs, distinct_items, pool_sequence
-from model_zoo.cross_attention import TargetAttention
-from model_zoo.din_att_emb_rms import RMSNorm
+from model_zoo.cross_attention import RMSNorm, TargetAttention
 from model_zoo.finalmlp import BilinearFusion, ContextGate
 from model_zoo.gdcn import GatedCrossLayer
 from model_zoo.layers import (

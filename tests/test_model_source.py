@@ -43,8 +43,9 @@ def test_a_module_in_a_package_of_the_working_folder(working_folder):
         ("nowhere:Mine", "", r"experiment X: model nowhere:Mine: there is no module nowhere, neither in .* nor among"),
         ("my_models.deep:Mine", "", "there is no module my_models.deep, neither in"),
         ("my_models:Mime", "", r"there is no Mime in .*my_models.py, did you mean Mine\?"),
-        ("my_models:Zzz", "", "there is no Zzz in .*my_models.py, which has Broken, Logits, Mine"),
+        ("my_models:Zzz", "", "there is no Zzz in .*my_models.py, which has Broken, .*Logits, Mine"),
         ("my_models:NoModel", "", "NoModel in .*my_models.py is no model, expected a class of FuxiCTR's BaseModel"),
+        ("my_models:BaseModel", "", "BaseModel in .*my_models.py is no model"),
         ("my_models:scale", "", "scale in .*my_models.py is no model"),
         ("bad:Mine", "class Mine(:\n", r"importing its module failed: SyntaxError: .*bad.py, line 1\)"),
         (

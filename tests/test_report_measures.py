@@ -62,6 +62,16 @@ def test_neighbours_and_hubs_are_those_of_a_loop(numbers, monkeypatch):
     np.testing.assert_allclose(cosines[0], units[2] @ units[expected[2, :4]].T, atol=1e-6)
 
 
+def test_the_largest_are_found_by_groups():
+    values = np.random.default_rng(8).normal(size=(5, 33 * geometry.GROUP + 7)).astype(np.float32)
+    values[0] = np.sort(values[0])  # all of the largest in one group, and in the rest that makes none
+    values[1, :] = 1
+    found = geometry._largest(values, 10)
+    assert all(len(set(row)) == 10 for row in found.tolist())
+    expected = np.sort(values, axis=1)[:, -10:]
+    np.testing.assert_array_equal(np.sort(np.take_along_axis(values, found, axis=1), axis=1), expected)
+
+
 def test_a_star_is_a_hub_and_a_ring_is_not():
     """In a ring each point is in as many lists as any other; around a centre, all name the centre."""
     angles = np.arange(24) * 2 * np.pi / 24
@@ -76,15 +86,26 @@ def test_a_star_is_a_hub_and_a_ring_is_not():
 def test_duplicates_norms_and_directions():
     vectors = draw(40)
     vectors[11] = vectors[12] = vectors[10]
+    vectors[30] = [0, 1, 2, 3, 4, 5, 6, 7]
+    vectors[31] = [-0.0, 1, 2, 3, 4, 5, 6, 7]
     vectors[20] = 3 * vectors[21]  # the same direction, not the same vector
     shape = geometry.measure(vectors)
-    assert shape.same == 3 / 40 and shape.nearly_same == 5 / 40
+    assert shape.same == 5 / 40 and shape.nearly_same == 7 / 40
     norms = sorted(float(np.sqrt((row.astype(float) ** 2).sum())) for row in vectors[1:])
     assert shape.norms == pytest.approx(np.quantile(norms, [0.01, 0.5, 0.99]), rel=1e-6)
     eigenvalues = np.linalg.eigvalsh(np.cov(vectors[1:].T.astype(float)))
     assert shape.directions == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-5)
     line = np.outer(np.arange(9), [1, 2]).astype(np.float32)
     assert geometry.measure(line).directions == pytest.approx(1) and geometry.measure(line).anisotropy > 0.999
+
+
+def test_large_and_small_numbers_have_directions_too():
+    vectors = draw()
+    shape, larger = geometry.measure(vectors), geometry.measure(vectors * np.float32(1e30))
+    np.testing.assert_array_equal(shape.neighbours, larger.neighbours)
+    assert larger.anisotropy == pytest.approx(shape.anisotropy, abs=1e-6)
+    assert larger.norms == pytest.approx([1e30 * norm for norm in shape.norms])
+    assert geometry.measure(vectors * np.float32(1e-30)).hubness == shape.hubness
 
 
 def test_large_catalogues_are_sampled_and_come_near_the_whole(monkeypatch):

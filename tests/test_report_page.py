@@ -135,10 +135,11 @@ def test_covers_are_small_jpegs_of_the_items(written, shop):
         i for each in contents.columns.values() for n in each.shown.values() for i in n.item_ids
     }
     assert set(contents.covers) == shown - {9}
-    item, uri = next(iter(contents.covers.items()))
+    item, (uri, ratio) = next(iter(contents.covers.items()))
     small = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
     whole = Image.open(shop / "item_images" / f"{item}.jpg")
-    assert max(small.size) <= 192 and small.width / small.height == pytest.approx(whole.width / whole.height, rel=0.02)
+    assert max(small.size) <= 192 and ratio == small.width / small.height
+    assert ratio == pytest.approx(whole.width / whole.height, rel=0.02)
     difference = np.abs(np.asarray(small, dtype=int)[5, 5] - np.asarray(whole, dtype=int)[5, 5])
     assert difference.max() < 12
 

@@ -61,6 +61,62 @@ class OwnStep(Mine):
         return super().train_step(batch_data) * 2
 
 
+class Line(Mine):
+    def forward(self, inputs):
+        return {"y_pred": super().forward(inputs)["y_pred"].view(-1)}
+
+
+class LineWithLoss(Line):
+    def compute_loss(self, return_dict, y_true):
+        return ((return_dict["y_pred"] - y_true.view(-1)) ** 2).mean()
+
+
+class Rounded(Mine):
+    def forward(self, inputs):
+        return {"y_pred": (super().forward(inputs)["y_pred"] > 0.5).long()}
+
+
+class Detached(Mine):
+    def forward(self, inputs):
+        return {"y_pred": super().forward(inputs)["y_pred"].detach()}
+
+
+class Uncompiled(Mine):
+    def compile(self, *arguments, **settings):
+        pass
+
+
+class Unmade(BaseModel):
+    def __init__(self, feature_map, **kwargs):
+        self.width = 1
+
+
+class Unsized(Mine):
+    def __init__(self, feature_map, **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.out = torch.nn.LazyLinear(1)
+
+
+class Frozen(BaseModel):
+    def __init__(self, feature_map, learning_rate=1e-3, **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.out = torch.nn.Linear(1, 1)
+        self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+        self.requires_grad_(False)
+
+
+class Leaves(Mine):
+    def __init__(self, feature_map, **kwargs):
+        raise SystemExit("no licence")
+
+
+class EvalOnly(Mine):
+    def forward(self, inputs):
+        if self.training:
+            raise RuntimeError("made for scoring")
+        return super().forward(inputs)
+
+
 class NoModel:
     pass
 '''

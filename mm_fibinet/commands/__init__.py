@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,8 @@ from types import ModuleType
 from mm_fibinet import ranks
 from mm_fibinet.commands import arguments
 from mm_fibinet.errors import UserError
+
+SCRIPTS = ("run_expid.py", "prediction.py", "build_item_emb.py")  # what Home's commands are in a clone
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,19 @@ class Home:
     Attributes:
         models: the module with the models.
         config: the config folder that is taken when none is named.
-        train, predict: the command that does so in a process of its own, to which arguments are added.
+        train, predict, embed: the command that does so in a process of its own, to which arguments are added.
     """
 
     models: str
     config: Path
     train: tuple[str, ...]
     predict: tuple[str, ...]
+    embed: tuple[str, ...]
 
     @classmethod
     def repository(cls, folder: Path) -> "Home":
         """That of the scripts in a clone."""
-        scripts = ((sys.executable, str(folder / name)) for name in ("run_expid.py", "prediction.py"))
+        scripts = ((sys.executable, str(folder / name)) for name in SCRIPTS)
         return cls("model_zoo", folder / "config", *scripts)
 
     @classmethod
@@ -49,7 +53,7 @@ class Home:
         inside = package / "config"
         config = inside if inside.is_dir() else package.parent / "config"  # a clone installed with pip install -e
         inside_too = importlib.util.find_spec("mm_fibinet.model_zoo")  # not where a clone is on PYTHONPATH alone
-        processes = ((sys.executable, "-m", "mm_fibinet", name) for name in ("train", "predict"))
+        processes = ((sys.executable, "-m", "mm_fibinet", name) for name in ("train", "predict", "embed"))
         return cls("mm_fibinet.model_zoo" if inside_too else "model_zoo", config, *processes)
 
     def import_models(self, models_from: str | None = None) -> ModuleType:
@@ -109,16 +113,24 @@ def main(name: str, home: Home, given: list[str] | None = None, prog: str | None
     """
     parsed = parse(name, home, given, prog)
     wait_without_spinning()
-    if "rank_gpus" in parsed:
-        if len(parsed.rank_gpus) > 1 and ranks.SHARED not in os.environ:
-            if ranks.is_rank():
-                found = f"--gpu has {len(parsed.rank_gpus)} GPUs under torchrun"
-                raise UserError(f"{found}, which starts the processes: give it one")
-            from mm_fibinet.launcher import launch  # which few commands need, and help does not
+    option, places = _places(parsed)
+    if len(places) > 1 and ranks.SHARED not in os.environ:
+        if ranks.is_rank():
+            found = f"{option} has {len(places)} {'GPUs' if option == '--gpu' else 'devices'} under torchrun"
+            raise UserError(f"{found}, which starts the processes: give it one")
+        from mm_fibinet.launcher import launch  # which few commands need, and help does not
 
-            given = sys.argv[1:] if given is None else given
-            return launch([*getattr(home, name), *given], parsed.rank_gpus)
+        given = sys.argv[1:] if given is None else given
+        return launch([*getattr(home, name), *given], places, option)
+    if "rank_gpus" in parsed:
         parsed.gpu = ranks.own_gpu(parsed.rank_gpus)
     if os.environ.get("RANK", "0") != "0":
         warnings.simplefilter("ignore")  # rank 0 is warned of the same
     return importlib.import_module(f"mm_fibinet.commands.{name}").run(parsed, home)
+
+
+def _places(parsed: argparse.Namespace) -> tuple[str, Sequence[object]]:
+    """Where a command runs, a process on each, and the option that says so; nothing for other commands."""
+    if "rank_devices" in parsed:
+        return "--device", parsed.rank_devices
+    return "--gpu", parsed.rank_gpus if "rank_gpus" in parsed else ()

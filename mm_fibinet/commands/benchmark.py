@@ -1,7 +1,6 @@
 """Several experiment IDs, or item embeddings, with several seeds to one leaderboard: CSV, Markdown and an HTML page."""
 
 import argparse
-import json
 from pathlib import Path
 
 from mm_fibinet import files, settings
@@ -24,7 +23,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
     variants = None
     if args.task1:
         task1.require_open(args.set)
-        variants = {name: [f"item_info={json.dumps(str(path))}"] for name, path in task1.name_files(args.task1).items()}
+        variants = task1.variants(task1.name_files(args.task1))
         expids, names = [task1.EXPID], list(variants)
     else:
         expids = names = args.expids or jobs.find_suite(args.config, args.suite)

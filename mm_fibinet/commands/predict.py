@@ -63,7 +63,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     precision = scoring_precision(trained, params, model.device)
     if world.is_main:
         print(f"precision   {precision}")
-    scores = predict(model, test_data, precision.name)
+    with any_model.explained(model, "it failed on the test split"):
+        scores = predict(model, test_data, precision.name)
     if world.is_main:
         submission.write_submission(scores, outputs, num_rows, args.task)
         if ids is not None:

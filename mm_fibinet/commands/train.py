@@ -104,7 +104,8 @@ def run_experiment(
         log.open(append=resumed)
         save_feature_map(feature_map, run.feature_map)
         run_manifest.write_manifest(run, params, args.set, feature_map, data, parameters, trainer.precision)
-    history = trainer.fit(train_data, valid_data, epochs=params["epochs"])
+    with any_model.explained(model, "it failed in training"):
+        history = trainer.fit(train_data, valid_data, epochs=params["epochs"])
 
     logging.info("****** Validation evaluation ******")
     scores = predict(model, valid_data, trainer.precision.name)

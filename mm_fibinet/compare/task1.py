@@ -6,6 +6,7 @@ for all files at once, and nothing else but the data set: what differs between t
 embedding alone. https://github.com/reczoo/WWW2025_MMCTR_Challenge
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,3 +59,8 @@ def name_files(paths: Sequence[str | Path]) -> dict[str, Path]:
         if len(set(names)) == len(names):
             break
     return dict(zip(names, map(Path, paths), strict=True))
+
+
+def variants(files: dict[str, Path]) -> dict[str, list[str]]:
+    """What --set says for the runs of each file, of `name_files`: the path, quoted as YAML reads it."""
+    return {name: [f"item_info={json.dumps(str(path), ensure_ascii=False)}"] for name, path in files.items()}

@@ -6,12 +6,13 @@
                   output="out/item_info.parquet")
 
 Each modality runs through a pretrained encoder, the two are fused to `emb_dim` numbers an item, and the input's columns
-are written again with `item_emb_d{emb_dim}` added or replaced, and beside it the fusion of each modality alone. Raw
-features are kept in a store: an interrupted run goes on where it was, and a repeated one encodes only what is new. The
-same input gives the same bytes.
+are written again with `item_emb_d{emb_dim}` added or replaced, and beside it the PCA of each modality alone and the
+items' levels. Raw features are kept in a store: an interrupted run goes on where it was, and a repeated one encodes
+only what is new. The same input gives the same bytes.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -23,47 +24,30 @@ import pyarrow.parquet as pq
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import atomic_path, require_output, write_json
 from mm_fibinet.items import modalities
-from mm_fibinet.items.decoding import quiet_pillow
-from mm_fibinet.items.encoders import Encoder, deterministic, load_encoder, resolve_device
-from mm_fibinet.items.feature_store import FeatureStore, Filled, fill, open_store
-from mm_fibinet.items.features import ArrayFeatures, Features
-from mm_fibinet.items.fusion import FUSIONS, Fused
+from mm_fibinet.items.blocks import choose, tables
+from mm_fibinet.items.encoders import deterministic
+from mm_fibinet.items.filling import Encoded, Filling, Work, together
+from mm_fibinet.items.fusing import check_emb_dim, facts_of, fuse, make_fusing
+from mm_fibinet.items.levels import join_levels
+from mm_fibinet.items.mix import mix_columns
 from mm_fibinet.items.modalities import Modality, Reading
-from mm_fibinet.items.sources import Source
-from mm_fibinet.options import NONE, STORE_NAME
+from mm_fibinet.items.on_ray import fill_on_ray
+from mm_fibinet.items.semantic_ids import quantise, require_method
+from mm_fibinet.items.shares import Share
+from mm_fibinet.options import ENGINES, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
 from mm_fibinet.schema import ITEM_ID, read_item_info
 
-NAMES_SHOWN = 5
-FUSED_PREFIX = "item_emb"
 MOST = 2**31 - 1
 # The least and the most of each number that `build` takes.
-NUMBERS = {"emb_dim": (1, MOST), "batch_size": (1, MOST), "opening_words": (0, MOST), "seed": (0, 2**32 - 1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One modality of a build.
-
-    Attributes:
-        encoder: the encoder's id.
-        counts: items found, missing, and bad by kind, which add up to all items.
-        facts: what else was read or not, see `Source.facts`.
-        notes: the same as sentences.
-        bad: (name, kind, reason) of each content that could not be used.
-        computed: contents that went through the encoder.
-        reused: contents whose features were in the store.
-        seconds: the time it took.
-    """
-
-    encoder: str
-    counts: dict[str, int]
-    facts: dict[str, Any]
-    notes: list[str]
-    bad: list[tuple[str, str, str]]
-    computed: int
-    reused: int
-    seconds: float
+NUMBERS = {
+    "emb_dim": (1, MOST),
+    "batch_size": (1, MOST),
+    "opening_words": (0, MOST),
+    "code_levels": (1, 16),
+    "code_size": (2, 65536),
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,99 +55,130 @@ class Built:
     """What `build` did.
 
     Attributes:
-        output: the file written; its name with .build.json says how it was made.
-        columns: the embedding columns in it.
+        output: the file written; its name with .build.json says how it was made. None where a share was encoded.
+        columns: the embedding columns in it, and those of codes.
         items: the number of items, without the padding row.
-        modalities: what became of each, by name.
-        explained: the share of each modality's variance that the embedding keeps, and of their sum as "total".
+        modalities: what became of each, by name; of a modality with several encoders each, as "text/ENCODER".
+        explained: the share of each modality's variance that the embedding keeps, and of their sum as "total"; empty
+            where the embedding is no map of the features.
+        fusion: the one that was taken, what it found, and where it was chosen every one's AUC on valid.
     """
 
-    output: Path
+    output: Path | None
     columns: list[str]
     items: int
     modalities: dict[str, Encoded]
     explained: dict[str, float]
-
-
-@dataclasses.dataclass
-class _Chosen:
-    """A modality that takes part, and where its contents and its encoder come from."""
-
-    modality: Modality
-    path: str | Path
-    encoder_name: str
+    fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def build(
     item_info: str | Path,
     output: str | Path,
     *,
-    store: str | Path | None = None,
+    store: str | Path | Sequence[str | Path] | None = None,
+    shard: str | None = None,
+    engine: str = "local",
     emb_dim: int = 128,
-    fusion: str = "pca",
+    fusion: str | None = None,
+    train: str | Path | None = None,
+    valid: str | Path | None = None,
+    mix: list[str] | dict[str, float] | None = None,
+    levels_from: str | Path | None = None,
+    semantic_ids: str | None = None,
+    code_levels: int = 3,
+    code_size: int = 256,
     per_modality: bool = True,
     text_columns: str | list[str] | None = None,
     opening_words: int = 10,
     strict: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
+    precision: str = "auto",
     seed: int = 0,
-    **given: str | Path | None,
+    **given: Any,
 ) -> Built:
     """Make an item embedding and write item_info with it.
 
     Args:
         item_info: parquet with item_id 0 .. N, row 0 the padding item.
         output: parquet to write; not an input.
-        store: folder of raw features; None for STORE_NAME beside `output`.
+        store: folder of raw features; None for STORE_NAME beside `output`. Of several, the others are only read.
+        shard: "I/N" encodes every N-th item, from the I-th on, into a part of the store, and writes no output.
+        engine: one of ENGINES, where items are encoded: this process, or Ray's workers.
         emb_dim: numbers an item.
-        fusion: a key of FUSIONS.
-        per_modality: write each modality's fusion alone, too (txt_emb_dN, img_emb_dN).
+        fusion: one of `fusion.NAMES`; None for pca, or mix where `mix` is given.
+        train: the split whose clicks item2vec and contrastive learn from.
+        valid: the split that auto chooses on, and whose clicks `train` must not know; None for one beside `train`.
+        mix: {column: weight} or ["column=weight"] of the fusion mix: columns of item_info or item_feature.
+        levels_from: parquet with likes_level and views_level to write; None for those of item_feature that item_info
+            lacks.
+        semantic_ids: a key of `semantic_ids.METHODS`: write codes of the embedding, too; None for none.
+        code_levels, code_size: codes an item, and different ones a level.
+        per_modality: write the PCA of each modality alone, too (txt_emb_dN, img_emb_dN).
         text_columns: the columns of item_feature to read; None for a title, tags and a description of usual names.
         opening_words: encode a text's first words on their own, too; 0 for not.
         strict: a corrupt or oversized content is an error.
         device: auto, cpu, cuda or cuda:N.
         batch_size: items a forward pass; None for 16 on a CPU, 256 on a GPU.
+        precision: of the encoders on a GPU, one of ENCODER_PRECISIONS; a CPU computes in fp32.
         seed: for fusions with randomness.
-        **given: for each of MODALITIES its source, `item_feature` and `images`, and its encoder, `text_encoder` and
-            `image_encoder`: "none" leaves the modality out, None or nothing is the default one.
+        **given: for each of MODALITIES its source, `item_feature` and `images`; its encoders, `text_encoder` and
+            `image_encoder`, one or a list: "none" leaves the modality out, None or nothing is the default one; the
+            numbers of a vector to keep, `text_dim` and `image_dim`; `text_prompt`.
 
     Raises:
         UserError: an input, an option or the machine is at fault; nothing was written but features in the store.
         TypeError: an argument that no modality knows.
     """
     _check_numbers({"emb_dim": emb_dim, "batch_size": batch_size, "opening_words": opening_words, "seed": seed})
+    _check_numbers({"code_levels": code_levels, "code_size": code_size})
+    require_method(semantic_ids)
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
-    if fusion not in list(FUSIONS):
-        raise UserError(f"--fusion {fusion}: unknown, expected {' or '.join(FUSIONS)}")
-    chosen = _choose(given)
+    fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
+    chosen = choose(given, optional=bool(fusing.mix))
     output = Path(output)
-    store = Path(store or output.parent / STORE_NAME)
-    _check_paths(output, store, [item_info, *(given.get(each.source) for each in modalities.MODALITIES)])
+    share = None if shard is None else Share.parse(shard)
+    _check_engine(engine, share)
+    given_stores = [store] if isinstance(store, str | Path) else list(store or ())
+    stores = [Path(each) for each in given_stores] or [output.parent / STORE_NAME]
+    sources_given = [given.get(each.source) for each in modalities.MODALITIES]
+    _check_paths(output, stores, [item_info, *sources_given, *fusing.inputs, levels_from])
     table = read_item_info(item_info)
     num_items = table.num_rows - 1
     if num_items < 2:
         raise UserError(f"{item_info}: has {num_items} items beside the padding row 0, expected at least 2")
     reading = Reading(num_items, [text_columns] if isinstance(text_columns, str) else text_columns, opening_words)
-    sources = [each.modality.read(each.path, reading) for each in chosen]
+    clicks = fusing.read_clicks(num_items)
+    mixed = mix_columns(fusing.mix, emb_dim, table, item_info, given.get("item_feature")) if fusing.mix else None
+    table = join_levels(table, levels_from, given.get("item_feature"))
 
-    on = resolve_device(device)
-    encoded, features = {}, {}
-    with deterministic(seed, on), quiet_pillow():
-        encoders = [_load(each, on, batch_size) for each in chosen]
-        _check_emb_dim(emb_dim, num_items, chosen, encoders, sources, per_modality)
-        for each, source, encoder in zip(chosen, sources, encoders, strict=True):
-            with open_store(store, encoder.id, encoder.dim) as kept:
-                name = each.modality.name
-                encoded[name], features[name] = _encode(each, source, encoder, kept, num_items, strict)
-        fused = _fuse(fusion, features, emb_dim, seed, chosen, per_modality)
-    columns = {f"{prefix}_d{emb_dim}": each.embedding for prefix, each in fused.items()}
-    for column, embedding in columns.items():
+    work = Work(chosen, reading, tables(given, item_info), stores, device, batch_size, precision, seed, strict)
+    filling = Filling(work)
+    groups: dict[Modality, list[str]] = {}  # the blocks of each modality
+    widths: dict[str, int] = {}
+    for each, encoder, source in zip(chosen, filling.encoders, filling.sources, strict=True):
+        groups.setdefault(each.modality, []).append(each.block)
+        widths[each.block] = encoder.dim * len(source.views)
+    check_emb_dim(fusing, num_items, widths, {modality.name: blocks for modality, blocks in groups.items()})
+    if share:
+        return Built(None, [], num_items, filling.run(share)[0], {})
+    shared = fill_on_ray(work, filling.device) if engine == "ray" else []
+    encoded, features = filling.run()
+    with deterministic(seed, filling.device):
+        alone = {modality.prefix: blocks for modality, blocks in groups.items()}
+        columns = fuse(fusing, features, alone, clicks, filling.device, mixed)
+    for column, embedding in columns.embeddings.items():
         table = add_embedding(table, column, embedding)
+    ids = quantise(columns.fused, semantic_ids, code_levels, code_size, seed) if semantic_ids is not None else None
+    for column, values in ids.columns.items() if ids is not None else ():
+        table = put_column(table, column, values)
     with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
         pq.write_table(table, opened)
-    built = Built(output, list(columns), num_items, encoded, fused[FUSED_PREFIX].explained)
-    write_json(_manifest_path(output), _manifest(built, emb_dim, fusion, seed))
+    written = [*columns.embeddings, *(ids.columns if ids is not None else ())]
+    facts = facts_of(columns) | ({"semantic_ids": ids.facts} if ids is not None else {})
+    built = Built(output, written, num_items, together(encoded, shared), columns.explained, facts)
+    write_json(_manifest_path(output), _manifest(built, emb_dim, seed))
     return built
 
 
@@ -177,30 +192,28 @@ def add_embedding(table: pa.Table, column: str, embedding: np.ndarray) -> pa.Tab
     """
     emb_dim = embedding.shape[1]
     values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
-    array = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim)
+    return put_column(table, column, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim))
+
+
+def put_column(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    """The table with a column replaced in its place, or appended."""
     if column in table.column_names:
-        table = table.set_column(table.column_names.index(column), column, array)
+        table = table.set_column(table.column_names.index(column), column, values)
     else:
-        table = table.append_column(column, array)
+        table = table.append_column(column, values)
     return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
-
-
-def first_names(bad: list[tuple[str, str, str]]) -> str:
-    """The first few bad contents, for a person."""
-    named = "; ".join(f"{name} {kind} ({reason})" for name, kind, reason in bad[:NAMES_SHOWN])
-    return named + (f"; and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else "")
 
 
 def _manifest_path(output: Path) -> Path:
     return output.with_suffix(".build.json")
 
 
-def _manifest(built: Built, emb_dim: int, fusion: str, seed: int) -> dict[str, Any]:
+def _manifest(built: Built, emb_dim: int, seed: int) -> dict[str, Any]:
     """How the output was made."""
     made = {
         name: {"encoder": each.encoder, "counts": each.counts, **each.facts} for name, each in built.modalities.items()
     }
-    settings = {"items": built.items, "emb_dim": emb_dim, "fusion": fusion, "seed": seed}
+    settings = {"items": built.items, "emb_dim": emb_dim, **built.fusion, "seed": seed}
     return settings | made | {"explained_variance": built.explained, "columns": built.columns}
 
 
@@ -232,31 +245,20 @@ def _check_kinds(text_columns: object, switches: dict[str, object]) -> None:
         )
 
 
-def _choose(given: dict[str, str | Path | None]) -> list[_Chosen]:
-    """The modalities whose encoder is not none."""
-    known = [option for each in modalities.MODALITIES for option in (each.source, each.encoder_option)]
-    for name in given:
-        if name not in known:
-            raise TypeError(f"build() got an unexpected argument {name!r}, expected one of {', '.join(known)}")
-    chosen = []
-    for each in modalities.MODALITIES:
-        encoder = str(given.get(each.encoder_option) or each.default)
-        path = given.get(each.source)
-        if encoder == NONE:
-            continue
-        if path is None:
-            raise UserError(
-                f"--{each.source} is missing; give it, or leave the modality out with --{each.encoder_option} {NONE}"
-            )
-        chosen.append(_Chosen(each, path, encoder))
-    if not chosen:
-        options = " or ".join(f"--{each.encoder_option} {NONE}" for each in modalities.MODALITIES)
-        raise UserError(f"all encoders are {NONE}, expected at least one; drop {options}")
-    return chosen
+def _check_engine(engine: str, share: Share | None) -> None:
+    """One way to divide the items at a time."""
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine}: unknown, expected {' or '.join(ENGINES)}")
+    if engine != "local" and share:
+        raise UserError(f"--shard and --engine {engine}: both divide the items among processes, expected one of them")
 
 
-def _check_paths(output: Path, store: Path, inputs: list[str | Path | None]) -> None:
+def _check_paths(output: Path, stores: list[Path], inputs: list[str | Path | None]) -> None:
     """Refuse to write over an input or into an input folder, before anything is read."""
+    store, *others = stores
+    for other in others:
+        if not other.is_dir():
+            raise UserError(f"--store {other}: no such folder; the stores after the first are read, not made")
     require_output(output, inputs, "parquet")
     _require_item_table_or_nothing(output)
     require_output(_manifest_path(output), inputs, option="--output's manifest")
@@ -284,96 +286,3 @@ def _require_item_table_or_nothing(output: Path) -> None:
             f"--output {output}: there is a parquet file whose item_id is not 0, 1, 2, ..., so it is no item table; "
             "remove it or choose another name"
         )
-
-
-def _load(chosen: _Chosen, device: Any, batch_size: int | None) -> Encoder:
-    batch_size = batch_size or (256 if device.type == "cuda" else 16)
-    modality = chosen.modality
-    return load_encoder(modality.name, chosen.encoder_name, device, batch_size, modality.encoders())
-
-
-def _check_emb_dim(
-    emb_dim: int,
-    num_items: int,
-    chosen: list[_Chosen],
-    encoders: list[Encoder],
-    sources: list[Source],
-    per_modality: bool,
-) -> None:
-    """Refuse more numbers an item than the features can have, before anything is encoded."""
-    widths = [encoder.dim * len(source.views) for encoder, source in zip(encoders, sources, strict=True)]
-    most, alone = min(num_items - 1, sum(widths)), min(num_items - 1, *widths)
-    if emb_dim <= (alone if per_modality else most):
-        return
-    names = [each.modality.name for each in chosen]
-    joined = " or ".join(names) if per_modality else " + ".join(names)
-    way_out = f"choose --emb_dim {alone if per_modality else most} or less"
-    if emb_dim <= most:
-        way_out += ", or --fused_only, which leaves out the columns of each modality alone"
-    raise UserError(
-        f"--emb_dim is {emb_dim}, but {num_items} items and {joined} features have at most "
-        f"{alone if per_modality else most} independent directions; {way_out}"
-    )
-
-
-def _encode(
-    chosen: _Chosen, source: Source, encoder: Encoder, store: FeatureStore, num_items: int, strict: bool
-) -> tuple[Encoded, Features]:
-    """Run a modality's views through its encoder, as far as their features are not in the store."""
-    views: list[Filled] = []
-    for title, entries in source.views.items():
-        views.append(fill(store, encoder, entries, title))
-        if len(views) == 1:
-            _check_found(chosen, views[0], source, strict)
-    whole = views[0]
-    kinds = [kind for _, kind, _ in whole.bad]
-    counts = {"found": len(whole.keys), "missing": num_items - len(whole.keys) - len(kinds)}
-    counts |= {kind: kinds.count(kind) for kind in chosen.modality.flaws}
-    computed = sum(view.computed for view in views)
-    used = len({key for view in views for key in view.keys.values()})
-    seconds = sum(view.seconds for view in views)
-    encoded = Encoded(encoder.id, counts, source.facts(), source.notes(), whole.bad, computed, used - computed, seconds)
-    return encoded, _features(views, store, num_items)
-
-
-def _check_found(chosen: _Chosen, whole: Filled, source: Source, strict: bool) -> None:
-    """Refuse a modality with no content at all and, when strict, one with bad contents."""
-    name = chosen.modality.name
-    if strict and whole.bad:
-        raise UserError(
-            f"{chosen.path}: found {len(whole.bad)} bad {name} files, expected none with --strict: "
-            f"{first_names(whole.bad)}; replace or remove them"
-        )
-    if not whole.keys:
-        found = f" ({'; '.join(source.notes())})" if source.notes() else ""
-        bad = f", but {len(whole.bad)} bad: {first_names(whole.bad)}" if whole.bad else ""
-        raise UserError(
-            f"{chosen.path}: found no {chosen.modality.expected}{found}{bad}; leave the modality out with "
-            f"--{chosen.modality.encoder_option} {NONE}"
-        )
-
-
-def _features(views: list[Filled], store: FeatureStore, num_items: int) -> Features:
-    """Features in the order of item_info, without its row 0; several views of the same items side by side."""
-    ids = sorted(views[0].keys)
-    rows = np.array(ids) - 1
-    present = np.zeros(num_items, dtype=bool)
-    present[rows] = True
-    features = np.zeros((num_items, len(views) * store.dim), dtype=np.float32)
-    features[rows] = np.hstack([store.rows([view.keys[item_id] for item_id in ids]) for view in views])
-    return ArrayFeatures(features, present)
-
-
-def _fuse(
-    fusion: str, features: dict[str, Features], emb_dim: int, seed: int, chosen: list[_Chosen], per_modality: bool
-) -> dict[str, Fused]:
-    """The fusion of all modalities and of each alone, by their columns' prefix."""
-    fuse = FUSIONS[fusion]
-    fused = {FUSED_PREFIX: fuse(features, emb_dim, seed)}
-    for each in chosen if per_modality else ():
-        name, prefix = each.modality.name, each.modality.prefix
-        try:
-            fused[prefix] = fuse({name: features[name]}, emb_dim, seed)
-        except UserError as error:
-            raise UserError(f"{prefix}_d{emb_dim}: {error}; or leave such columns out with --fused_only") from error
-    return fused

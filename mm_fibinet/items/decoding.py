@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from mm_fibinet.items.sources import BadContent
+from mm_fibinet.items.contents import BadContent
 
 DECODING = "upright"  # a part of every image encoder's id: another word when decode_image gives other pixels
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file of such a name really holds, now and then

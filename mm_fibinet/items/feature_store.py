@@ -1,11 +1,14 @@
 """A store of raw modality features on disk: what was encoded once is not encoded again.
 
-One folder an encoder, and in it HDF5 files ("shards") of some hundred rows: the key of each content (a hash of the text
-or of the image file's bytes) and its vector. A shard is built in memory and appears whole by a rename, so a run can be
-killed at any instant and leaves nothing torn: the next run reads the shards that are there and encodes the rest. Keys
-are contents, not item ids, so one changed title costs one forward pass, equal contents share one, and two data sets can
-share a store. Device and batch size are not part of the key: features made on a GPU serve later runs without one. One
-process at a time writes to an encoder's folder (`open_store`); one that nobody may write to is read as it is.
+One folder an encoder, and in it HDF5 files ("shards", `mm_fibinet.items.shards`): the key of each content (a hash of
+the text or of the image file's bytes) and its vector. A shard is built in memory and appears whole by a rename, so a
+run can be killed at any instant and leaves nothing torn: the next run reads the shards that are there and encodes the
+rest. Keys are contents, not item ids, so one changed title costs one forward pass, equal contents share one, and two
+data sets can share a store. Device and batch size are not part of the key: features made on a GPU serve later runs
+without one. Rows are read from disk when they are asked for; of those that are there, only the keys are in memory.
+
+One process at a time writes to an encoder's folder (`open_store`); several that share the work have a folder each in
+it, their parts, which later runs read as one. A store that nobody may write to is read as it is.
 """
 
 import contextlib
@@ -14,26 +17,27 @@ import os
 import re
 import sys
 import time
+from array import array
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from mm_fibinet.distributed import current
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.files import atomic_path, locked, make_folder
+from mm_fibinet.items.contents import BadContent, Entry
 from mm_fibinet.items.encoders import Encoder
-from mm_fibinet.items.sources import BadContent, Entry
+from mm_fibinet.items.shards import KEY, KEY_BYTES, Damaged, KeyIndex, Shard, open_shard, pack_shard
 from mm_fibinet.progress import track
 
 SHARD_ROWS = 1024
 SHARD_SECONDS = 20.0  # what a killed run loses at most
-KEY_BYTES = 16
 WORKERS = 8
 MAX_BYTES_AHEAD = 256 * 2**20  # of contents that wait for the encoder
 
@@ -55,24 +59,38 @@ class FeatureStore:
         folder: the store; the encoder gets a folder of its own inside.
         encoder_id: `Encoder.id`.
         dim: D, the width of the encoder's vectors.
+        part: the folder in it that this process writes to, None for the encoder's folder itself. All parts are read.
+        others: further stores, which are only read.
     """
 
-    def __init__(self, folder: str | Path, encoder_id: str, dim: int):
-        self.folder = make_folder(_encoder_folder(folder, encoder_id))
+    def __init__(
+        self,
+        folder: str | Path,
+        encoder_id: str,
+        dim: int,
+        part: str | None = None,
+        others: Sequence[str | Path] = (),
+    ):
+        whole = _encoder_folder(folder, encoder_id)
+        self.folder = make_folder(whole / part if part else whole)
         self.encoder_id = encoder_id
         self.dim = dim
-        self._blocks: list[np.ndarray] = []
-        self._place: dict[bytes, tuple[int, int]] = {}
+        self._shards: list[Shard] = []
+        self._starts = np.zeros(1, np.int64)  # a shard's first place; places count the rows of all shards
+        self._index = KeyIndex.empty()
         self._pending: dict[bytes, np.ndarray] = {}
         self._flushed = time.monotonic()
-        for path in sorted(self.folder.glob("*.h5")):
-            self._read(path)
+        read = [_open(path, encoder_id, dim) for path in _shard_paths(whole)]
+        for other in (_encoder_folder(other, encoder_id) for other in others):
+            read += [_open(path, encoder_id, dim, keep=True) for path in _shard_paths(other)]
+        self._take_in([each for each in read if each is not None])
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._place or key in self._pending
+        # In this order: another thread may be flushing, which moves keys from the one to the other.
+        return key in self._pending or bool(self._index.find(np.frombuffer(key, KEY))[0] >= 0)
 
     def __len__(self) -> int:
-        return len(self._place) + len(self._pending)
+        return len(self._index) + len(self._pending)
 
     def add(self, keys: list[bytes], features: np.ndarray) -> None:
         """Take rows in; they are on disk after SHARD_ROWS rows, SHARD_SECONDS or `flush`.
@@ -90,93 +108,124 @@ class FeatureStore:
         self._flushed = time.monotonic()
         if not self._pending:
             return
-        keys = np.frombuffer(b"".join(self._pending), dtype=np.uint8).reshape(-1, KEY_BYTES)
-        features = np.stack(list(self._pending.values()))
-        # Built in memory: HDF5 reports a full disk in its own words, a plain write in the system's.
-        with h5py.File("shard", "w", driver="core", backing_store=False) as shard:
-            shard.attrs["encoder"] = self.encoder_id
-            shard.create_dataset("keys", data=keys)
-            shard.create_dataset("features", data=features, chunks=features.shape, fletcher32=True)
-            shard.flush()
-            image = shard.id.get_file_image()
-        with atomic_path(self.folder / f"{content_key(keys.tobytes()).hex()}.h5") as path:
-            path.write_bytes(image)
-        self._index(keys, features)
+        keys = np.frombuffer(b"".join(self._pending), KEY)
+        packed, start = pack_shard(self.encoder_id, keys, np.stack(list(self._pending.values())))
+        path = self.folder / f"{content_key(keys.tobytes()).hex()}.h5"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(packed)
+        self._take_in([(Shard(path, len(keys), self.dim, start), keys)])
         self._pending.clear()
 
-    def rows(self, keys: list[bytes]) -> np.ndarray:
-        """The features of `keys`, all of them in the store: float32 [len(keys), D]."""
+    def places(self, keys: np.ndarray) -> np.ndarray:
+        """Where rows are, for `read`: KEY [m], all of them in the store -> int64 [m]."""
         self.flush()
-        features = np.empty((len(keys), self.dim), dtype=np.float32)
-        for row, key in enumerate(keys):
-            block, place = self._place[key]
-            features[row] = self._blocks[block][place]
-        return features
+        places = self._index.find(keys)
+        if (places < 0).any():
+            raise KeyError(f"{(places < 0).sum()} of {len(keys)} keys are not in {self.folder}")
+        return places
 
-    def _index(self, keys: np.ndarray, features: np.ndarray) -> None:
-        for row, key in enumerate(keys):
-            self._place.setdefault(key.tobytes(), (len(self._blocks), row))
-        self._blocks.append(features)
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """The rows at some places, read from disk in the order in which they lie there.
 
-    def _read(self, path: Path) -> None:
-        try:
-            keys, features = self._load(path)
-        except PermissionError as error:
-            raise explain_os_error(error, path, "read") from error
-        except Exception as error:  # h5py's for a damaged file are of every kind
-            reason = str(error) if isinstance(error, _Damaged) else "damaged"
-            aside = path.with_suffix(".corrupt")
-            message = f"warning: {path}: {reason}, moved to {aside.name}; its items are encoded again"
-            print(printable(message), file=sys.stderr)
+        Args:
+            places: int64 [m], of `places`.
+
+        Returns:
+            float32 [m, D].
+        """
+        distinct, inverse = np.unique(places, return_inverse=True)
+        rows = np.empty((len(distinct), self.dim), dtype=np.float32)
+        begins = distinct.searchsorted(self._starts).tolist()  # of each shard's rows among these
+        for shard, start, begin, end in zip(self._shards, self._starts, begins, begins[1:], strict=False):
+            if begin < end:
+                shard.read(distinct[begin:end] - start, rows[begin:end])
+        return rows[inverse]
+
+    def _take_in(self, shards: list[tuple[Shard, np.ndarray]]) -> None:
+        """Let further shards be found by their keys."""
+        if not shards:
+            return
+        first = self._starts[-1]
+        self._shards += [shard for shard, _ in shards]
+        ends = first + np.cumsum([shard.rows for shard, _ in shards])
+        keys = np.concatenate([keys for _, keys in shards])
+        self._starts = np.append(self._starts, ends)
+        self._index = self._index.extended(keys, np.arange(first, ends[-1]))
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    """The shards of an encoder's folder, then those of its parts."""
+    return sorted(folder.glob("*.h5")) + sorted(folder.glob("*/*.h5"))
+
+
+def _open(path: Path, encoder_id: str, dim: int, keep: bool = False) -> tuple[Shard, np.ndarray] | None:
+    """A shard and its keys; None for one that cannot be believed, which is moved aside unless it is to be kept."""
+    try:
+        return open_shard(path, encoder_id, dim)
+    except PermissionError as error:
+        raise explain_os_error(error, path, "read") from error
+    except Exception as error:  # h5py's for a damaged file are of every kind
+        reason = str(error) if isinstance(error, Damaged) else "damaged"
+        aside = path.with_suffix(".corrupt")
+        done = "left out" if keep else f"moved to {aside.name}"
+        print(printable(f"warning: {path}: {reason}, {done}; its items are encoded again"), file=sys.stderr)
+        if not keep:
             try:
                 path.replace(aside)
+            except FileNotFoundError:  # another process that shares the store came first
+                pass
             except OSError as failed:
                 raise explain_os_error(failed, aside) from failed
-        else:
-            self._index(keys, features)
-
-    def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """A shard's keys, uint8 [n, KEY_BYTES], and features, float32 [n, D]."""
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise _Damaged("not a file")
-        with h5py.File(path, "r") as shard:
-            if shard.attrs["encoder"] != self.encoder_id:
-                raise _Damaged("holds the features of another encoder")
-            keys, features = shard["keys"], shard["features"]
-            if features.shape != (len(keys), self.dim):
-                raise _Damaged(f"holds features {features.shape}, expected ({len(keys)}, {self.dim})")
-            if keys.shape[1:] != (KEY_BYTES,) or (keys.dtype, features.dtype) != (np.uint8, np.float32):
-                raise _Damaged("damaged")
-            if features.nbytes > path.stat().st_size:  # a size that is only claimed must not be allocated
-                raise _Damaged("damaged")
-            keys, features = keys[:], features[:]
-        if not np.isfinite(features).all():
-            raise _Damaged("holds NaN or infinity")
-        return keys, features
-
-
-class _Damaged(Exception):
-    """A shard cannot be believed; the message says why."""
+        return None
 
 
 @contextlib.contextmanager
-def open_store(folder: str | Path, encoder_id: str, dim: int) -> Iterator[FeatureStore]:
-    """The features of one encoder, for this process alone.
+def open_store(
+    folder: str | Path, encoder_id: str, dim: int, part: str | None = None, others: Sequence[str | Path] = ()
+) -> Iterator[FeatureStore]:
+    """The features of one encoder, for this process alone; with a `part`, that part of them.
 
     Args:
-        folder, encoder_id, dim: see `FeatureStore`.
+        folder, encoder_id, dim, part, others: see `FeatureStore`.
 
     Raises:
         UserError: another process is at work on them.
     """
-    own = make_folder(_encoder_folder(folder, encoder_id))
-    if not os.access(own, os.W_OK):  # a store in a read-only folder is complete, or the first flush says so
-        yield FeatureStore(folder, encoder_id, dim)
-        return
-    with locked(own):
-        for part in own.glob(".*.part"):  # of a killed run
-            part.unlink(missing_ok=True)
-        yield FeatureStore(folder, encoder_id, dim)
+    whole = make_folder(_encoder_folder(folder, encoder_id))
+    own = make_folder(whole / part) if part else whole
+    with contextlib.ExitStack() as locks:
+        if os.access(own, os.W_OK):  # a store in a read-only folder is complete, or the first flush says so
+            # Who takes the whole waits for no part: what is still at work there would be encoded twice.
+            parts = [] if part else sorted(path for path in whole.iterdir() if path.is_dir() and path.suffix != ".h5")
+            for each in [own, *parts]:
+                locks.enter_context(locked(each))
+                for rest in each.glob(".*.part"):  # of a killed run
+                    rest.unlink(missing_ok=True)
+        yield FeatureStore(folder, encoder_id, dim, part, others)
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """The features of n items in a store, several views of an item side by side; see `features.Features`.
+
+    Attributes:
+        store: where the rows are.
+        places: int64 [n] a view, of `FeatureStore.places`; those of missing items are not looked at.
+        present: bool [n], False where the item has no such content.
+    """
+
+    store: FeatureStore
+    places: list[np.ndarray]
+    present: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """D, of all views."""
+        return len(self.places) * self.store.dim
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """See `Features`."""
+        return np.hstack([self.store.read(view[rows]) for view in self.places])
 
 
 @dataclass
@@ -184,13 +233,15 @@ class Filled:
     """What `fill` did.
 
     Attributes:
-        keys: item_id -> content key, for every item whose content could be used.
+        items: int64 [m], the items whose content could be used.
+        keys: KEY [m], the keys of their contents.
         bad: (name, "corrupt" or "oversized", reason) of the others.
         computed: distinct contents that went through the encoder in this run.
         seconds: the time it took.
     """
 
-    keys: dict[int, bytes] = field(default_factory=dict)
+    items: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, KEY))
     bad: list[tuple[str, str, str]] = field(default_factory=list)
     computed: int = 0
     seconds: float = 0.0
@@ -217,6 +268,7 @@ def fill(store: FeatureStore, encoder: Encoder, entries: Iterable[Entry], title:
             return None, (error.kind, str(error)), 0  # not the error, whose traceback holds the content
 
     filled = Filled()
+    items, keys = array("q"), bytearray()
     queued: set[bytes] = set()
     batches: dict[int, dict[bytes, Any]] = defaultdict(dict)
     begun = time.monotonic()
@@ -225,17 +277,21 @@ def fill(store: FeatureStore, encoder: Encoder, entries: Iterable[Entry], title:
             if key is None:
                 filled.bad.append((name, *sample))
                 continue
-            filled.keys[item_id] = key
+            items.append(item_id)
+            keys += key
             if key in queued or key in store:
                 continue
             queued.add(key)
             batches[shape][key] = sample
             if len(batches[shape]) == encoder.batch_size:
-                filled.computed += _encode(store, encoder, batches.pop(shape))
+                batch = batches.pop(shape)
+                filled.computed += _encode(store, encoder, batch)
+                queued.difference_update(batch)
         for batch in batches.values():
             filled.computed += _encode(store, encoder, batch)
     finally:
         store.flush()
+    filled.items, filled.keys = np.array(items, np.int64), np.frombuffer(bytes(keys), KEY)
     filled.seconds = time.monotonic() - begun
     return filled
 
@@ -260,7 +316,7 @@ def _in_background(
     held = 0
     with (
         ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="prepare") as pool,
-        track(desc=title, total=length_hint(entries) or None, unit="item") as bar,
+        track(desc=title, total=length_hint(entries) or None, unit="item", shown=current().is_main) as bar,
     ):
         try:
             for entry in entries:

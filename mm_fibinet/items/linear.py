@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import block_diag, eigh
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.features import Features, blocks
+from mm_fibinet.items.features import BLOCK_ROWS, Features, blocks
 from mm_fibinet.items.joined import Joined, one_thread
 
 
@@ -80,13 +80,7 @@ def pca_per_modality(modalities: dict[str, Features], emb_dim: int, seed: int = 
     """
     joined = Joined(modalities)
     covariance = joined.covariance()
-    parts = {name: covariance[columns, columns] for name, columns in joined.columns.items()}
-    maps = []
-    shares = _shares([_rank(part) for part in parts.values()], emb_dim, joined)
-    for part, share in zip(parts.values(), shares, strict=True):
-        variances, vectors = _leading(part, share)
-        maps.append(vectors * np.sqrt(share / variances.sum()))
-    return _projected(joined, covariance, block_diag(*maps))
+    return _projected(joined, covariance, _map_per_modality(joined, covariance, emb_dim))
 
 
 @one_thread
@@ -119,6 +113,27 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     return Fused(fused.embedding, fused.explained, {"largest_canonical_correlation": agreement})
 
 
+@one_thread
+def components_per_modality(modalities: dict[str, Features], least: int, most: int) -> np.ndarray:
+    """As many components as there are, at most `most`, divided as `pca_per_modality` does: float32 [n, k].
+
+    Raises:
+        UserError: there are fewer than `least`.
+    """
+    joined = Joined(modalities)
+    covariance = joined.covariance()
+    rank = sum(_rank(covariance[columns, columns]) for columns in joined.columns.values())
+    return joined.project(_map_per_modality(joined, covariance, max(min(most, rank), least)))
+
+
+def with_unit_variance(embedding: np.ndarray) -> np.ndarray:
+    """The same times one factor, so that the mean squared norm of a row is its width: float32 [n, k]."""
+    starts = range(0, len(embedding), BLOCK_ROWS)
+    energy = sum(float(np.square(embedding[start : start + BLOCK_ROWS], dtype=np.float64).sum()) for start in starts)
+    factor = np.sqrt(embedding.shape[1] * len(embedding) / max(energy, 1e-12))
+    return embedding * np.float32(factor) + np.float32(0)  # no negative zeros
+
+
 def mean(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     """The mean of the modalities' unit vectors, of encoders with one space for all (CLIP, Radford et al. 2021).
 
@@ -137,12 +152,11 @@ def mean(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     embedding = np.zeros((len(together.present), emb_dim), dtype=np.float32)
     for rows, values in blocks(together):
         embedding[rows] = values
-    energy = np.square(embedding, dtype=np.float64).sum() / len(embedding)
-    return Fused(embedding * np.float32(np.sqrt(emb_dim / max(energy, 1e-12))), {"total": 1.0})
+    return Fused(with_unit_variance(embedding), {"total": 1.0})
 
 
 def require_one_space(widths: dict[str, int], emb_dim: int) -> None:
-    """Refuse what `mean` cannot take: modalities, by name, of other widths than each other, or narrower than emb_dim."""
+    """Refuse what `mean` cannot take: modalities, by name, of unlike widths, or narrower than emb_dim."""
     width = min(widths.values())
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{name} has {width} numbers" for name, width in widths.items())
@@ -152,7 +166,7 @@ def require_one_space(widths: dict[str, int], emb_dim: int) -> None:
         )
     if emb_dim > width:
         raise UserError(
-            f"--fusion mean: emb_dim is {emb_dim}, but the vectors have {width} numbers; choose that or less"
+            f"--fusion mean: emb_dim is {emb_dim}, but vectors have {width} numbers; choose so many or less"
         )
 
 
@@ -210,6 +224,16 @@ def _too_many(emb_dim: int, rank: int, joined: Joined) -> UserError:
         f"emb_dim is {emb_dim}, but {joined.rows} items with {joined.width} {joined.title} features have {rank} "
         f"independent directions; choose --emb_dim {rank} or less"
     )
+
+
+def _map_per_modality(joined: Joined, covariance: np.ndarray, emb_dim: int) -> np.ndarray:
+    """The map of `pca_per_modality`: float64 [W, emb_dim]."""
+    parts = [covariance[columns, columns] for columns in joined.columns.values()]
+    maps = []
+    for part, share in zip(parts, _shares([_rank(part) for part in parts], emb_dim, joined), strict=True):
+        variances, vectors = _leading(part, share)
+        maps.append(vectors * np.sqrt(share / variances.sum()))
+    return block_diag(*maps)
 
 
 def _shares(ranks: list[int], emb_dim: int, joined: Joined) -> list[int]:

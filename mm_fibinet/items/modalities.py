@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
 
 if TYPE_CHECKING:
-    from mm_fibinet.items.encoders import Loaders
-    from mm_fibinet.items.sources import Source
+    from mm_fibinet.items.contents import Source
+    from mm_fibinet.items.encoding import Loaders
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Modality:
         flaws: the kinds of `BadContent` that are counted.
         source_help: of the source's option.
         encoder_help: of the encoder's option.
+        has_prompt: whether its encoders take words before a content.
     """
 
     name: str
@@ -61,11 +62,28 @@ class Modality:
     flaws: tuple[str, ...] = ()
     source_help: str = ""
     encoder_help: str = ""
+    has_prompt: bool = False
 
     @property
     def encoder_option(self) -> str:
-        """The name of the option that chooses the encoder."""
+        """The name of the option that chooses the encoders."""
         return f"{self.name}_encoder"
+
+    @property
+    def dim_option(self) -> str:
+        """The name of the option that chooses shorter vectors."""
+        return f"{self.name}_dim"
+
+    @property
+    def prompt_option(self) -> str:
+        """The name of the option that gives the prompt."""
+        return f"{self.name}_prompt"
+
+    @property
+    def options(self) -> list[str]:
+        """The names of all its options."""
+        prompt = [self.prompt_option] if self.has_prompt else []
+        return [self.source, self.encoder_option, self.dim_option, *prompt]
 
 
 def _read_text(path: str | Path, how: Reading) -> Source:
@@ -102,7 +120,9 @@ MODALITIES = (
         default=DEFAULT_TEXT,
         expected="titles or tags",
         source_help="parquet with item_id and a title, tags (words), a description or some of these",
-        encoder_help="minilm (in the package), a sentence-transformers model or folder, or none",
+        encoder_help="minilm (in the package), sentence_transformers:ID_OR_FOLDER, open_clip:NAME:TAG_OR_FILE, "
+        "joint:ID_OR_FOLDER, column:NAME, or none",
+        has_prompt=True,
     ),
     Modality(
         name="image",
@@ -113,7 +133,8 @@ MODALITIES = (
         default=DEFAULT_IMAGE,
         expected="usable images named ITEM_ID.jpg with ids of item_info",
         flaws=("corrupt", "oversized"),
-        source_help="folder, .zip, .rar or .tar of ITEM_ID.jpg (.jpeg, .png, .webp)",
-        encoder_help="efficientnet_lite0 (in the package), open_clip:NAME:TAG_OR_FILE, or none",
+        source_help="folder, .zip, .rar, .tar or .h5 of ITEM_ID.jpg (.jpeg, .png, .webp), or .parquet with their bytes",
+        encoder_help="efficientnet_lite0 (in the package), timm:NAME[:FILE], open_clip:NAME:TAG_OR_FILE, "
+        "joint:ID_OR_FOLDER, column:NAME, or none",
     ),
 )

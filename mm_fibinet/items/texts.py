@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.sources import Entry
+from mm_fibinet.items.contents import Entry, require_new_item
 
 TITLE_COLUMNS = ("item_title", "title", "item_name", "name")
 TAG_COLUMNS = ("item_tags", "tags", "genres")
@@ -107,7 +107,7 @@ def read_texts(
         for offset, (item_id, *parts) in enumerate(zip(ids, *fields, strict=True)):
             if item_id == 0:  # the padding item
                 continue
-            _require_new_item(item_id, texts, num_items, path, first_row + offset)
+            require_new_item(item_id, texts, num_items, path, first_row + offset)
             texts[item_id] = ". ".join(part.rstrip(". ") for part in parts if part)[:MAX_TEXT_CHARS]
             if title is not None and parts[columns.index(title)]:
                 titled.add(item_id)
@@ -166,16 +166,6 @@ def _choose_columns(path: str | Path, present: list[str], asked: list[str] | Non
             f"(or {', '.join(TITLE_COLUMNS[1:] + TAG_COLUMNS[1:])}) for the text; name yours with --text_columns"
         )
     return found[0], columns
-
-
-def _require_new_item(item_id: int, known: dict[int, str], num_items: int, path: str | Path, row: int) -> None:
-    if not 1 <= item_id <= num_items:
-        raise UserError(
-            f"{path}: item_id {item_id} in row {row} is not in item_info (1 to {num_items}); give the item_info and "
-            "item_feature of the same data set"
-        )
-    if item_id in known:
-        raise UserError(f"{path}: item_id {item_id} occurs again in row {row}, expected each item once")
 
 
 def _text_entry(item_id: int, text: str) -> Entry:

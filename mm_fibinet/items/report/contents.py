@@ -15,7 +15,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.report import geometry, languages, probe, projection
 from mm_fibinet.items.report.catalogue import Tags, read_tags, read_titles
 from mm_fibinet.items.report.evidence import MOST_ROWS, Clicks, history_cosine, judge_clicks, read_rows, warm_items
-from mm_fibinet.items.report.pictures import thumbnails
+from mm_fibinet.items.report.pictures import Cover, thumbnails
 from mm_fibinet.items.report.vectors import embedding_columns, read_vectors
 from mm_fibinet.progress import track
 
@@ -98,7 +98,7 @@ class Contents:
         script_by_chance: how often two titles drawn at random have the same script.
         points: item_ids of the map.
         shown: item_ids whose neighbours are shown.
-        covers: {item_id: data URI}.
+        covers: small pictures by item_id.
     """
 
     sources: Sources
@@ -113,7 +113,7 @@ class Contents:
     script_by_chance: float
     points: np.ndarray
     shown: list[int]
-    covers: dict[int, str]
+    covers: dict[int, Cover]
 
     def title(self, item: int) -> str:
         """What an item is called."""

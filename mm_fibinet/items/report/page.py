@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 COLOURED_TAGS = 6
 TAGS_LISTED = 16
 TITLE_CHARACTERS = 160
+RATIOS = (0.6, 1.8)
 REFERENCE = "Chance or ideal"
 SUBSETS = {"all": "All rows", "warm": "Warm targets", "cold": "Cold targets"}
 
@@ -75,6 +76,7 @@ def as_html(contents: Contents) -> str:
         "clicks": _clicks(contents),
         "tags": _tags(contents),
         "neighbours": _cards(contents),
+        "ratio": _ratio(contents),
         "notes": "".join(f"<li>{_text(note)}</li>" for note in _notes(contents)),
         "data": json.dumps(_map_data(contents)).replace("<", "\\u003c"),
     }
@@ -269,8 +271,14 @@ def _cover(contents: Contents, item: int) -> str:
     """The cover; where others have one and this item has not, an empty frame."""
     if not contents.covers:
         return ""
-    uri = contents.covers.get(item)
-    return f'<img alt="" src="{uri}">' if uri else '<span class="blank">no cover</span>'
+    cover = contents.covers.get(item)
+    return f'<img alt="" src="{cover.uri}">' if cover else '<span class="blank">no cover</span>'
+
+
+def _ratio(contents: Contents) -> str:
+    """The shape of the frames of covers, that of most covers: width over height."""
+    ratios = [cover.ratio for cover in contents.covers.values()]
+    return f"{np.clip(np.median(ratios), *RATIOS):.2f}" if ratios else "1"
 
 
 def _notes(contents: Contents) -> list[str]:

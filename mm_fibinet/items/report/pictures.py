@@ -4,6 +4,7 @@ import base64
 import io
 from operator import length_hint
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,8 +17,20 @@ SIDE = 192  # pixels, the longer one: twice what is shown, for fine screens
 QUALITY = 78
 
 
-def thumbnails(images: str | Path, num_items: int, wanted: set[int]) -> dict[int, str]:
-    """The covers of some items as data URIs; one that is damaged or missing is left out.
+class Cover(NamedTuple):
+    """A small picture.
+
+    Attributes:
+        uri: a data URI, the picture itself.
+        ratio: its width over its height.
+    """
+
+    uri: str
+    ratio: float
+
+
+def thumbnails(images: str | Path, num_items: int, wanted: set[int]) -> dict[int, Cover]:
+    """The covers of some items, by item_id; one that is damaged or missing is left out.
 
     Args:
         images: folder or archive of ITEM_ID.jpg, as for `build_item_emb.py`; an archive that can only be read from its
@@ -30,14 +43,14 @@ def thumbnails(images: str | Path, num_items: int, wanted: set[int]) -> dict[int
     """
     image = next(modality for modality in modalities.MODALITIES if modality.name == "image")
     entries = next(iter(image.read(images, modalities.Reading(num_items)).views.values()))
-    found: dict[int, str] = {}
+    found: dict[int, Cover] = {}
     missing = set(wanted)
     with quiet_pillow(), track(entries, desc="covers", total=length_hint(entries) or None, unit="file") as passing:
         for entry in passing:
             if entry.item_id in missing:
                 missing.remove(entry.item_id)
                 try:
-                    found[entry.item_id] = _as_uri(decode_image(entry.load()))
+                    found[entry.item_id] = _small(decode_image(entry.load()))
                 except BadContent:
                     continue
             if not missing:
@@ -45,8 +58,9 @@ def thumbnails(images: str | Path, num_items: int, wanted: set[int]) -> dict[int
     return found
 
 
-def _as_uri(picture: Image.Image) -> str:
+def _small(picture: Image.Image) -> Cover:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Cover(uri, picture.width / picture.height)

@@ -1,0 +1,197 @@
+"""Who clicked what, from the training split alone: what item2vec and contrastive learn from.
+
+A click is a user's item in a history or a target with label 1. Histories repeat from row to row, so a user's clicks are
+kept as a set, as item2vec takes them (Barkan and Koenigstein 2016: the order within a set says little).
+
+An embedding that has seen the answers makes every later figure worthless, and nothing would tell. So a file without
+labels is refused (it is the test split), so is the validation split under whatever name, and so are histories that hold
+clicks of the validation rows' users that come after these rows.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mm_fibinet import schema
+from mm_fibinet.errors import UserError
+from mm_fibinet.parquet_reader import open_parquet
+from mm_fibinet.schema import ITEM_ID, ITEM_SEQ, Column
+
+LABEL, USER_ID = "label", "user_id"
+VALID_NAMES = ("valid.parquet", "valid")  # of the split that is looked for beside the training split
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """The distinct items of each user, one user's after the other's.
+
+    Attributes:
+        items: int64 [T], item ids 1 .. n, ascending within a user.
+        starts: int64 [U + 1], where each user's begin, and T.
+        num_items: n.
+    """
+
+    items: np.ndarray
+    starts: np.ndarray
+    num_items: int
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [n], how many users clicked items 1 .. n."""
+        return np.bincount(self.items, minlength=self.num_items + 1)[1:]
+
+    def pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Each click once, in random order, beside another item of the same user: int64 [P] and [P].
+
+        Over many draws that is every pair of a user's set, a user weighing as much as his clicks, not their square.
+        Users of one click have no pair.
+        """
+        sizes = np.diff(self.starts)
+        places = np.flatnonzero(np.repeat(sizes, sizes) > 1)
+        places = rng.permutation(places)
+        user = np.searchsorted(self.starts, places, side="right") - 1
+        first, size = self.starts[user], sizes[user]
+        others = first + (places - first + 1 + rng.integers(0, size - 1)) % size
+        return self.items[places], self.items[others]
+
+
+def read_clicks(train: str | Path, num_items: int, valid: str | Path | None = None) -> Clicks:
+    """The clicks of a training split.
+
+    Args:
+        train: parquet with item_seq, item_id, label, and user_id (without it, each row is a user of its own).
+        num_items: the ids of item_info are 0 .. num_items.
+        valid: the validation split, which the clicks must not know; None looks for one beside `train`.
+
+    Raises:
+        UserError: the file is no training split, breaks the contract, knows the validation split's clicks, or no user
+            has two items.
+    """
+    present = open_parquet(train).schema_arrow.names
+    if LABEL not in present:
+        raise UserError(
+            f"--train {train}: has no column {LABEL}, expected the training split; a test split teaches nothing"
+        )
+    if ITEM_SEQ not in present:
+        raise UserError(
+            f"--train {train}: has no column {ITEM_SEQ}, found {', '.join(present)}; clicks are read from histories in "
+            "the rows (build_dataset.py without --user_info)"
+        )
+    valid = valid if valid is not None else beside(train)
+    _refuse_same_file(train, valid)
+    users, items = _distinct_clicks(train, num_items, USER_ID in present)
+    if valid is not None and USER_ID in present:
+        _refuse_answers(train, users, items, valid, num_items)
+    first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+    clicks = Clicks(items, np.r_[first, len(items)], num_items)
+    if not (np.diff(clicks.starts) > 1).any():
+        raise UserError(f"--train {train}: no user clicked two items, expected some; there is nothing to learn from")
+    return clicks
+
+
+def pair_batches(clicks: Clicks, size: int, total: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of co-clicked items for training.
+
+    Args:
+        clicks: of whom.
+        size: pairs a batch; the last one of a pass over the clicks is smaller.
+        total: pairs in all, about.
+        seed: the same seed, the same pairs.
+
+    Yields:
+        two int64 [B], rows of the items: item id - 1.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = 0
+    while drawn < total:
+        first, second = clicks.pairs(rng)
+        for start in range(0, min(len(first), total - drawn), size):
+            yield first[start : start + size] - 1, second[start : start + size] - 1
+        drawn += len(first)
+
+
+@contextlib.contextmanager
+def reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """One thread and a seed inside, so that what is learned does not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def beside(train: str | Path) -> Path | None:
+    """The validation split in the folder of the training split, if there is one."""
+    folder = Path(train).resolve().parent
+    return next((folder / name for name in VALID_NAMES if (folder / name).exists()), None)
+
+
+def _refuse_same_file(train: str | Path, valid: str | Path | None) -> None:
+    name = Path(train).resolve().stem.lower()
+    if name in ("valid", "validation", "val", "test") or (valid is not None and Path(train).samefile(valid)):
+        raise UserError(
+            f"--train {train}: this is the validation or the test split, expected the training split; an embedding "
+            "learned from it has seen the answers"
+        )
+
+
+def _columns(num_items: int, with_users: bool) -> list[Column]:
+    columns = schema.split_columns({}, [LABEL], num_items + 1)
+    return [*columns, Column(USER_ID, "group")] if with_users else columns
+
+
+def _distinct_clicks(train: str | Path, num_items: int, with_users: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(user, item) of each click once, sorted: int64 [T] and [T]; without user_id the row's number is the user."""
+    parts = []
+    for start, blocks in schema.checked_slices(train, _columns(num_items, with_users)):
+        history, target = blocks[ITEM_SEQ], blocks[ITEM_ID]
+        user = blocks[USER_ID] if with_users else np.arange(start, start + len(target))
+        rows, places = np.nonzero(history)
+        clicked = blocks[LABEL] == 1
+        pairs = np.stack(
+            [np.r_[user[rows], user[clicked]], np.r_[history[rows, places], target[clicked]]], dtype=np.int64
+        )
+        parts.append(_unique(pairs))
+    users, items = _unique(np.concatenate(parts, axis=1))
+    if not len(users):
+        raise UserError(f"--train {train}: has no clicks, expected histories or rows of label 1")
+    return users, items
+
+
+def _unique(pairs: np.ndarray) -> np.ndarray:
+    """The distinct columns of int64 [2, T], sorted by the first row, then the second."""
+    pairs = pairs[:, np.lexsort(pairs[::-1])]
+    if not pairs.shape[1]:
+        return pairs
+    return pairs[:, np.r_[True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)]]
+
+
+def _refuse_answers(train: str | Path, users: np.ndarray, items: np.ndarray, valid: str | Path, num_items: int) -> None:
+    """Refuse clicks that are the validation rows' answers.
+
+    A row's history is what its user clicked before, so an item that a user clicks in a validation row, that is not in
+    that row's history, and that is among the user's training clicks all the same was learned from what came after.
+    Histories that are cut (no padding in front) may have lost the item, and prove nothing.
+    """
+    asked = []
+    for _, blocks in schema.checked_slices(valid, _columns(num_items, with_users=True)):
+        history, target, user = blocks[ITEM_SEQ], blocks[ITEM_ID], blocks[USER_ID]
+        new = (blocks[LABEL] == 1) & (history[:, 0] == 0) & (history != target[:, None]).all(axis=1)
+        asked += zip(user[new].tolist(), target[new].tolist(), strict=True)
+    theirs = np.isin(users, [user for user, _ in asked])
+    known = set(zip(users[theirs].tolist(), items[theirs].tolist(), strict=True))
+    leaks = [pair for pair in asked if pair in known]
+    if leaks:
+        user, item = leaks[0]
+        raise UserError(
+            f"--train {train}: knows {len(leaks):,} of {len(asked):,} clicks of {valid} (user {user}, item {item}, for "
+            "one), expected none: an embedding learned from it has seen the answers; give the training split whose "
+            "histories end before the validation rows"
+        )

@@ -1,0 +1,132 @@
+"""What every encoder is and is loaded with, and the one for networks that take plain tensors.
+
+An encoder works in two steps. `prepare` runs in background threads and turns one content into a sample (decodes an
+image, counts a text's tokens); `encode` runs the network over samples of one `shape`. Every forward pass has the full
+batch size, short batches being filled up, and texts are padded in steps. So an item's vector is a function of its own
+content: it does not change with its neighbours in the batch or with where an interrupted run was taken up again. That
+costs a few per cent of wasted padding and makes the feature store exact.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.items.contents import Source
+from mm_fibinet.precision import HALVES
+
+
+class Encoder(Protocol):
+    """What the feature store needs of an encoder.
+
+    Attributes:
+        id: names the network, its weights, its preprocessing and its precision; features of one id are interchangeable.
+        dim: D, the width of its vectors.
+        batch_size: the number of samples of every forward pass.
+    """
+
+    id: str
+    dim: int
+    batch_size: int
+
+    def prepare(self, content: bytes) -> tuple[Any, int]:
+        """One content -> (sample, shape); samples of equal shape may share a batch. Called from several threads."""
+
+    def encode(self, samples: list[Any]) -> np.ndarray:
+        """At most batch_size samples of equal shape -> float32 [len(samples), D]."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How an encoder is loaded.
+
+    Attributes:
+        device: where the network runs.
+        batch_size: samples in a forward pass.
+        dtype: what the network computes in.
+        prompt: what comes before each text, or the name of one of the model's own prompts; None for the model's
+            default.
+        dim: the first numbers of a vector to keep (Matryoshka); None for all.
+        source: what it will encode.
+        loaded: models by name: two modalities that name the same one share it.
+        option: the option that asked for it, as the user wrote it.
+    """
+
+    device: torch.device
+    batch_size: int
+    dtype: torch.dtype = torch.float32
+    prompt: str | None = None
+    dim: int | None = None
+    source: Source | None = None
+    loaded: dict[str, Any] = field(default_factory=dict)
+    option: str = "the encoder"
+
+    def once(self, name: str, load: Callable[[], Any]) -> Any:
+        """What `load` gives, called for a name's first time alone."""
+        if name not in self.loaded:
+            self.loaded[name] = load()
+        return self.loaded[name]
+
+    def identity(self, *parts: str) -> str:
+        """An encoder's id: its parts and, where it is not fp32, its precision."""
+        half = next((name for name, dtype in HALVES.items() if dtype == self.dtype), "")
+        return " ".join(filter(None, (*parts, half)))
+
+    def refuse(self, error: BaseException, expected: str) -> UserError:
+        """The error for a model that cannot be loaded; one that explains itself stays as it is."""
+        if isinstance(error, UserError):
+            return error
+        lines = str(error).strip().splitlines()
+        found = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        return UserError(f"{self.option}: cannot be loaded ({found}); {expected}")
+
+
+# {name, or prefix that ends in a colon: loader of (what follows the colon, how)}
+Loaders = dict[str, Callable[[str, Loading], Encoder]]
+
+
+class NetworkEncoder:
+    """A network over contents that become tensors of one size.
+
+    Args:
+        id: see `Encoder`.
+        network: what `encode` runs: [B, ...] -> float [B, D]. Pictures, [B, 3, H, W], come in channels-last memory.
+        to_tensor: one content -> tensor; raises `BadContent`.
+        dim: D.
+        how: device, batch size and precision.
+    """
+
+    def __init__(self, id: str, network: nn.Module, to_tensor: Callable[[bytes], Tensor], dim: int, how: Loading):
+        self.id = id
+        self.dim = dim
+        self.batch_size = how.batch_size
+        self.device = how.device
+        self.dtype = how.dtype
+        self.to_tensor = to_tensor
+        self.network = network.eval().to(how.device, how.dtype, memory_format=torch.channels_last)
+
+    def prepare(self, content: bytes) -> tuple[Tensor, int]:
+        """See `Encoder`."""
+        return self.to_tensor(content), 0
+
+    @torch.inference_mode()
+    def encode(self, samples: list[Tensor]) -> np.ndarray:
+        """Tensors -> float32 [n, D]."""
+        full = torch.stack(samples + samples[-1:] * (self.batch_size - len(samples)))
+        if full.dim() == 4:
+            full = full.contiguous(memory_format=torch.channels_last)
+        dtype = self.dtype if full.is_floating_point() else None
+        vectors = run(lambda: self.network(full.to(self.device, dtype)), self.batch_size)
+        return vectors[: len(samples)].float().cpu().numpy()
+
+
+def run(forward: Callable[[], Any], batch_size: int) -> Any:
+    """A forward pass; a `UserError` where the GPU's memory is too small for it."""
+    try:
+        return forward()
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory is too small for --batch_size {batch_size}; try half of it") from error

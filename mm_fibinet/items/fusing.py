@@ -1,0 +1,202 @@
+"""From modality features to the embedding columns of item_info: which fusion, and what it learns from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.items.clicks import Clicks, beside, read_clicks
+from mm_fibinet.items.features import Features
+from mm_fibinet.items.fusion import AUTO, CLICK_FUSIONS, FUSIONS, MIX, NAMES, candidates, choose
+from mm_fibinet.items.linear import Fused, pca, require_one_space
+from mm_fibinet.items.mix import parse_weights
+
+FUSED_PREFIX = "item_emb"
+
+
+@dataclass(frozen=True)
+class Fusing:
+    """How features are fused.
+
+    Attributes:
+        fusion: one of NAMES.
+        emb_dim: numbers an item.
+        seed: of what is random.
+        per_modality: each modality's PCA is a column, too.
+        train: the split whose clicks item2vec and contrastive learn from.
+        valid: the split that auto chooses on, and whose clicks `train` must not know.
+        mix: {column: weight} of the fusion mix.
+    """
+
+    fusion: str
+    emb_dim: int
+    seed: int = 0
+    per_modality: bool = True
+    train: str | Path | None = None
+    valid: str | Path | None = None
+    mix: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[str | Path | None]:
+        """The files that are read."""
+        return [self.train, self.valid]
+
+    def read_clicks(self, num_items: int) -> Clicks | None:
+        """The training split's clicks, where there is something to learn; the ids of item_info are 0 .. num_items."""
+        return None if self.train is None else read_clicks(self.train, num_items, self.valid)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was fused.
+
+    Attributes:
+        embeddings: {column: float32 [n, emb_dim]}, the fusion first, then each modality alone.
+        fusion: the name of the one that was taken.
+        explained, facts: of `Fused`.
+        tried: {fusion: AUC on valid}, where it was chosen.
+    """
+
+    embeddings: dict[str, np.ndarray]
+    fusion: str
+    explained: dict[str, float]
+    facts: dict[str, float]
+    tried: dict[str, float]
+
+    @property
+    def fused(self) -> np.ndarray:
+        """The fusion's embedding."""
+        return next(iter(self.embeddings.values()))
+
+
+def make_fusing(
+    fusion: str | None,
+    emb_dim: int,
+    seed: int,
+    per_modality: bool,
+    train: str | Path | None,
+    valid: str | Path | None,
+    mix: list[str] | dict[str, float] | None,
+) -> Fusing:
+    """The options, checked: what a fusion needs is there, and nothing is given that it does not read.
+
+    Raises:
+        UserError: says what is missing or in vain.
+    """
+    fusion = fusion or (MIX if mix else "pca")
+    if fusion not in NAMES:
+        raise UserError(f"--fusion {fusion}: unknown, expected {' or '.join(NAMES)}")
+    if (fusion == MIX) != bool(mix):
+        expected = f"expected --mix COLUMN=WEIGHT ... with --fusion {MIX}, and only there"
+        raise UserError(f"--fusion {fusion} with{'' if mix else 'out'} --mix: {expected}")
+    if fusion in CLICK_FUSIONS and train is None:
+        raise UserError(f"--fusion {fusion}: --train is missing, expected the training split, which it learns from")
+    if fusion == AUTO and valid is None:
+        valid = beside(train) if train is not None else None
+        if valid is None:
+            raise UserError(f"--fusion {AUTO}: --valid is missing, expected the validation split, which it chooses on")
+    if train is not None and fusion not in (*CLICK_FUSIONS, AUTO):
+        raise UserError(
+            f"--train {train}: --fusion {fusion} learns nothing from clicks; choose {' or '.join(CLICK_FUSIONS)}, or "
+            "leave --train out"
+        )
+    if valid is not None and fusion not in (*CLICK_FUSIONS, AUTO):
+        raise UserError(f"--valid {valid}: --fusion {fusion} does not read it; choose {AUTO}, or leave --valid out")
+    return Fusing(fusion, emb_dim, seed, per_modality, train, valid, parse_weights(mix) if mix else {})
+
+
+def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups: dict[str, list[str]]) -> None:
+    """Refuse more numbers an item than the features can have, before anything is encoded.
+
+    Args:
+        fusing: how they will be fused.
+        num_items: n.
+        blocks: the width of each block of features, by name.
+        groups: {modality: its blocks}.
+    """
+    if not blocks:
+        return
+    if fusing.fusion == "mean":
+        require_one_space(blocks, fusing.emb_dim)
+    if fusing.fusion == "cca" and len(blocks) < 2:
+        raise UserError(f"--fusion cca: there is {', '.join(blocks)} alone, expected two modalities or more")
+    widths = {modality: sum(blocks[name] for name in names) for modality, names in groups.items()}
+    most, alone = min(num_items - 1, sum(widths.values())), min(num_items - 1, *widths.values())
+    if fusing.fusion == MIX:
+        most = alone
+    if fusing.emb_dim <= (alone if fusing.per_modality else most):
+        return
+    joined = " or ".join(widths) if fusing.per_modality else " + ".join(widths)
+    way_out = f"choose --emb_dim {alone if fusing.per_modality else most} or less"
+    if fusing.emb_dim <= most:
+        way_out += ", or --fused_only, which leaves out the columns of each modality alone"
+    raise UserError(
+        f"--emb_dim is {fusing.emb_dim}, but {num_items} items and {joined} features have at most "
+        f"{alone if fusing.per_modality else most} independent directions; {way_out}"
+    )
+
+
+def fuse(
+    fusing: Fusing,
+    features: dict[str, Features],
+    alone: dict[str, list[str]],
+    clicks: Clicks | None,
+    device: torch.device,
+    mixed: np.ndarray | None = None,
+) -> Columns:
+    """The embedding of all modalities, and the PCA of each alone.
+
+    Args:
+        fusing: how.
+        features: by block, over the same n items.
+        alone: {a modality's prefix: its blocks}, which make a column of their own.
+        clicks: of `Fusing.read_clicks`.
+        device: where what learns is trained.
+        mixed: of `mix_columns`, where that is the fusion.
+
+    Raises:
+        UserError: the features have too few independent directions, or the clicks cannot be learned from.
+    """
+    if mixed is not None:
+        name, fused, tried = MIX, Fused(mixed), {}
+    else:
+        name, fused, tried = _fuse_features(fusing, features, clicks, device)
+    embeddings = {f"{FUSED_PREFIX}_d{fusing.emb_dim}": fused.embedding}
+    for prefix, blocks in alone.items() if fusing.per_modality else ():
+        column = f"{prefix}_d{fusing.emb_dim}"
+        try:
+            embeddings[column] = pca({name: features[name] for name in blocks}, fusing.emb_dim).embedding
+        except UserError as error:
+            raise UserError(f"{column}: {error}; or leave such columns out with --fused_only") from error
+    return Columns(embeddings, name, fused.explained, fused.facts, tried)
+
+
+def _fuse_features(
+    fusing: Fusing, features: dict[str, Features], clicks: Clicks | None, device: torch.device
+) -> tuple[str, Fused, dict[str, float]]:
+    """The fusion's name, what it gives, and where it is chosen each one's AUC."""
+
+    def of(name: str) -> Fused:
+        if name in FUSIONS:
+            return FUSIONS[name](features, fusing.emb_dim, fusing.seed)
+        assert clicks is not None  # make_fusing has seen to it
+        return CLICK_FUSIONS[name](features, fusing.emb_dim, fusing.seed, clicks, device)
+
+    if fusing.fusion != AUTO:
+        return fusing.fusion, of(fusing.fusion), {}
+    assert fusing.valid is not None
+    widths = {name: each.width for name, each in features.items()}
+    return choose(candidates(widths, clicks is not None), of, fusing.valid)
+
+
+def facts_of(columns: Columns) -> dict[str, Any]:
+    """For the manifest: the fusion that was taken, and what it found."""
+    return {
+        "fusion": columns.fusion,
+        **({"chosen_by_auc_on_valid": columns.tried} if columns.tried else {}),
+        **({"fusion_facts": columns.facts} if columns.facts else {}),
+    }

@@ -1,0 +1,116 @@
+"""Encoding on Ray: one machine or a cluster of them fills the store.
+
+Ray Data hands shares of the items to actors, which hold the encoders and write into the store, a part a share; every
+machine needs this package, and the inputs and the store at the same paths. What was written before an interruption is
+there for the next run, whichever engine that has. An actor computes with as many threads as this process would, and
+thus the same bits.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.items.filling import Encoded, Filling, Work
+from mm_fibinet.items.shares import Share
+
+
+class Worker:
+    """An actor: encodes shares, one after the other.
+
+    Args:
+        work: what is encoded.
+        threads: of the networks on a CPU.
+    """
+
+    def __init__(self, work: Work, threads: int):
+        torch.set_num_threads(threads)
+        self.work = work
+        self.filling: Filling | None = None
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """{"number" and "of": int [n]} -> {"done": what `_report` says of each}."""
+        done = [
+            self._report(Share(int(number), int(of))) for number, of in zip(rows["number"], rows["of"], strict=True)
+        ]
+        return {"done": np.array(done, dtype=object)}
+
+    def _report(self, share: Share) -> str:
+        """JSON: the blocks encoded, or the user's mistake, which Ray would tell with four tracebacks."""
+        try:
+            self.filling = self.filling or Filling(self.work)
+            encoded, _ = self.filling.run(share)
+        except UserError as error:
+            return json.dumps({"error": str(error)})
+        return json.dumps({"blocks": {block: dataclasses.asdict(each) for block, each in encoded.items()}})
+
+
+def fill_on_ray(work: Work, device: torch.device) -> list[dict[str, Encoded]]:
+    """Encode all items on Ray, one share for each worker that it has room for.
+
+    Args:
+        work: what is encoded.
+        device: that of this process; the workers' are of the same kind, a GPU each or some cores.
+
+    Returns:
+        what each share did, by block.
+
+    Raises:
+        UserError: Ray is not installed, or what a worker found wrong.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError(
+            f"--engine ray: Ray is not installed ({error}); pip install 'ray[data]<2.56', which needs Python 3.12 or "
+            "earlier, or divide the items with --shard"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        _start(ray)
+    messages = logging.getLogger("ray.data")
+    level = messages.level
+    messages.setLevel(logging.ERROR)  # it warns of its own settings, such as a bar that is off
+    try:
+        return _fill(ray, work, device)
+    finally:
+        messages.setLevel(level)
+        if started:
+            ray.shutdown()
+
+
+def _start(ray: Any) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one of this machine."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs what Ray Data does as errors
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do, which it says in a warning
+    local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+
+
+def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]]:
+    threads = torch.get_num_threads()
+    needs = {"num_gpus": 1} if device.type == "cuda" else {"num_cpus": threads}
+    room = ray.cluster_resources()
+    workers = int(room.get("GPU", 0)) if device.type == "cuda" else int(room.get("CPU", 0)) // threads
+    workers = max(min(workers, work.reading.num_items), 1)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = [{"number": number, "of": workers} for number in range(1, workers + 1)]
+    # In blocks from the start: a task that cuts them would wait for ever for cores that the actors hold.
+    done = ray.data.from_items(rows, override_num_blocks=workers).map_batches(
+        Worker,
+        fn_constructor_args=(dataclasses.replace(work.anywhere(), device=device.type), threads),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **needs,
+    )
+    reports = [json.loads(row["done"]) for row in done.iter_rows()]
+    for report in reports:
+        if "error" in report:
+            raise UserError(report["error"])
+    return [{block: Encoded(**each) for block, each in report["blocks"].items()} for report in reports]
