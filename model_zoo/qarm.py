@@ -2,9 +2,9 @@
 
 A frozen embedding cannot follow the clicks. Its codes can: each level of a residual quantisation is an id with a vector
 that is trained as any other, shared by the items that are alike, so that a cold item has trained vectors too. The codes
-come with the items, a column of a code a level (`item_codes`); the paper's alignment of the embedding they are made of
-is the encoder's business, not the ranker's. Target and history have their codes' vectors beside their other features,
-and DIN's attention compares them.
+come with the items, as build_item_emb.py --semantic_ids writes them: `item_codes`, a code a level, each level's out of a
+range of its own. The paper's alignment of the embedding that they are made of is the encoder's business, not the
+ranker's. Target and history have their codes' vectors beside their other features, and DIN's attention compares them.
 """
 
 import torch
@@ -23,8 +23,8 @@ class QARM(HistoryModel):
 
     Args:
         feature_map: FuxiCTR's FeatureMap.
-        code_feature: a feature of source item and of type sequence, a code a level, 0 = none. A column that the data
-            set's entry does not name is read from item_info.
+        code_feature: a feature of source item and of type sequence, a code a level out of one vocabulary, 0 = none. A
+            column that the data set's entry does not name is read from item_info.
         code_dim: of a code's vector.
         attention_hidden_units, attention_dropout: of DIN's attention.
         dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
@@ -52,11 +52,11 @@ class QARM(HistoryModel):
         if spec.get("type") != "sequence" or spec.get("source") != "item":
             raise UserError(
                 f"QARM reads codes of the items, but {code_feature} is no feature of source item and of type sequence; "
-                "write codes to item_info, a list of a code a level, and name that column in code_feature"
+                "build_item_emb.py --semantic_ids writes item_codes; name that column, or another, in code_feature"
             )
         self.code_feature = code_feature
         super().__init__(feature_map, similarity_only=[*(similarity_only or ()), code_feature], **kwargs)
-        self.codes = CodeEmbedding(spec["max_len"], spec["vocab_size"], code_dim)
+        self.codes = CodeEmbedding(spec["vocab_size"], code_dim)
         width = self.item_dim + spec["max_len"] * code_dim
         self.attention_layers = DINAttention(width, attention_hidden_units, dropout_rate=attention_dropout)
         self.dnn = logit_mlp(self.row_dim + 2 * width, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
@@ -85,21 +85,18 @@ class QARM(HistoryModel):
 
 
 class CodeEmbedding(nn.Module):
-    """A table a level, one after the other; no code, no vector.
+    """The vectors of an item's codes side by side; no code, no vector.
 
     Args:
-        num_levels: C.
-        num_codes: V, above the largest code of any level.
+        num_codes: V, over all levels: each level has a range of its own.
         dim: D.
     """
 
-    def __init__(self, num_levels: int, num_codes: int, dim: int):
+    def __init__(self, num_codes: int, dim: int):
         super().__init__()
-        self.table = nn.Embedding(num_levels * num_codes, dim)
+        self.table = nn.Embedding(num_codes, dim)
         nn.init.normal_(self.table.weight, std=TABLE_STD)
-        self.register_buffer("first_of_level", torch.arange(num_levels) * num_codes, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
         """integer [M, C] to float [M, C * D]."""
-        vectors = self.table(codes + self.first_of_level)
-        return (vectors * (codes > 0).unsqueeze(-1)).flatten(1)
+        return (self.table(codes) * (codes > 0).unsqueeze(-1)).flatten(1)

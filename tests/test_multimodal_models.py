@@ -174,13 +174,13 @@ def test_marn_needs_two_modalities():
 
 
 @torch.no_grad()
-def test_qarm_vector_is_a_row_of_each_levels_own_table():
-    embedding = awake(CodeEmbedding(num_levels=3, num_codes=5, dim=2))
-    codes = torch.tensor([[1, 0, 4], [0, 2, 2]])
-    tables = embedding.table.weight.split(5)
-    for row, expected in enumerate([[tables[0][1], None, tables[2][4]], [None, tables[1][2], tables[2][2]]]):
+def test_qarm_vector_is_its_codes_rows_side_by_side():
+    embedding = awake(CodeEmbedding(num_codes=9, dim=2))
+    codes = torch.tensor([[1, 0, 8], [0, 4, 6]])
+    rows = embedding.table.weight
+    for item, expected in enumerate([[rows[1], None, rows[8]], [None, rows[4], rows[6]]]):
         vectors = torch.cat([torch.zeros(2) if vector is None else vector for vector in expected])
-        assert embedding(codes)[row].equal(vectors)
+        assert embedding(codes)[item].equal(vectors)
 
 
 @torch.no_grad()
