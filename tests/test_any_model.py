@@ -54,10 +54,10 @@ def longctr(name, awake=True, **settings):
     return model
 
 
-def triple(batch):
+def triple(batch, features=FEATURES):
     """The batch as the loader makes it: the items' rows have the items' features and no more."""
     columns = batch.item_table.columns
-    table = ItemTable({name: columns[name] for name in columns if FEATURES[name].get("source") == "item"})
+    table = ItemTable({name: columns[name] for name in columns if features.get(name, {}).get("source") == "item"})
     return batch._replace(item_table=table).triple()
 
 
@@ -185,14 +185,15 @@ def test_a_flat_model_reads_target_and_history_in_any_order(working_folder):
 
 def test_levels_of_source_item_are_in_the_history_of_longctr():
     levels = {name: {**FEATURES[name], "source": "item"} for name in ("likes_level", "views_level")}
-    model, batch = make(found("model_zoo.LongCTR:SIM"), features={**FEATURES, **levels}, **RETRIEVAL), make_batch()
+    features = {**FEATURES, **levels}
+    model, batch = make(found("model_zoo.LongCTR:SIM"), features=features, **RETRIEVAL), make_batch()
     del batch.batch_dict["likes_level"], batch.batch_dict["views_level"]
     for table in [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]:
         torch.nn.init.normal_(table.weight[1:], std=0.3)
-    predicted = scores(model, batch.triple())
+    predicted = scores(model, triple(batch, features))
     history = torch.arange(1, ITEMS)[~torch.isin(torch.arange(1, ITEMS), batch.item_index[:, -1])]
     batch.item_table.columns["likes_level"][history] = 10
-    assert ((scores(model, batch.triple()) - predicted).abs() > 1e-6).any()
+    assert ((scores(model, triple(batch, features)) - predicted).abs() > 1e-6).any()
 
 
 def test_which_batches_a_class_reads(working_folder):

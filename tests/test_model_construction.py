@@ -192,7 +192,7 @@ ATTACK = "__import__('pathlib').Path('{}').touch()"
 def test_no_text_of_a_feature_map_is_run(name, feature, key, wrapped, tmp_path):
     attack = ATTACK.format(tmp_path / "owned")
     value = [attack] if wrapped and key == "feature_encoder" else attack
-    features = {**FEATURES, feature: {**FEATURES[feature], key: value}}
+    features = {**SIZES[name].get("features", FEATURES), feature: {**FEATURES[feature], key: value}}
     with pytest.raises(UserError, match=f"feature {feature}: {key} is .*__import__.*expected"):
         make_model((name, {**SIZES[name], "features": features}))
     assert not list(tmp_path.iterdir())

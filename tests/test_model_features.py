@@ -22,12 +22,15 @@ from model_zoo.history import HistoryModel
 HISTORY_MODELS = [name for name in SIZES if name in MODELS and issubclass(MODELS[name], HistoryModel)]
 
 
-def without(*names):
-    """FEATURES, some of them left out."""
-    return {name: spec for name, spec in FEATURES.items() if name not in names}
+OF_ANY_FEATURES = [name for name in FIELD_MODELS if name != "LMF"]  # which is a fusion of embeddings
 
 
-@pytest.mark.parametrize("name", [*FIELD_MODELS, "LR"])
+def without(*names, of=FEATURES):
+    """Features, some of them left out."""
+    return {name: spec for name, spec in of.items() if name not in names}
+
+
+@pytest.mark.parametrize("name", [*OF_ANY_FEATURES, "LR"])
 def test_it_works_without_features_of_items(name):
     """As in FuxiCTR's demo example8: two numbers and a vector, no source, no history."""
     features = {
@@ -46,7 +49,7 @@ def test_it_works_without_features_of_items(name):
     backward(model.train(), {**columns, "label": torch.ones(ROWS)})
 
 
-@pytest.mark.parametrize("name", FIELD_MODELS)
+@pytest.mark.parametrize("name", OF_ANY_FEATURES)
 def test_history_pooling_says_when_there_is_nothing_to_pool(name, caplog):
     features = without("item_id", "item_tags", "item_emb_d128")
     with pytest.raises(UserError, match=r"history_pooling is 'mean', but the .* set history_pooling: none, or mark"):
@@ -94,21 +97,22 @@ def test_history_is_pooled_where_there_is_one(features, pooling):
 
 @pytest.mark.parametrize("name", HISTORY_MODELS)
 def test_a_history_model_needs_features_of_items(name):
-    with pytest.raises(
-        UserError, match=f"{name} reads a history of items, but .* it has likes_level, views_level; mark"
-    ):
+    message = (
+        f"{name} reads (a history of items, but .* it has likes_level, views_level; mark|(embeddings|codes) of the)"
+    )
+    with pytest.raises(UserError, match=message):
         make_model((name, {"history_levels": False}), features=without("item_id", "item_tags", "item_emb_d128"))
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_levels_are_refused_where_there_are_none(name):
-    features = without("likes_level", "views_level")
+    features = without("likes_level", "views_level", of=SIZES[name].get("features", FEATURES))
     message = (
         f"history_levels is True for {name}, but .* neither likes_level nor views_level, it has item_id, item_tags, "
     )
     with pytest.raises(UserError, match=message):
-        make_model((name, {**SIZES[name], "history_levels": True}), features=features)
-    sizes = {key: value for key, value in SIZES[name].items() if "context" not in key}
+        make_model((name, {**SIZES[name], "history_levels": True, "features": features}))
+    sizes = {key: value for key, value in SIZES[name].items() if "context" not in key and key != "features"}
     assert (
         scores(make_model((name, {**sizes, "history_levels": False}), features=features), make_batch()).isfinite().all()
     )
