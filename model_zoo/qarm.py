@@ -1,8 +1,8 @@
 """QARM: content as ids that train (Luo et al., CIKM 2025, arXiv 2411.11739).
 
 A frozen embedding cannot follow the clicks. Its codes can: each level of a residual quantisation is an id with a vector
-that is trained as any other, shared by the items that are alike, so that a cold item has trained vectors too. The codes
-come with the items, as build_item_emb.py --semantic_ids writes them: `item_codes`, a code a level, each level's out of a
+that is trained as any other, shared by the items that are alike, so that a cold item has trained ones too. Codes come
+with the items, as build_item_emb.py --semantic_ids writes them: `item_codes`, a code a level, each level's out of a
 range of its own. The paper's alignment of the embedding that they are made of is the encoder's business, not the
 ranker's. Target and history have their codes' vectors beside their other features, and DIN's attention compares them.
 """
@@ -48,14 +48,14 @@ class QARM(HistoryModel):
         similarity_only=(),
         **kwargs,
     ):
+        self.code_feature = code_feature
+        super().__init__(feature_map, similarity_only=[*(similarity_only or ()), code_feature], **kwargs)
         spec = feature_map.features.get(code_feature, {})
         if spec.get("type") != "sequence" or spec.get("source") != "item":
             raise UserError(
                 f"QARM reads codes of the items, but {code_feature} is no feature of source item and of type sequence; "
                 "build_item_emb.py --semantic_ids writes item_codes; name that column, or another, in code_feature"
             )
-        self.code_feature = code_feature
-        super().__init__(feature_map, similarity_only=[*(similarity_only or ()), code_feature], **kwargs)
         self.codes = CodeEmbedding(spec["vocab_size"], code_dim)
         width = self.item_dim + spec["max_len"] * code_dim
         self.attention_layers = DINAttention(width, attention_hidden_units, dropout_rate=attention_dropout)
