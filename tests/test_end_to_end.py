@@ -54,7 +54,8 @@ def test_the_whole_way(demo, capsys, monkeypatch):
     )  # fmt: skip
     assert code == 0, err
     table = pq.read_table(demo / "out" / "item_info.parquet")
-    assert table.column_names == ["item_id", "item_tags", "item_emb_d128", "txt_emb_d128", "img_emb_d128"]
+    levels, embeddings = ["likes_level", "views_level"], ["item_emb_d128", "txt_emb_d128", "img_emb_d128"]
+    assert table.column_names == ["item_id", "item_tags", *levels, *embeddings]
     embedding = np.array(table["item_emb_d128"].to_pylist())
     assert embedding.shape == (ITEMS + 1, 128)
     assert not embedding[0].any() and embedding[1:].any(axis=1).all()
