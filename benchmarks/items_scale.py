@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from benchmarks.measure import line_fit
 from benchmarks.remote import Remote
 from mm_fibinet.errors import run_cli
+from mm_fibinet.files import make_folder
 from mm_fibinet.items import modalities
 from mm_fibinet.items.build import build
 from mm_fibinet.items.feature_store import SHARD_ROWS, content_key, open_store
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--items", nargs="+", type=int, default=sizes, help="catalogues (default: %(default)s)")
     parser.add_argument("--folder", help="for the store, which is removed (default: a temporary one)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+    with tempfile.TemporaryDirectory(dir=args.folder and make_folder(args.folder)) as name:
         print("| items | seconds | of its own work | peak memory, GB |\n|---:|---:|---:|---:|", flush=True)
         found = measure(Path(name), sorted(args.items))
     if len(found) > 1:
