@@ -419,7 +419,7 @@ def _explain(error: ValidationError, params: dict, names: dict[str, str], origin
     entries = [value] if isinstance(value, dict) else value
     if key in ("feature_cols", *ENTRIES) and inside and isinstance(inside[0], int) and isinstance(entries, list):
         return f"{where}: {_explain_entry(key, entries[inside[0]], inside[1:], problem)}"
-    if inside and isinstance(value, list):
+    if inside and isinstance(inside[0], int) and isinstance(value, list):  # else it names one of several types
         return f"{where}: {key} has {shown(value[inside[0]])}, expected {names[key]}"
     return f"{where}: {key} is {shown(value)}, expected {names[key]}"
 

@@ -189,6 +189,7 @@ def test_what_is_missing_is_named(dataset, tmp_path):
         ("optimizer=[adam]", "optimizer is ['adam'], expected one of adam"),
         ("task=regression", "task is 'regression', expected one of binary_classification"),
         ("metrics=[]", "metrics is [], expected a list out of AUC, logloss, gAUC"),
+        ("loss=[bce]", "loss is ['bce'], expected one of binary_crossentropy"),
         ("metrics=AUC", "metrics is 'AUC', expected a list out of"),
         ("metrics=[NDCG(k=1)]", "metrics has 'NDCG(k=1)', expected a list out of"),
         ("monitor=F1", "monitor is 'F1', expected a metric (AUC, logloss, gAUC"),
