@@ -201,10 +201,7 @@ def test_torchrun_gives_the_same_bytes_and_a_mistake_is_said_once(alone, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (importlib.util.find_spec("ray") and os.environ.get("MM_FIBINET_TEST_RAY")),
-    reason="starts Ray, which does not always start on a busy machine: asked for with MM_FIBINET_TEST_RAY=1",
-)
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
 def test_ray_gives_the_same_bytes_and_goes_on_where_it_was(alone, tmp_path):
     data, expected = alone
     part = command(data, tmp_path / "out.parquet", shard="1/2")

@@ -134,10 +134,9 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
         compute=ray.data.ActorPoolStrategy(size=workers),
         **{f"num_{resource.lower()}s": needed},
     )
-    shares = []
-    for row in track(done.iter_rows(), desc="ray", total=workers, unit="share"):
-        report = json.loads(row["done"])
+    # All of them, before a mistake is raised: were Ray shut down at work, it would end this process without a word.
+    reports = [json.loads(row["done"]) for row in track(done.iter_rows(), desc="ray", total=workers, unit="share")]
+    for report in reports:
         if "error" in report:
             raise UserError(report["error"])
-        shares.append({block: Encoded(**each) for block, each in report["blocks"].items()})
-    return shares
+    return [{block: Encoded(**each) for block, each in report["blocks"].items()} for report in reports]
