@@ -1,8 +1,8 @@
 """Challenge task 1 as it is judged: the organisers' DIN on each of several item embeddings.
 
-Participants bring item_info.parquet; the model is the organisers', and the rules in their baseline's README leave five of
-its settings open. So those five may be set here, for all files at once, and nothing else but the data set: what differs
-between two lines of the leaderboard is the embedding alone. https://github.com/reczoo/WWW2025_MMCTR_Challenge
+Participants bring item_info.parquet; the model is the organisers', and the rules in their baseline's README leave five
+of its settings open. So those five may be set here, for all files at once, and nothing else but the data set: what
+differs between two lines of the leaderboard is the embedding alone. https://github.com/reczoo/WWW2025_MMCTR_Challenge
 """
 
 import json
