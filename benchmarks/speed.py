@@ -37,13 +37,15 @@ from fuxictr.metrics import evaluate_metrics
 from benchmarks import figure, measure
 from benchmarks.busy import busy
 from benchmarks.contenders import FuxiCTRLoader, Ours, Reference, Task
-from benchmarks.encoding import Encoding, Notebook
+from benchmarks.encoding import LOOPS, Encoding, Notebook, require_comparable
 from benchmarks.figure import Result
 from benchmarks.measure import in_turns, median
 from benchmarks.remote import Remote, RemoteError
 from benchmarks.synthetic import Sizes, write_data
 from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.items.encoders import resolve_precision
 from mm_fibinet.metrics import group_auc
+from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
 
 SECTIONS = ("loader", "training", "encoding", "gauc", "scoring", "scaling", "memory")
 MODELS = ("FiBiNET", "DIN")
@@ -67,6 +69,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, help="rows a batch (default: 4096, with --full 8192)")
     parser.add_argument("--groups", type=int, default=100_000, help="groups of gAUC (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="of the row-wise loader (default: 0, on a GPU 3)")
+    for modality, default in (("text", DEFAULT_TEXT), ("image", DEFAULT_IMAGE)):
+        known = f"build_item_emb.py's, one of {', '.join(LOOPS[modality])} (default: %(default)s)"
+        parser.add_argument(f"--{modality}_encoder", default=default, help=known)
     parser.add_argument("--threads", type=int, default=0, help="of torch on CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index, -1 for CPU (default)")
@@ -103,7 +108,8 @@ class Bench:
             self.groups, self.repeats = 20, 2
         workers = args.workers if args.workers is not None else (3 if args.gpu >= 0 else 0)
         threads = 1 if args.quick else args.threads  # tiny tensors: threads would only wait for each other
-        self.task = Task(folder, sizes, batch_size, args.gpu, workers, args.quick, threads)
+        encoders = args.text_encoder, args.image_encoder
+        self.task = Task(folder, sizes, batch_size, args.gpu, workers, args.quick, threads, *encoders)
         if threads:
             torch.set_num_threads(threads)
         self.half = measure.half_precision(self.task.device)
@@ -156,7 +162,7 @@ class Bench:
             self._train(name)
 
     def encoding(self) -> None:
-        """(c) Items/s of the default encoders, against a notebook's loop, and the shares of possible speeds."""
+        """(c) Items/s of the encoders, against a notebook's loop, and the shares of possible speeds."""
         self._measure_peaks()
         for modality in ("text", "image"):
             self._encode(modality)
@@ -178,8 +184,12 @@ class Bench:
             self.add(f"encoding, {modality}, a build / a notebook's loop", "items/s", alone, built, target=1.5)
             share = median(built) / median(network)
             self.note(f"{modality}: a build reaches {share:.0%} of the network's own speed on prepared batches")
-            self._share_of_peak(modality, "fp32", ours.flops_per_item(), median(network), "an item")
+            self._share_of_peak(modality, self.encoder_precision(), ours.flops_per_item(), median(network), "an item")
             self.note(f"{modality}: {ours.seconds_to_prepare() * 1e3:.2f} ms an item to prepare, in one thread")
+
+    def encoder_precision(self) -> str:
+        """What a build computes in here."""
+        return "fp32" if resolve_precision("auto", self.task.device) == torch.float32 else self.half
 
     def _measure_peaks(self) -> None:
         if self.peaks:
@@ -333,6 +343,8 @@ def main() -> None:
     args = parse_arguments()
     if args.gpu >= 0 and not torch.cuda.is_available():
         raise UserError(f"--gpu {args.gpu}: found no CUDA device; use --gpu -1 for the CPU")
+    for modality in ("text", "image"):
+        require_comparable(modality, getattr(args, f"{modality}_encoder"))
     logging.disable(logging.INFO)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mm-fibinet-speed-") as folder:

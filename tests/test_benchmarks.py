@@ -1,6 +1,7 @@
 """The speed benchmark runs, and compares like with like: its references compute what ours computes."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -11,7 +12,9 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
+from PIL import Image
 
 from benchmarks import busy, contenders, figure, items_scale, measure, speed
 from benchmarks.contenders import Ours, Reference, Task
@@ -21,7 +24,7 @@ from benchmarks.remote import Remote, RemoteError
 from benchmarks.synthetic import Sizes, write_data
 from mm_fibinet import memory, schema
 from mm_fibinet.data_check import main as check_data
-from mm_fibinet.errors import run_cli
+from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.items import modalities
 
 SIZES = Sizes(rows=200, test_rows=70, items=40, max_len=6, emb_dim=12)
@@ -139,6 +142,26 @@ def test_an_encoder_is_timed_on_full_batches(task, modality):
     assert flops == pytest.approx(expected, rel=0.05)
     assert encoding.items_per_second(1) > 0 and encoding.built_per_second(3) > 0
     assert Notebook(modality, task).built_per_second(1) > 0
+
+
+@pytest.mark.parametrize(
+    ("modality", "encoder", "dim"), [("image", "timm:test_vit", 64), ("image", "open_clip:ViT-S-32-alt:FILE", 256)]
+)
+def test_the_loop_runs_the_encoder_that_is_asked_for(task, modality, encoder, dim):
+    loop = Notebook(modality, dataclasses.replace(task, **{f"{modality}_encoder": encoder}))
+    with torch.no_grad():
+        assert loop.network(Image.new("RGB", (32, 18))).shape == (dim,)
+    assert loop.built_per_second(1) > 0
+
+
+def test_the_encoder_that_is_asked_for_is_measured(task, tmp_path, monkeypatch):
+    weights = str(tmp_path / "weights.pth")
+    torch.save(timm.create_model("test_vit").state_dict(), weights)
+    encoding = Encoding("image", dataclasses.replace(task, image_encoder=f"timm:test_vit:{weights}"), batch_size=2)
+    assert encoding.encoder.id.startswith("timm test_vit ") and encoding.items_per_second(1) > 0
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--image_encoder", "column:img_emb", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="--image_encoder column:img_emb: no loop to compare it with"):
+        speed.main()
 
 
 def test_step_flops_counts_forward_and_backward():

@@ -9,7 +9,18 @@ import logging
 
 import pytest
 import torch
-from test_model_contract import CASE_NAMES, CASES, ROWS, VARIANTS, make_batch, make_model, some_rows
+from test_model_contract import (
+    CASE_NAMES,
+    CASES,
+    ROWS,
+    VARIANTS,
+    assert_equal_scores,
+    every_case,
+    make_batch,
+    make_model,
+    scores,
+    some_rows,
+)
 from test_training import MEASURED, Run, assert_equal_weights, weights
 from torch import nn
 
@@ -326,14 +337,54 @@ def test_asking_for_a_number_would_be_noticed():
 
 
 def step_without_data(model, batch):
-    model.to("meta")
-    model.device = torch.device("meta")
-    columns = {name: values.to("meta") for name, values in batch.batch_dict.items()}
-    batch = IndexBatch(columns, batch.item_index.to("meta"), batch.item_table.to("meta"))
+    batch = moved(model, batch, "meta")
     Objective(model)(model, batch, model.get_labels(batch), contextlib.nullcontext()).backward()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def moved(model, batch, device):
+    """The batch on another device, where the model then is, too."""
+    model.to(device)
+    model.device = torch.device(device)
+    columns = {name: values.to(device) for name, values in batch.batch_dict.items()}
+    return IndexBatch(columns, batch.item_index.to(device), batch.item_table.to(device))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@every_case
+def test_every_models_scores_on_a_gpu_are_those_on_a_cpu(case):
+    model, batch = make_model(case), make_batch()
+    expected = scores(model, batch)
+    assert_equal_scores(scores(model, moved(model, batch, "cuda:0")).cpu(), expected, tolerance=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@every_case
+def test_every_models_step_is_a_graph(case, precision):
+    """One that waits for the GPU says so and trains plainly."""
+    model = make_model(case).train()
+    batch = moved(model, make_batch(), "cuda:0")
+    objective, to_bf16 = Objective(model), precision == "bf16"
+
+    def gradients(batch, labels):
+        loss = objective(model, batch, labels, torch.autocast("cuda", torch.bfloat16, enabled=to_bf16))
+        loss.backward()
+        return loss.detach()
+
+    step = StepGraph(gradients, model, CudaRecorder(model.device))
+    for _ in range(WARM_UP_STEPS + 3):
+        rows = some_rows(batch, torch.randperm(ROWS, device="cuda:0"))
+        step(rows, model.get_labels(rows))
+        model.zero_grad(set_to_none=True)
+    waits = case[0] == "DIN_att_emb_rms"
+    assert (step.captured is None) == waits, step.reason
+    assert ("waits for the GPU" in (step.reason or "")) == waits
+
+
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpus_graph_trains_as_plain_steps_do(dataset, tmp_path, precision):
     """Dropout included: the generator goes on through replays as it does through plain steps."""
@@ -345,7 +396,7 @@ def test_a_gpus_graph_trains_as_plain_steps_do(dataset, tmp_path, precision):
         assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-3 if precision == "fp32" else 1e-2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_gpus_rehearsal_sees_a_wait():
     recorder, values = CudaRecorder(torch.device("cuda", 0)), torch.ones(3, device="cuda")
     assert recorder.rehearse(lambda: values.sum())[1] is None
