@@ -192,7 +192,7 @@ class Ours(Contender):
             activities, sort_by = [*activities, torch.profiler.ProfilerActivity.CUDA], "self_device_time_total"
         with torch.profiler.profile(activities=activities) as profiler:
             self.train(steps, warm_up=0)
-        path.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=25))
+        path.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=40, max_name_column_width=160))
 
 
 class Reference(Contender):

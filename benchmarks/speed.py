@@ -296,7 +296,7 @@ class Bench:
             reference.train(1, 0)
             stock, own = in_turns(self.repeats, lambda: reference.train(slow, warm_up), lambda: ours.train(steps))
             flops = ours.flops_per_row()
-            ours.profile(self.out / f"profile_{name}.txt", self.steps(2))
+            ours.profile(self.out / f"profile_{name}_fp32.txt", self.steps(2))
         seconds = [task.sizes.rows / median(values) for values in (stock, own)]
         note = f"{seconds[0]:,.1f} s -> {seconds[1]:,.1f} s an epoch of {task.sizes.rows:,} rows"
         on_gpu = task.gpu >= 0
@@ -307,6 +307,7 @@ class Bench:
             ours.train(2)
             own = [ours.train(steps) for _ in range(self.repeats)]
             used = ours.graphs_used()
+            ours.profile(self.out / f"profile_{name}_{self.half}.txt", self.steps(2))
         self.add(f"training {name}, ours in {self.half}", "rows/s", stock, own, target=GPU_TARGET if on_gpu else None)
         self._share_of_peak(name, self.half, flops, median(own))
         if on_gpu:

@@ -125,22 +125,39 @@ class Precision:
     def products(self) -> Iterator[None]:
         """A context for whole steps, backward included: with tf32, fp32 products are taken in tf32; only inside.
 
-        It is a setting of the process, so that what computes elsewhere or later, the encoders of items above all, is
-        kept out of it by its end. Whoever has turned it on for all of the process keeps it.
+        Convolutions (xDeepFM's) follow, which torch takes in tf32 unless it is told not to. Both are settings of the
+        process, so that what computes elsewhere or later, the encoders of items above all, is kept out of them by
+        their end. Whoever has turned tf32 on for the matrix products of all of the process keeps it.
         """
         matmul = torch.backends.cuda.matmul
-        newer = hasattr(matmul, "fp32_precision")  # torch 2.9 and up
-        before = matmul.fp32_precision if newer else matmul.allow_tf32
-        if self.name != "tf32" or before in ("tf32", True):
-            yield
-            return
-        matmul.allow_tf32 = True  # moves torch's older and its newer setting; torch.compile reads either
-        try:
-            yield
-        finally:
-            matmul.allow_tf32 = False
-            if newer:
-                matmul.fp32_precision = before  # "none" and "ieee" are one to the older
+        before = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+        with _convolutions(in_tf32=self.name == "tf32"):
+            if self.name != "tf32" or before in ("tf32", True):
+                yield
+                return
+            matmul.allow_tf32 = True  # moves torch's older and its newer setting; torch.compile reads either
+            try:
+                yield
+            finally:
+                matmul.allow_tf32 = False
+                if isinstance(before, str):
+                    matmul.fp32_precision = before  # "none" and "ieee" are one to the older
+
+
+@contextlib.contextmanager
+def _convolutions(in_tf32: bool) -> Iterator[None]:
+    """A context in which convolutions in fp32 are taken in tf32, or are not."""
+    cudnn = torch.backends.cudnn
+    kinds = [getattr(cudnn, kind) for kind in ("conv", "rnn") if hasattr(cudnn, kind)]  # torch 2.9 and up
+    before = [kind.fp32_precision for kind in kinds]
+    allowed = "tf32" in before if before else cudnn.allow_tf32
+    cudnn.allow_tf32 = in_tf32
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = allowed
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 class Scaling:

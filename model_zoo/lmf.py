@@ -70,9 +70,10 @@ class LMF(FieldModel):
         Returns:
             {"y_pred": float [B, 1]}.
         """
-        fields = self.fields(self.read_batch(inputs))
+        fields = self.fields(self.read_batch(inputs)).unbind(1)  # a list as an index would make a GPU wait
         hidden = [
-            network(fields[:, group].flatten(1)) for network, group in zip(self.networks, self.groups, strict=True)
+            network(torch.cat([fields[place] for place in group], dim=1))
+            for network, group in zip(self.networks, self.groups, strict=True)
         ]
         return {"y_pred": self.output_activation(self.dnn(self.fusion(hidden)).float())}
 

@@ -224,7 +224,7 @@ def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     assert sum(line.startswith("| ") for line in lines) == len(results) + 1
     assert [curve["what"] for curve in content["curves"]] == ["rows", "items", "max_len"]
     assert (tmp_path / "speed.png").stat().st_size > 10_000
-    assert (tmp_path / "profile_DIN.txt").exists()
+    assert (tmp_path / "profile_DIN_fp32.txt").exists()
     own, stock = [float(word.rstrip(",")) for word in _note(content, "gAUC: ").split() if word[0] == "0"]
     assert own == pytest.approx(stock, abs=1e-12)
 
