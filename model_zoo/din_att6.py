@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .cross_attention import TargetAttention
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
@@ -68,22 +69,11 @@ class DIN_att6(HistoryModel):
             self.row_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and what both attentions make of the history."""
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         crossed = self.target_attention(target, items, batch.history, batch.mask)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
 
 
 class CrossAttentionEncoder(nn.Module):

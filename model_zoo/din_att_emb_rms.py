@@ -12,6 +12,7 @@ from torch import Tensor
 from mm_fibinet import losses
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .cross_attention import NormedCrossAttention
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
@@ -83,12 +84,14 @@ class DIN_att_emb_rms(HistoryModel):
             {"y_pred": float [B, 1], "logit": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+        logit = self.compute_logit(batch, *self.logit_inputs(batch)).float()
+        return {"y_pred": self.output_activation(logit), "logit": logit}
+
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and what both attentions make of the history."""
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         crossed = self.cross_attention_layers(target, F.embedding(batch.history, items), batch.mask)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1)).float()
-        return {"y_pred": self.output_activation(logit), "logit": logit}
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
 
     def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
         """alpha * weighted cross entropy + (1 - alpha) * pairwise loss, unless the config has a mixture of its own.
