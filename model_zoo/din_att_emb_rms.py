@@ -13,7 +13,7 @@ from mm_fibinet import losses
 from mm_fibinet.errors import UserError
 
 from .base import Inputs
-from .cross_attention import NormedCrossAttention
+from .cross_attention import CrossAttention, NormedLayer
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
 
@@ -69,7 +69,7 @@ class DIN_att_emb_rms(HistoryModel):
             dropout_rate=attention_dropout,
             use_softmax=din_use_softmax,
         )
-        self.cross_attention_layers = NormedCrossAttention(self.item_dim, num_layers, attention_dropout)
+        self.cross_attention_layers = CrossAttention(NormedLayer, self.item_dim, num_layers, attention_dropout)
         self.dnn = logit_mlp(
             self.row_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )

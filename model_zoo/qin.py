@@ -60,16 +60,7 @@ class ReLUTargetAttention(nn.Module):
         self.W_o = nn.Linear(attention_dim, item_dim, bias=False)
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            target: float [B, W].
-            history: float [B, L, W].
-            mask: [B, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
-        """
+        """float [B, W], float [B, L, W] and a mask [B, L], non-zero = a real history item, to float [B, W]."""
         query = self.W_q(target) @ self.W_k.weight * self.scale
         scores = torch.bmm(history, query.unsqueeze(2)).squeeze(2)
         weights = F.relu(scores) * mask.to(scores.dtype)
