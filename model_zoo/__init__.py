@@ -1,7 +1,7 @@
 """The models, each a FuxiCTR BaseModel, made as FuxiCTR makes them: `getattr(model_zoo, params["model"])`.
 
-A model is one file here (a FieldModel, a HistoryModel or a MultimodalModel with layers and a `forward`), its name
-below, and its small sizes in tests/test_model_contract.py, which says so when they are missing.
+A model is one file here (a FieldModel or a HistoryModel with layers and a `compute_logit`), its name below, and its
+small sizes in tests/test_model_contract.py, which says so when they are missing.
 """
 
 from .autoint import AutoInt

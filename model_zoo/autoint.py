@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import LinearPart, logit_mlp, require_divisor
 
@@ -59,23 +60,14 @@ class AutoInt(FieldModel):
                 self.num_fields * self.embedding_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
             )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        fields = self.fields(batch)
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """Self-attention over the fields, plus the MLP and the linear part where there are any."""
         logit = self.fc(self.self_attention(fields).flatten(1))
         if self.dnn is not None:
             logit = logit + self.dnn(fields.flatten(1))
         if self.lr_layer is not None:
             logit = logit + self.lr_layer(batch.target_columns())
-        return {"y_pred": self.output_activation(logit.float())}
+        return logit
 
 
 class FieldAttention(nn.Module):

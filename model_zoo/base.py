@@ -16,7 +16,7 @@ signatures.
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -53,6 +53,7 @@ class Inputs:
         positions: integer [B, L + 1], rows of `items`; history first, target last.
         mask: [B, L], non-zero = a real history item.
         padding_row: the row of `items` that padded positions point at; None when they have rows of their own.
+        similarities: float [B, size] of each similarity field (see FieldModel); empty without them.
     """
 
     user: dict[str, Tensor]
@@ -60,6 +61,7 @@ class Inputs:
     positions: Tensor
     mask: Tensor
     padding_row: int | None
+    similarities: list[Tensor] = field(default_factory=list)
 
     @cached_property
     def target(self) -> Tensor:
@@ -117,7 +119,7 @@ def _arguments(cls: type, args: tuple, kwargs: dict) -> dict[str, object]:
 class MultimodalModel(BaseModel, metaclass=ModelType):
     """A FuxiCTR BaseModel that reads the challenge's batches.
 
-    A subclass makes its layers in its constructor and has a `forward`; see ModelType for the rest.
+    A subclass makes its layers in its constructor and has a `compute_logit`; see ModelType for the rest.
 
     Args:
         feature_map: FuxiCTR's FeatureMap; features of source `item` describe items.
@@ -140,6 +142,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
     """
 
     optimizer: torch.optim.Optimizer  # from `compile` on
+    compute_logit: Callable[..., Tensor]  # a model's own: the batch and its `logit_inputs` to float [B, 1]
     compared_features: tuple[str, ...] | list[str] = ()
     weights_are_set = False
 
@@ -222,6 +225,25 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         batch, length = mask.shape
         positions = torch.arange(batch * (length + 1), device=self.device).view(batch, length + 1)
         return Inputs(self._user_columns(batch_dict), items, positions, mask, None)
+
+    def forward(self, inputs) -> dict[str, Tensor]:
+        """Click probabilities, of the model's `compute_logit`.
+
+        A model whose loss needs more of a batch returns it from a `forward` of its own.
+
+        Args:
+            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
+
+        Returns:
+            {"y_pred": float [B, 1]}.
+        """
+        batch = self.read_batch(inputs)
+        logit = self.compute_logit(batch, *self.logit_inputs(batch))
+        return {"y_pred": self.output_activation(logit.float())}
+
+    def logit_inputs(self, batch: Inputs) -> tuple[Tensor, ...]:
+        """What `compute_logit` reads beside the batch."""
+        return ()
 
     def embed(self, layer: nn.Module, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Embed columns by FuxiCTR's layer; pooled sequences in one pass, without their [N, W, D] in between.

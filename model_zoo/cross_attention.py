@@ -1,8 +1,10 @@
-"""Multi-head attention of the target over the history, as DIN_att6 and DIN_att_emb_rms have it; the latter's layers.
+"""Cross attention: layers in which the target attends to the history, DIN_att6's and DIN_att_emb_rms's.
 
 As in QIN, one query a row meets all keys, so the keys' and values' matrices are applied to the query and to the
 weighted sum, not to every item. What the keys' biases add is the same for all positions, and softmax cancels it.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -67,33 +69,43 @@ class TargetAttention(nn.Module):
         return inner.out_proj((pooled + weights.sum(dim=-1, keepdim=True) * b_value).flatten(1))
 
 
-class NormedCrossAttention(nn.Module):
-    """Layers in which the target attends to the history, each starting from the last one's output.
+class CrossAttention(nn.Module):
+    """Layers of one kind, each starting from the last one's output.
 
     Args:
+        layer: NormedLayer or SharedNormLayer.
         dim: W, the items' width.
         num_layers: how many.
         dropout: on attention weights, residuals and the feed-forward part.
     """
 
-    def __init__(self, dim: int, num_layers: int, dropout: float):
+    def __init__(self, layer: Callable[[int, float], nn.Module], dim: int, num_layers: int, dropout: float):
         super().__init__()
-        self.layers = nn.ModuleList(NormedCrossAttentionLayer(dim, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(layer(dim, dropout) for _ in range(num_layers))
 
-    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            target: float [B, W].
-            history: float [B, L, W].
-            mask: [B, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
-        """
+    def forward(self, target: Tensor, *history: Tensor) -> Tensor:
+        """float [B, W] to the same shape; `history` is what a layer takes beside it."""
         for layer in self.layers:
-            target = layer(target, history, mask)
+            target = layer(target, *history)
         return target
+
+
+class CrossAttentionLayer(nn.Module):
+    """What a layer has: attention, its norm, and a feed-forward network; how they are joined is a subclass's.
+
+    Args:
+        dim: W.
+        dropout: see CrossAttention.
+        held_norm: of TargetAttention.
+        attn_norm: of the layer.
+    """
+
+    def __init__(self, dim: int, dropout: float, held_norm: nn.Module, attn_norm: nn.Module):
+        super().__init__()
+        self.cross_attn = TargetAttention(dim, dropout, norm=held_norm)
+        self.attn_norm = attn_norm
+        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        self.dropout = nn.Dropout(dropout)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -104,24 +116,44 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(values.float())
 
 
-class NormedCrossAttentionLayer(nn.Module):
-    """Attention and feed-forward with residuals; RMSNorm after the attention and after each residual.
+class NormedLayer(CrossAttentionLayer):
+    """DIN_att_emb_rms's: RMSNorm after the attention and after each residual.
 
     Args:
-        dim: W.
-        dropout: see NormedCrossAttention.
+        dim, dropout: see CrossAttention.
     """
 
     def __init__(self, dim: int, dropout: float):
-        super().__init__()
-        self.cross_attn = TargetAttention(dim, dropout, norm=RMSNorm(dim))
-        self.attn_norm = RMSNorm(dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        super().__init__(dim, dropout, held_norm=RMSNorm(dim), attn_norm=RMSNorm(dim))
         self.ffn_norm = RMSNorm(dim)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """As NormedCrossAttention's."""
+        """As TargetAttention's."""
         attended = self.cross_attn.norm(self.cross_attn(target, history, mask))
         attended = self.attn_norm(target + self.dropout(attended))
         return self.ffn_norm(attended + self.dropout(self.ffn(attended)))
+
+
+class SharedNormLayer(CrossAttentionLayer):
+    """DIN_att6's: one RMSNorm serves the history and the first residual.
+
+    Args:
+        dim, dropout: see CrossAttention.
+    """
+
+    def __init__(self, dim: int, dropout: float):
+        unused = nn.LayerNorm(dim).requires_grad_(False)  # in published weights, in no formula
+        super().__init__(dim, dropout, held_norm=unused, attn_norm=nn.RMSNorm(dim, eps=1e-6))
+
+    def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """As TargetAttention's, of history items that are normed once each.
+
+        Args:
+            target: float [B, W].
+            items: float [M, W].
+            positions: integer [B, L], each history position's row in `items`.
+            mask: [B, L], non-zero = a real history item.
+        """
+        history = F.embedding(positions, self.attn_norm(items))
+        attended = self.attn_norm(target + self.dropout(self.cross_attn(target, history, mask)))
+        return attended + self.dropout(self.ffn(attended))

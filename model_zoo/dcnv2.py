@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import last_width
 
@@ -67,19 +68,12 @@ class DCNv2(FieldModel):
             self.parallel_dnn = MLP_Block(input_dim, list(parallel_dnn_hidden_units), **mlp)
         self.fc = nn.Linear(output_dim, 1)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        features = self.fields(self.read_batch(inputs)).flatten(1)
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """A linear layer reads what cross network and MLPs make of the fields."""
+        features = fields.flatten(1)
         output = self.crossnet(features)
         if self.stacked_dnn is not None:
             output = self.stacked_dnn(output)
         if self.parallel_dnn is not None:
             output = torch.cat([output, self.parallel_dnn(features)], dim=-1)
-        return {"y_pred": self.output_activation(self.fc(output).float())}
+        return self.fc(output)

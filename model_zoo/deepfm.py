@@ -3,6 +3,7 @@
 from fuxictr.pytorch.layers import InnerProductInteraction
 from torch import Tensor
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import LinearPart, logit_mlp
 
@@ -32,16 +33,6 @@ class DeepFM(FieldModel):
             self.num_fields * self.embedding_dim, hidden_units, hidden_activations, net_dropout, batch_norm
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        fields = self.fields(batch)
-        logit = self.lr_layer(batch.target_columns()) + self.fm_layer(fields) + self.mlp(fields.flatten(1))
-        return {"y_pred": self.output_activation(logit.float())}
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """Linear part, FM and MLP, added up."""
+        return self.lr_layer(batch.target_columns()) + self.fm_layer(fields) + self.mlp(fields.flatten(1))

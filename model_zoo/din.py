@@ -8,6 +8,7 @@ config.
 import torch
 from torch import Tensor
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
 
@@ -51,18 +52,7 @@ class DIN(HistoryModel):
             self.row_dim + 2 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and the history as the target weighs it."""
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))

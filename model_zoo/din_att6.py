@@ -6,12 +6,12 @@ says otherwise.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mm_fibinet.errors import UserError
 
-from .cross_attention import TargetAttention
+from .base import Inputs
+from .cross_attention import CrossAttention, SharedNormLayer
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
 
@@ -63,77 +63,13 @@ class DIN_att6(HistoryModel):
             dropout_rate=attention_dropout,
             use_softmax=din_use_softmax,
         )
-        self.target_attention = CrossAttentionEncoder(self.item_dim, num_layers, attention_dropout)
+        self.target_attention = CrossAttention(SharedNormLayer, self.item_dim, num_layers, attention_dropout)
         self.dnn = logit_mlp(
             self.row_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and what both attentions make of the history."""
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         crossed = self.target_attention(target, items, batch.history, batch.mask)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
-
-
-class CrossAttentionEncoder(nn.Module):
-    """Layers in which the target attends to the history, each starting from the last one's output.
-
-    Args:
-        dim: W, the items' width.
-        num_layers: how many.
-        dropout: on attention weights, residuals and the feed-forward part.
-    """
-
-    def __init__(self, dim: int, num_layers: int, dropout: float):
-        super().__init__()
-        self.layers = nn.ModuleList(CrossAttentionLayer(dim, dropout) for _ in range(num_layers))
-
-    def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            target: float [B, W].
-            items: float [M, W].
-            positions: integer [B, L], each history position's row in `items`.
-            mask: [B, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
-        """
-        for layer in self.layers:
-            target = layer(target, items, positions, mask)
-        return target
-
-
-class CrossAttentionLayer(nn.Module):
-    """Attention and feed-forward with residuals; one RMSNorm serves the history and the first residual.
-
-    Args:
-        dim: W.
-        dropout: see CrossAttentionEncoder.
-    """
-
-    def __init__(self, dim: int, dropout: float):
-        super().__init__()
-        unused = nn.LayerNorm(dim).requires_grad_(False)  # in published weights, in no formula
-        self.cross_attn = TargetAttention(dim, dropout, norm=unused)
-        self.attn_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, target: Tensor, items: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """As CrossAttentionEncoder's."""
-        history = F.embedding(positions, self.attn_norm(items))
-        attended = self.attn_norm(target + self.dropout(self.cross_attn(target, history, mask)))
-        return attended + self.dropout(self.ffn(attended))
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))

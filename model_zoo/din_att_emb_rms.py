@@ -12,7 +12,8 @@ from torch import Tensor
 from mm_fibinet import losses
 from mm_fibinet.errors import UserError
 
-from .cross_attention import NormedCrossAttention
+from .base import Inputs
+from .cross_attention import CrossAttention, NormedLayer
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
 
@@ -68,7 +69,7 @@ class DIN_att_emb_rms(HistoryModel):
             dropout_rate=attention_dropout,
             use_softmax=din_use_softmax,
         )
-        self.cross_attention_layers = NormedCrossAttention(self.item_dim, num_layers, attention_dropout)
+        self.cross_attention_layers = CrossAttention(NormedLayer, self.item_dim, num_layers, attention_dropout)
         self.dnn = logit_mlp(
             self.row_dim + 3 * self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
@@ -83,12 +84,14 @@ class DIN_att_emb_rms(HistoryModel):
             {"y_pred": float [B, 1], "logit": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+        logit = self.compute_logit(batch, *self.logit_inputs(batch)).float()
+        return {"y_pred": self.output_activation(logit), "logit": logit}
+
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and what both attentions make of the history."""
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         crossed = self.cross_attention_layers(target, F.embedding(batch.history, items), batch.mask)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1)).float()
-        return {"y_pred": self.output_activation(logit), "logit": logit}
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
 
     def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
         """alpha * weighted cross entropy + (1 - alpha) * pairwise loss, unless the config has a mixture of its own.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.similarity import cosines
 
+from .base import Inputs
 from .history import HistoryModel
 from .interest import NUM_TIERS, TIER_DIM, BucketAttention, SimTier
 from .layers import logit_mlp
@@ -51,25 +52,14 @@ class DMF(HistoryModel):
             self.row_dim + self.item_dim + interest_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and the weighed sum of both readings of the history."""
         near = [cosines(batch.items[name], batch.target, batch.history) for name in self.compared]
         counts = [layer(cosine, batch.mask) for layer, cosine in zip(self.histograms, near, strict=True)]
         share = self.balance.sigmoid()
         interest = share * self.by_ids(target, items, batch.history, batch.mask, near)
         interest = interest + (1 - share) * self.by_content(torch.cat(counts, dim=-1))
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, interest], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, interest], dim=-1))
 
     def _is_compared(self, name: str) -> bool:
         return name in self.compared or super()._is_compared(name)

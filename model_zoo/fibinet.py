@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor
 from .plus_layers import BilinearPlus, FieldNorm, SENETPlus
@@ -87,22 +88,12 @@ class FiBiNET(FieldModel):
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.dnn = logit_mlp(input_dim, hidden_units, hidden_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        similarities = self.similarity.features(batch) if self.similarity is not None else None
-        read = self.interactions(self.fields(batch, similarities))
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """The linear part, plus an MLP that reads the interactions."""
+        read = self.interactions(fields)
         if self.similarity_norm is not None:
-            read = torch.cat([read, self.similarity_norm(torch.cat(similarities, dim=1))], dim=1)
-        logit = self.lr_layer(batch.target_columns()) + self.dnn(read)
-        return {"y_pred": self.output_activation(logit.float())}
+            read = torch.cat([read, self.similarity_norm(torch.cat(batch.similarities, dim=1))], dim=1)
+        return self.lr_layer(batch.target_columns()) + self.dnn(read)
 
     def interactions(self, fields: Tensor) -> Tensor:
         """What the MLP reads of the fields: float [B, F, D] to float [B, I]."""

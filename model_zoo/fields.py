@@ -29,6 +29,8 @@ HISTORY_POOLINGS = get_args(HistoryPooling)
 class FieldModel(InterestModel):
     """Embeds user, target and history fields.
 
+    A subclass makes a logit of them: `compute_logit(batch, fields)`, with fields float [B, F, D].
+
     Args:
         feature_map: FuxiCTR's FeatureMap.
         embedding_dim: D of every field; an embedding field is projected to it.
@@ -118,14 +120,24 @@ class FieldModel(InterestModel):
             self.numeric_fields += self.interest.counts
         self.num_fields = len(self.numeric_fields)
 
-    def fields(self, batch: Inputs, similarities: list[Tensor] | None = None) -> Tensor:
+    def read_batch(self, inputs) -> Inputs:
+        """As InterestModel's; with what the fields of similarity are made of."""
+        batch = super().read_batch(inputs)
+        if self.similarity is not None:
+            batch.similarities = self.similarity.features(batch)
+        return batch
+
+    def logit_inputs(self, batch: Inputs) -> tuple[Tensor]:
+        """The fields, float [B, F, D]."""
+        return (self.fields(batch),)
+
+    def fields(self, batch: Inputs) -> Tensor:
         """User and target fields in the feature map's order, then the pooled history's, of similarity, of interest.
 
         The history's fields are those of items first, then the levels.
 
         Args:
-            batch: the batch.
-            similarities: of `self.similarity.features`, where they have been computed already.
+            batch: of `read_batch`.
 
         Returns:
             float [B, F, D].
@@ -138,7 +150,7 @@ class FieldModel(InterestModel):
             interest = self._interest_fields(batch, torch.empty(0), torch.empty(0))
         fields = [row[name] for name in self.feature_map.features if name in row] + history
         if self.similarity is not None:
-            fields += self.similarity(self.similarity.features(batch) if similarities is None else similarities)
+            fields += self.similarity(batch.similarities)
         return torch.stack(fields + interest, dim=1)
 
     def _item_fields(self, batch: Inputs) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import last_width, require_divisor
 
@@ -79,22 +80,13 @@ class FinalMLP(FieldModel):
             self.gate2 = ContextGate(self.feature_map, list(fs2_context), *gate_dims)
         self.fusion = BilinearFusion(width1, width2, num_heads)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        stream1 = stream2 = self.fields(batch).flatten(1)
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """The bilinear fusion of both streams."""
+        stream1 = stream2 = fields.flatten(1)
         if self.gate1 is not None and self.gate2 is not None:
             columns = batch.target_columns()
             stream1, stream2 = stream1 * self.gate1(columns), stream2 * self.gate2(columns)
-        logit = self.fusion(self.mlp1(stream1), self.mlp2(stream2))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.fusion(self.mlp1(stream1), self.mlp2(stream2))
 
     def _require_contexts(self, **contexts: list[str]) -> None:
         known = [*self.user_features, *self.item_features, *self.compared_features]

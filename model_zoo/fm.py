@@ -7,7 +7,7 @@ import torch
 from fuxictr.pytorch.layers import InnerProductInteraction
 from torch import Tensor, nn
 
-from .base import with_regularizer
+from .base import Inputs, with_regularizer
 from .fields import FieldModel
 from .layers import LinearPart
 
@@ -27,15 +27,6 @@ class FM(FieldModel):
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.fm_layer = InnerProductInteraction(self.num_fields, output="product_sum")
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        logit = self.bias + self.lr_layer(batch.target_columns()) + self.fm_layer(self.fields(batch))
-        return {"y_pred": self.output_activation(logit.float())}
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """The bias, the linear part and the products of all pairs, added up."""
+        return self.bias + self.lr_layer(batch.target_columns()) + self.fm_layer(fields)

@@ -6,6 +6,7 @@ The gate lets a layer pass on only the crosses that help, so that more layers do
 import torch
 from torch import Tensor, nn
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import logit_mlp
 
@@ -35,20 +36,12 @@ class GDCN(FieldModel):
         self.cross_net = nn.ModuleList(GatedCrossLayer(input_dim) for _ in range(num_cross_layers))
         self.dnn = logit_mlp(input_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        features = self.fields(self.read_batch(inputs)).flatten(1)
-        crossed = features
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """An MLP reads what the cross network makes of the fields."""
+        crossed = features = fields.flatten(1)
         for layer in self.cross_net:
             crossed = layer(features, crossed)
-        return {"y_pred": self.output_activation(self.dnn(crossed).float())}
+        return self.dnn(crossed)
 
 
 class GatedCrossLayer(nn.Module):

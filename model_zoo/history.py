@@ -19,6 +19,8 @@ from .interest import InterestModel
 class HistoryModel(InterestModel):
     """Embeds the row's own features, and each item once.
 
+    A subclass makes a logit of them: `compute_logit(batch, items, target)`, see `logit_inputs`.
+
     Args:
         feature_map: FuxiCTR's FeatureMap.
         embedding_dim: D of every field without an `embedding_dim` of its own.
@@ -53,6 +55,11 @@ class HistoryModel(InterestModel):
         self.interest = self.make_interest(self.item_dim, embedding_dim)
         if self.interest is not None:
             self.row_dim += sum(self.interest.widths)
+
+    def logit_inputs(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        """The items' and the targets' vectors: float [M, W] and [B, W], of `item_vectors` and `target_vectors`."""
+        items = self.item_vectors(batch)
+        return items, self.target_vectors(batch, items)
 
     def item_vectors(self, batch: Inputs) -> Tensor:
         """float [M, W], a vector for each item of the batch."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp, require_divisor
 
@@ -58,21 +59,10 @@ class HSTU(HistoryModel):
             self.row_dim + self.item_dim + hidden_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target and the target's position after all layers."""
         summary = self.encode(items, target, batch.history, batch.mask > 0)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target, summary], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, summary], dim=-1))
 
     def encode(self, items: Tensor, target: Tensor, history: Tensor, real: Tensor) -> Tensor:
         """The target's position after all layers.

@@ -22,7 +22,7 @@ from mm_fibinet.schema import ITEM_SEQ
 from mm_fibinet.similarity import cosines
 
 from .base import Inputs, MultimodalModel
-from .cross_attention import NormedCrossAttention
+from .cross_attention import CrossAttention, NormedLayer
 from .layers import masked_softmax
 
 TIER_WIDTH = 0.1
@@ -198,7 +198,7 @@ class InterestLayers(nn.Module):
             self.bucket_attention = BucketAttention(item_dim, width, len(bucket_attention))
             self.widths.append(width)
         if cross_attention_layers:
-            self.cross_attention = NormedCrossAttention(item_dim, cross_attention_layers, dropout)
+            self.cross_attention = CrossAttention(NormedLayer, item_dim, cross_attention_layers, dropout)
             self.widths.append(item_dim)
         self.counts = [i < len(self.simtiers) for i in range(len(self.widths))]
 

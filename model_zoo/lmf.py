@@ -10,6 +10,7 @@ import torch
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import logit_mlp
 from .modalities import require_modalities
@@ -61,21 +62,14 @@ class LMF(FieldModel):
         self.fusion = LowRankFusion([modality_dim] * len(self.groups), fusion_dim, num_ranks)
         self.dnn = logit_mlp(fusion_dim, hidden_units, hidden_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        fields = self.fields(self.read_batch(inputs)).unbind(1)  # a list as an index would make a GPU wait
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """An MLP reads the fused modalities."""
+        parts = fields.unbind(1)  # a list as an index would make a GPU wait
         hidden = [
-            network(torch.cat([fields[place] for place in group], dim=1))
+            network(torch.cat([parts[place] for place in group], dim=1))
             for network, group in zip(self.networks, self.groups, strict=True)
         ]
-        return {"y_pred": self.output_activation(self.dnn(self.fusion(hidden)).float())}
+        return self.dnn(self.fusion(hidden))
 
     def _groups(self, modalities: list[str]) -> list[list[int]]:
         """The places of each modality's fields, the target's and the history's, then those of all others."""

@@ -7,7 +7,7 @@ the history. An embedding field has one weight per dimension. Nothing interacts.
 import torch
 from torch import Tensor, nn
 
-from .base import MultimodalModel, with_regularizer
+from .base import Inputs, MultimodalModel, with_regularizer
 from .layers import LinearPart, mean_pooling
 
 
@@ -26,18 +26,10 @@ class LR(MultimodalModel):
         self.lr_layer = LinearPart(feature_map)
         self.history_layer = LinearPart(feature_map, self.vector_features) if self.vector_features else None
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
+    def compute_logit(self, batch: Inputs) -> Tensor:
+        """The bias, the target's weights and the mean of the history's, added up."""
         logit = self.bias + self.lr_layer(batch.target_columns())
         if self.history_layer is not None:
             of_items = self.history_layer(batch.items)
             logit = logit + mean_pooling(of_items, batch.history, batch.mask, batch.padding_row)
-        return {"y_pred": self.output_activation(logit.float())}
+        return logit

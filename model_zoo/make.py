@@ -69,8 +69,7 @@ class MAKE(HistoryModel):
             {"y_pred", "extractor_pred": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+        items, target = self.logit_inputs(batch)
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
         knowledge, extractor_logit = self.extractor(self._content(batch), batch)
         row = self.row_vectors(batch, items, target)

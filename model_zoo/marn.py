@@ -76,8 +76,7 @@ class MARN(HistoryModel):
             {"y_pred": float [B, 1], "specific", "invariant": float [B, modalities, D]}.
         """
         batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+        items, target = self.logit_inputs(batch)
         row = self.row_vectors(batch, items, target)
         specific, invariant = self.parts(target)
         target = self.parts.combine(specific, invariant)

@@ -8,6 +8,7 @@ outputs); an MLP reads both beside the row's features and the target.
 import torch
 from torch import Tensor
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp
 from .modalities import require_modalities
@@ -43,17 +44,6 @@ class MUSE(HistoryModel):
         super().__init__(feature_map, **{**compared, **kwargs})
         self.dnn = logit_mlp(self.row_dim + self.item_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
-        logit = self.dnn(torch.cat([self.row_vectors(batch, items, target), target], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, with what the interest layers make of the history, and the target."""
+        return self.dnn(torch.cat([self.row_vectors(batch, items, target), target], dim=-1))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp, masked_softmax
 from .modalities import require_modalities
@@ -52,23 +53,12 @@ class NAML(HistoryModel):
         self.history_attention = AdditiveAttention(view_dim, query_dim)
         self.dnn = logit_mlp(self.row_dim + view_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """The product of user and item, plus an MLP of the row and the item."""
         row = self.row_vectors(batch, items, target)
         items, target = self.encode(items), self.encode(target)
         user = self.history_attention.over_positions(items, batch.history, batch.mask)
-        logit = (user * target).sum(dim=1, keepdim=True) + self.dnn(torch.cat([row, target], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return (user * target).sum(dim=1, keepdim=True) + self.dnn(torch.cat([row, target], dim=-1))
 
     def encode(self, items: Tensor) -> Tensor:
         """Attention over the views: float [M, W] to float [M, D]."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp, require_divisor
 from .token_linear import TokenLinear
@@ -62,22 +63,12 @@ class OneTrans(HistoryModel):
         self.norm = nn.RMSNorm(hidden_dim)
         self.dnn = logit_mlp(num_tokens * hidden_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the NS tokens after all layers."""
         features = torch.cat([self.row_vectors(batch, items, target), target], dim=-1)
         tokens = self.feature_tokens(features).unflatten(1, (self.num_tokens, -1))
         tokens = self.transform(self.item_token(items), batch.history, batch.mask > 0, tokens)
-        return {"y_pred": self.output_activation(self.dnn(self.norm(tokens).flatten(1)).float())}
+        return self.dnn(self.norm(tokens).flatten(1))
 
     def transform(self, items: Tensor, positions: Tensor, real: Tensor, tokens: Tensor) -> Tensor:
         """All layers.

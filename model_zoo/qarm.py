@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
 
@@ -61,23 +62,13 @@ class QARM(HistoryModel):
         self.attention_layers = DINAttention(width, attention_hidden_units, dropout_rate=attention_dropout)
         self.dnn = logit_mlp(self.row_dim + 2 * width, dnn_hidden_units, dnn_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """An MLP reads the row, the target with its codes, and the history as the target weighs it."""
         row = self.row_vectors(batch, items, target)
         codes = self.codes(batch.items[self.code_feature])
         target = torch.cat([target, codes.index_select(0, batch.target)], dim=-1)
         pooled = self.attention_layers(target, torch.cat([items, codes], dim=-1), batch.history, batch.mask)
-        return {"y_pred": self.output_activation(self.dnn(torch.cat([row, target, pooled], dim=-1)).float())}
+        return self.dnn(torch.cat([row, target, pooled], dim=-1))
 
     def _is_compared(self, name: str) -> bool:
         """The codes are read as they are, and are no list to take the mean of."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import Inputs
 from .history import HistoryModel
 
 
@@ -36,21 +37,10 @@ class QIN(HistoryModel):
         self.attention_layers = ReLUTargetAttention(self.item_dim, 2 * self.item_dim)
         self.qnn = QuadraticNetwork(self.row_dim + 2 * self.item_dim, num_layers, num_row, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """Quadratic layers read the row, the target and the history as the target weighs it."""
         pooled = self.attention_layers(target, F.embedding(batch.history, items), batch.mask)
-        logit = self.qnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.qnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))
 
 
 class ReLUTargetAttention(nn.Module):
@@ -70,16 +60,7 @@ class ReLUTargetAttention(nn.Module):
         self.W_o = nn.Linear(attention_dim, item_dim, bias=False)
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            target: float [B, W].
-            history: float [B, L, W].
-            mask: [B, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
-        """
+        """float [B, W], float [B, L, W] and a mask [B, L], non-zero = a real history item, to float [B, W]."""
         query = self.W_q(target) @ self.W_k.weight * self.scale
         scores = torch.bmm(history, query.unsqueeze(2)).squeeze(2)
         weights = F.relu(scores) * mask.to(scores.dtype)

@@ -8,6 +8,7 @@ feed-forward network a token. The paper's dense form; its sparse mixture of expe
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import require_divisor
 from .token_linear import TokenLinear
@@ -40,19 +41,12 @@ class RankMixer(FieldModel):
         )
         self.fc = nn.Linear(token_dim, 1)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        features = self.fields(self.read_batch(inputs)).flatten(1)
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """A linear layer reads the mean of the tokens after all blocks."""
+        features = fields.flatten(1)
         features = F.pad(features, (0, self.num_tokens * self.part_dim - features.shape[1]))
         tokens = self.tokenizer(features.unflatten(1, (self.num_tokens, -1)))
-        return {"y_pred": self.output_activation(self.fc(self.blocks(tokens).mean(dim=1)).float())}
+        return self.fc(self.blocks(tokens).mean(dim=1))
 
 
 class RankMixerBlock(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 
+from .base import Inputs
 from .history import HistoryModel
 from .layers import last_width, require_divisor
 
@@ -97,18 +98,8 @@ class Transformer_DCN(HistoryModel):
             hidden_activations=hidden_activations,
         )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        items = self.item_vectors(batch)
-        target = self.target_vectors(batch, items)
+    def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
+        """Cross network and MLP read the row, the target and the history's summary; one more MLP reads both."""
         history = F.embedding(batch.history, items)
         tokens = torch.cat([history, target.unsqueeze(1).expand_as(history)], dim=-1)
         visible = batch.mask > 0
@@ -116,8 +107,7 @@ class Transformer_DCN(HistoryModel):
             visible = open_last(~visible)
         summary = self.transformer_encoder(tokens, visible)
         features = torch.cat([self.row_vectors(batch, items, target), target, summary], dim=-1)
-        logit = self.mlp(torch.cat([self.crossnet(features), self.parallel_dnn(features)], dim=-1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return self.mlp(torch.cat([self.crossnet(features), self.parallel_dnn(features)], dim=-1))
 
 
 class HistoryTransformer(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import logit_mlp
 
@@ -62,17 +63,9 @@ class WuKong(FieldModel):
         )
         self.mlp = logit_mlp(counts[-1] * self.embedding_dim, hidden_units, hidden_activations, net_dropout, batch_norm)
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        fields = self.fields(self.read_batch(inputs))
-        return {"y_pred": self.output_activation(self.mlp(self.layers(fields).flatten(1)).float())}
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """An MLP reads the last layer's fields."""
+        return self.mlp(self.layers(fields).flatten(1))
 
 
 class WuKongLayer(nn.Module):

@@ -3,6 +3,7 @@
 from fuxictr.pytorch.layers import CompressedInteractionNet
 from torch import Tensor
 
+from .base import Inputs
 from .fields import FieldModel
 from .layers import LinearPart, logit_mlp
 
@@ -36,18 +37,9 @@ class xDeepFM(FieldModel):
                 self.num_fields * self.embedding_dim, dnn_hidden_units, dnn_activations, net_dropout, batch_norm
             )
 
-    def forward(self, inputs) -> dict[str, Tensor]:
-        """Click probabilities.
-
-        Args:
-            inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features.
-
-        Returns:
-            {"y_pred": float [B, 1]}.
-        """
-        batch = self.read_batch(inputs)
-        fields = self.fields(batch)
+    def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """Linear part, CIN and, where there is one, MLP, added up."""
         logit = self.lr_layer(batch.target_columns()) + self.cin(fields)
         if self.dnn is not None:
             logit = logit + self.dnn(fields.flatten(1))
-        return {"y_pred": self.output_activation(logit.float())}
+        return logit

@@ -1,6 +1,8 @@
 """A constructor's layers are a whole model: weights, device, optimizer and loss follow without a call to know."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,11 @@ from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.settings import load_params
 from model_zoo.base import MultimodalModel
+from model_zoo.fields import FieldModel
+from model_zoo.history import HistoryModel
+from model_zoo.layers import logit_mlp
+
+GUIDE = Path(__file__).parent.parent / "docs/guide.md"
 
 
 class Plain(MultimodalModel):
@@ -31,6 +38,27 @@ class Plain(MultimodalModel):
         batch = self.read_batch(inputs)
         target = self.embed(self.embedding_layer, {"item_id": batch.target_columns()["item_id"]})["item_id"]
         return {"y_pred": self.output_activation(self.linear(target))}
+
+
+class LogitAlone(Plain):
+    """The same as models of the zoo have it."""
+
+    forward = MultimodalModel.forward
+
+    def compute_logit(self, batch):
+        return self.linear(self.embed(self.embedding_layer, {"item_id": batch.target_columns()["item_id"]})["item_id"])
+
+
+class Distance(HistoryModel):
+    """How far the target is from the history's mean, plus a bias of the row's."""
+
+    def __init__(self, feature_map, **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.row = nn.Linear(self.row_dim, 1)
+
+    def compute_logit(self, batch, items, target):
+        mean = (items[batch.history.long()] * batch.mask.unsqueeze(2)).mean(dim=1)
+        return self.row(self.row_vectors(batch, items, target)) - (target - mean).norm(dim=1, keepdim=True)
 
 
 class InFuxiCTRsWay(Plain):
@@ -82,6 +110,41 @@ def test_layers_and_a_forward_are_a_model():
     assert model.linear.bias.abs().max() == 0  # FuxiCTR's initialisation, not torch's
     assert model.embedding_layer.embedding_layer.embedding_layers["item_id"].weight.abs().max() < 1e-3
     assert model.model_id == "Plain"
+
+
+def test_layers_and_a_logit_are_a_model():
+    batch = make_batch()
+    by_hand, model = make(Plain).eval(), make(LogitAlone).eval()
+    assert scores(model, batch).equal(scores(by_hand, batch))
+    assert scores(model, batch.triple()).equal(scores(by_hand, batch))
+
+
+def test_a_history_models_logit_has_the_items_and_the_target():
+    model, batch = make(Distance, embedding_dim=4).eval(), make_batch()
+    for weights in model.parameters():
+        nn.init.normal_(weights)
+    predicted = scores(model, batch)
+    inputs = model.read_batch(batch)
+    with torch.no_grad():
+        vectors = model.item_vectors(inputs)
+        for row in (0, 1, 7):
+            *history, target = vectors[inputs.positions[row].long()]
+            real = [item for item, there in zip(history, inputs.mask[row], strict=True) if there]
+            distance = (target - sum(real, torch.zeros_like(target)) / len(history)).square().sum().sqrt()
+            levels = [model.embedding_layer({name: inputs.user[name][row : row + 1]}) for name in inputs.user]
+            logit = model.row(torch.cat(levels, dim=-1).flatten()) - distance
+            torch.testing.assert_close(predicted[row], logit.sigmoid(), rtol=0, atol=1e-5)
+
+
+def test_the_guides_model():
+    """Its lines run as they stand there."""
+    namespace = {"FieldModel": FieldModel, "logit_mlp": logit_mlp}
+    exec(re.search(r"```python\n(class Tower.*?)```", GUIDE.read_text(), re.DOTALL)[1], namespace)
+    model, batch = make(namespace["Tower"], embedding_dim=4).eval(), make_batch()
+    with torch.no_grad():
+        logit = model.mlp(model.fields(model.read_batch(batch)).flatten(1))
+    assert scores(model, batch).equal(logit.sigmoid())
+    assert len(model.mlp.mlp) == 5  # two hidden layers and the logit
 
 
 def test_the_weights_are_those_of_fuxictrs_calls():
