@@ -129,17 +129,21 @@ def _side_by_side(weights: Tensor) -> Tensor:
     return weights.transpose(0, 1).contiguous()
 
 
+# Devices whose products torch can take in 16 bits; "meta", of tensors without data, is none.
+AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
+
+
 def autocast_dtype(values: Tensor) -> torch.dtype:
     """The type that autocast would give a matrix product of these."""
     kind = values.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return values.dtype
 
 
 def without_autocast(kind: str) -> contextlib.AbstractContextManager:
     """What is computed inside is of its inputs' types, on a type of device that may have no autocast at all."""
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if kind in AUTOCAST_DEVICES else contextlib.nullcontext()
 
 
 class LinearPart(nn.Module):
@@ -246,6 +250,8 @@ class DINAttention(nn.Module):
         w_target, w_item, w_difference, w_product = first.weight.chunk(4, dim=1)
         from_target = F.linear(target, w_target + w_difference, first.bias)
         from_item = F.linear(items, w_item - w_difference)
+        # The largest tensors there are, in the type that the products read.
+        items, target = items.to(autocast_dtype(items)), target.to(autocast_dtype(target))
 
         batch, length = positions.shape
         skips_padding = self.skips_padding(positions)
