@@ -234,3 +234,16 @@ def _cpu_has_bf16() -> bool:
         return not CPU_BF16_FLAGS.isdisjoint(CPU_INFO.read_text(errors="replace").split())
     except OSError:
         return False
+
+
+def autocast_dtype(values: Tensor) -> torch.dtype:
+    """The type that autocast would give a matrix product of these."""
+    kind = values.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return values.dtype
+
+
+def without_autocast(kind: str) -> contextlib.AbstractContextManager:
+    """What is computed inside is of its inputs' types, on a type of device that may have no autocast at all."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
