@@ -24,6 +24,7 @@ from mm_fibinet.similarity import cosines
 from .base import Inputs, MultimodalModel
 from .cross_attention import CrossAttention, NormedLayer
 from .layers import masked_softmax
+from .modalities import embedding_features
 
 TIER_WIDTH = 0.1
 NUM_TIERS = 22  # ceil(cosine / 0.1) + 10: 0 .. 20, and 21 for what rounding makes of a cosine of 1
@@ -130,8 +131,7 @@ class InterestModel(MultimodalModel):
 
     def _require_embeddings(self, setting: str, names: list[str]) -> None:
         """A UserError unless each of these is an embedding of the items, and there is a history."""
-        features = self.feature_map.features
-        known = [name for name in self.item_features if features[name]["type"] == "embedding"]
+        known = embedding_features(self.feature_map)
         for name in names:
             if name not in known:
                 raise UserError(
