@@ -127,21 +127,20 @@ class Contender:
 
 
 class Ours(Contender):
-    """A model of the zoo on MMCTRDataLoader, trained by our loop.
+    """A model of the zoo on MMCTRDataLoader, trained by our loop."""
 
-    Args:
-        precision: of training and scoring.
-        cuda_graphs: of training, as the setting.
-    """
-
-    def __init__(self, name: str, task: Task, precision: str = "fp32", cuda_graphs: bool | str = "auto"):
+    def __init__(self, name: str, task: Task):
         super().__init__(name, task)
-        self.cuda_graphs, self.graphs = cuda_graphs, "no CUDA graphs"
+        self.settings = {"precision": "fp32"}
+        self.graphs = "no CUDA graphs"
         if task.gpu < 0:
             keep_freed_memory()  # as run_expid.py does
-        self.precision = precision
         self.model = getattr(model_zoo, name)(self.columns, **self.hyper_parameters)
         self.loader = self.load("train", shuffle=True)
+
+    def use(self, **settings) -> None:
+        """How to train and score from here on: precision, and what else the loop takes (cuda_graphs, compile)."""
+        self.settings = settings
 
     def load(self, split: str, batch_format: str = "indices", **options) -> MMCTRDataLoader:
         """A split's loader."""
@@ -162,9 +161,7 @@ class Ours(Contender):
         """Rows/s of `count` steps, or of an epoch, loading included."""
         task = self.task
         timed = TimedBatches(self.loader, count or len(self.loader), warm_up, 1, task.batch_size, task.device)
-        checkpoint = task.folder / f"{self.name}_{self.precision}.model"
-        options = {"precision": self.precision, "cuda_graphs": self.cuda_graphs}
-        trainer = Trainer(self.model, checkpoint=checkpoint, **options)
+        trainer = Trainer(self.model, checkpoint=task.folder / f"{self.name}.model", **self.settings)
         trainer.fit(timed, None)
         if trainer.graph is not None:
             self.graphs = "CUDA graphs" if trainer.graph.captured else f"no CUDA graphs ({trainer.graph.reason})"
@@ -178,7 +175,7 @@ class Ours(Contender):
         """Rows/s of scoring `count` batches of the test split, or all of it."""
         loader = self.load("test")
         timed = TimedBatches(loader, count or len(loader), 1, 0, self.task.batch_size, self.task.device)
-        predict(self.model, timed, self.precision)
+        predict(self.model, timed, self.settings["precision"])
         return timed.rows_per_second
 
     def flops_per_row(self) -> float:
@@ -192,7 +189,7 @@ class Ours(Contender):
             activities, sort_by = [*activities, torch.profiler.ProfilerActivity.CUDA], "self_device_time_total"
         with torch.profiler.profile(activities=activities) as profiler:
             self.train(steps, warm_up=0)
-        path.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=25))
+        path.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=40, max_name_column_width=160))
 
 
 class Reference(Contender):

@@ -28,6 +28,9 @@ CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 FIRST_SCALE = 2.0**16  # torch's own start and pace
 STEPS_UNTIL_DOUBLED = 2000
 
+# Devices whose products torch can take in 16 bits; "meta", of tensors without data, is none.
+AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -125,22 +128,39 @@ class Precision:
     def products(self) -> Iterator[None]:
         """A context for whole steps, backward included: with tf32, fp32 products are taken in tf32; only inside.
 
-        It is a setting of the process, so that what computes elsewhere or later, the encoders of items above all, is
-        kept out of it by its end. Whoever has turned it on for all of the process keeps it.
+        Convolutions (xDeepFM's) follow, which torch takes in tf32 unless it is told not to. Both are settings of the
+        process, so that what computes elsewhere or later, the encoders of items above all, is kept out of them by
+        their end. Whoever has turned tf32 on for the matrix products of all of the process keeps it.
         """
         matmul = torch.backends.cuda.matmul
-        newer = hasattr(matmul, "fp32_precision")  # torch 2.9 and up
-        before = matmul.fp32_precision if newer else matmul.allow_tf32
-        if self.name != "tf32" or before in ("tf32", True):
-            yield
-            return
-        matmul.allow_tf32 = True  # moves torch's older and its newer setting; torch.compile reads either
-        try:
-            yield
-        finally:
-            matmul.allow_tf32 = False
-            if newer:
-                matmul.fp32_precision = before  # "none" and "ieee" are one to the older
+        before = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+        with _convolutions(in_tf32=self.name == "tf32"):
+            if self.name != "tf32" or before in ("tf32", True):
+                yield
+                return
+            matmul.allow_tf32 = True  # moves torch's older and its newer setting; torch.compile reads either
+            try:
+                yield
+            finally:
+                matmul.allow_tf32 = False
+                if isinstance(before, str):
+                    matmul.fp32_precision = before  # "none" and "ieee" are one to the older
+
+
+@contextlib.contextmanager
+def _convolutions(in_tf32: bool) -> Iterator[None]:
+    """A context in which convolutions in fp32 are taken in tf32, or are not."""
+    cudnn = torch.backends.cudnn
+    kinds = [getattr(cudnn, kind) for kind in ("conv", "rnn") if hasattr(cudnn, kind)]  # torch 2.9 and up
+    before = [kind.fp32_precision for kind in kinds]
+    allowed = "tf32" in before if before else cudnn.allow_tf32
+    cudnn.allow_tf32 = in_tf32
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = allowed
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 class Scaling:
@@ -239,11 +259,11 @@ def _cpu_has_bf16() -> bool:
 def autocast_dtype(values: Tensor) -> torch.dtype:
     """The type that autocast would give a matrix product of these."""
     kind = values.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return values.dtype
 
 
 def without_autocast(kind: str) -> contextlib.AbstractContextManager:
     """What is computed inside is of its inputs' types, on a type of device that may have no autocast at all."""
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if kind in AUTOCAST_DEVICES else contextlib.nullcontext()

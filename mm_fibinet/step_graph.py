@@ -267,7 +267,7 @@ class CudaRecorder:
 
 
 def plan(
-    wanted: CudaGraphs, gradients: Gradients, model: nn.Module, world_size: int, accumulation_steps: int, compiled: bool
+    wanted: CudaGraphs, gradients: Gradients, model: nn.Module, world_size: int, accumulation_steps: int
 ) -> StepGraph | None:
     """The graph of a training's steps; None where there can be none.
 
@@ -277,7 +277,6 @@ def plan(
         model: on its device.
         world_size: processes; gradients of several are exchanged while they are computed.
         accumulation_steps: batches a step of the optimizer; a replay overwrites the gradients.
-        compiled: whether torch.compile runs the model.
 
     Raises:
         UserError: wanted is True and there can be none.
@@ -288,7 +287,6 @@ def plan(
         "the model is on the CPU": not can_capture(model.device),
         f"there are {world_size} processes": world_size > 1,
         f"accumulation_steps is {accumulation_steps}": accumulation_steps > 1,
-        "compile is True": compiled,
     }
     found = next((reason for reason, holds in obstacles.items() if holds), None)
     if found is None:

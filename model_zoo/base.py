@@ -21,7 +21,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import get_loss
@@ -37,6 +36,8 @@ from mm_fibinet.item_table import LEVELS
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 from mm_fibinet.table_optimizer import LazyTable
 from mm_fibinet.training import Trainer
+
+from .lookup import pool_rows
 
 KWARG_DEFAULTS = {"verbose": 0, "model_root": "./checkpoints/", "metrics": ["AUC", "logloss"]}
 INITIALIZERS = ("partial(nn.init.normal_, std=1e-4)",)  # FuxiCTR evaluates what it is given; this is its default
@@ -415,7 +416,7 @@ def pool_sequence(ids: Tensor, weight: Tensor, mode: str, sum_rows: Callable[[Te
     """
     padding_row = weight[0].detach()
     padded = (ids == 0).sum(dim=1, keepdim=True).to(weight.dtype)
-    summed = sum_rows(ids) if sum_rows else F.embedding_bag(ids, weight, mode="sum", padding_idx=0)
+    summed = sum_rows(ids) if sum_rows else pool_rows(weight, ids, "sum")
     summed = summed + padded * padding_row
     if mode == "sum":
         return summed

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mm_fibinet.errors import UserError
 
 from .layers import masked_softmax
+from .lookup import look_up
 
 NUM_HEADS = 4
 
@@ -154,6 +155,6 @@ class SharedNormLayer(CrossAttentionLayer):
             positions: integer [B, L], each history position's row in `items`.
             mask: [B, L], non-zero = a real history item.
         """
-        history = F.embedding(positions, self.attn_norm(items))
+        history = look_up(self.attn_norm(items), positions)
         attended = self.attn_norm(target + self.dropout(self.cross_attn(target, history, mask)))
         return attended + self.dropout(self.ffn(attended))

@@ -6,7 +6,6 @@ batch too, which is what AUC counts.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mm_fibinet import losses
@@ -16,6 +15,7 @@ from .base import Inputs
 from .cross_attention import CrossAttention, NormedLayer
 from .history import HistoryModel
 from .layers import DINAttention, logit_mlp
+from .lookup import look_up
 
 POSITIVE_WEIGHT = 0.4
 
@@ -90,7 +90,7 @@ class DIN_att_emb_rms(HistoryModel):
     def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
         """An MLP reads the row, the target and what both attentions make of the history."""
         pooled = self.attention_layers(target, items, batch.history, batch.mask)
-        crossed = self.cross_attention_layers(target, F.embedding(batch.history, items), batch.mask)
+        crossed = self.cross_attention_layers(target, look_up(items, batch.history), batch.mask)
         return self.dnn(torch.cat([self.row_vectors(batch, items, target), target, pooled, crossed], dim=-1))
 
     def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp, require_divisor
+from .lookup import look_up
 
 
 class HSTU(HistoryModel):
@@ -90,7 +91,7 @@ class HSTU(HistoryModel):
 
 def with_target(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
     """The history's rows of `items`, then the target's: float [M, D], [B, D] and integer [B, L] to [B, L + 1, D]."""
-    return torch.cat([F.embedding(history, items), target.unsqueeze(1)], dim=1)
+    return torch.cat([look_up(items, history), target.unsqueeze(1)], dim=1)
 
 
 class HSTULayer(nn.Module):

@@ -25,6 +25,7 @@ from mm_fibinet.similarity import cosines
 from .base import Inputs, MultimodalModel
 from .cross_attention import CrossAttention, NormedLayer
 from .layers import masked_softmax
+from .lookup import look_up
 from .modalities import embedding_features
 
 TIER_WIDTH = 0.1
@@ -220,7 +221,7 @@ class InterestLayers(nn.Module):
         if self.bucket_attention is not None:
             outputs.append(self.bucket_attention(target, items, batch.history, batch.mask, near["bucket_attention"]))
         if self.cross_attention is not None:
-            outputs.append(self.cross_attention(target, F.embedding(batch.history, items), batch.mask))
+            outputs.append(self.cross_attention(target, look_up(items, batch.history), batch.mask))
         return outputs
 
 
@@ -327,7 +328,7 @@ class SimilarityAwareAttention(nn.Module):
     def _at_positions(self, layer: nn.Linear, items: Tensor, positions: Tensor) -> Tensor:
         """x * sigmoid(x) of a layer's outputs at each position: float [B, H, L, d]."""
         heads = self.factors.shape[1]
-        return F.embedding(positions, F.silu(layer(items))).unflatten(2, (heads, -1)).transpose(1, 2)
+        return look_up(F.silu(layer(items)), positions).unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 class BucketAttention(nn.Module):
@@ -363,11 +364,11 @@ class BucketAttention(nn.Module):
             float [B, D].
         """
         query = self.query(target) * self.key.out_features**-0.5
-        scores = (F.embedding(positions, self.key(items)) @ query.unsqueeze(-1)).squeeze(-1)
+        scores = (look_up(self.key(items), positions) @ query.unsqueeze(-1)).squeeze(-1)
         for column, vectors in zip(cosine, self.key_tiers, strict=True):
             scores = scores + (query @ vectors.T).gather(1, tiers(column)).to(scores.dtype)
         weights = masked_softmax(scores, mask)
-        pooled = (weights.unsqueeze(1) @ F.embedding(positions, self.value(items)).to(weights.dtype)).squeeze(1)
+        pooled = (weights.unsqueeze(1) @ look_up(self.value(items), positions).to(weights.dtype)).squeeze(1)
         for column, vectors in zip(cosine, self.value_tiers, strict=True):
             pooled = pooled + tier_sums(column, weights) @ vectors
         return pooled

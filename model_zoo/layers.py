@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from mm_fibinet.errors import UserError
 from mm_fibinet.precision import autocast_dtype
 
+from .lookup import look_up, pool_rows
+
 BilinearType = Literal["field_all", "field_each", "field_interaction"]
 BILINEAR_TYPES = get_args(BilinearType)
 
@@ -231,6 +233,8 @@ class DINAttention(nn.Module):
         w_target, w_item, w_difference, w_product = first.weight.chunk(4, dim=1)
         from_target = F.linear(target, w_target + w_difference, first.bias)
         from_item = F.linear(items, w_item - w_difference)
+        # The largest tensors there are, in the type that the products read.
+        items, target = items.to(autocast_dtype(items)), target.to(autocast_dtype(target))
 
         batch, length = positions.shape
         skips_padding = self.skips_padding(positions)
@@ -241,8 +245,8 @@ class DINAttention(nn.Module):
         else:
             position = positions
             its_target, its_bias = target.unsqueeze(1), from_target.unsqueeze(1)
-        history = F.embedding(position, items)
-        hidden = F.linear(its_target * history, w_product) + its_bias + F.embedding(position, from_item)
+        history = look_up(items, position)
+        hidden = F.linear(its_target * history, w_product) + its_bias + look_up(from_item, position)
         scores = sparing(layers[1:], hidden.flatten(0, -2)).squeeze(-1)
 
         if skips_padding and not self.use_softmax:
@@ -255,7 +259,7 @@ class DINAttention(nn.Module):
         if self.use_softmax:
             full = masked_softmax(full, mask)
         if skips_padding:
-            history = F.embedding(positions, items)
+            history = look_up(items, positions)
         return torch.bmm(full.unsqueeze(1).to(history.dtype), history).squeeze(1)
 
     def skips_padding(self, positions: Tensor) -> bool:
@@ -392,7 +396,7 @@ def mean_pooling(items: Tensor, positions: Tensor, mask: Tensor, padding_row: in
         float [B, W].
     """
     if padding_row is not None:
-        return F.embedding_bag(positions, items, mode="mean", padding_idx=padding_row)
+        return pool_rows(items, positions, "mean", padding_row)
     weights = mask.to(items.dtype)
-    summed = torch.bmm(weights.unsqueeze(1), F.embedding(positions, items)).squeeze(1)
+    summed = torch.bmm(weights.unsqueeze(1), look_up(items, positions)).squeeze(1)
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1)

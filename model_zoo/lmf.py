@@ -64,8 +64,10 @@ class LMF(FieldModel):
 
     def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
         """An MLP reads the fused modalities."""
+        parts = fields.unbind(1)  # a list as an index would make a GPU wait
         hidden = [
-            network(fields[:, group].flatten(1)) for network, group in zip(self.networks, self.groups, strict=True)
+            network(torch.cat([parts[place] for place in group], dim=1))
+            for network, group in zip(self.networks, self.groups, strict=True)
         ]
         return self.dnn(self.fusion(hidden))
 

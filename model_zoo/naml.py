@@ -8,12 +8,12 @@ popularity, so that an MLP of the row's features and the target is added.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp, masked_softmax
+from .lookup import look_up
 from .modalities import require_modalities
 
 
@@ -100,6 +100,6 @@ class AdditiveAttention(nn.Module):
         Returns:
             float [B, D].
         """
-        scores = F.embedding(positions, self.scores(items).unsqueeze(1)).squeeze(-1)
+        scores = look_up(self.scores(items).unsqueeze(1), positions).squeeze(-1)
         weights = masked_softmax(scores, mask)
-        return (weights.unsqueeze(1) @ F.embedding(positions, items)).squeeze(1)
+        return (weights.unsqueeze(1) @ look_up(items, positions)).squeeze(1)

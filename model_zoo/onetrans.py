@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .base import Inputs
 from .history import HistoryModel
 from .layers import logit_mlp, require_divisor
+from .lookup import look_up
 from .token_linear import TokenLinear
 
 
@@ -82,8 +83,8 @@ class OneTrans(HistoryModel):
         Returns:
             float [B, T, D].
         """
-        maps = F.embedding(positions, self.layers[0].maps(items))
-        history = F.embedding(positions, items)
+        maps = look_up(self.layers[0].maps(items), positions)
+        history = look_up(items, positions)
         for layer, kept in zip(self.layers, query_counts(positions.shape[1], len(self.layers)), strict=True):
             if maps is None:
                 maps = layer.maps(history)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .history import HistoryModel
+from .lookup import look_up
 
 
 class QIN(HistoryModel):
@@ -39,7 +40,7 @@ class QIN(HistoryModel):
 
     def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
         """Quadratic layers read the row, the target and the history as the target weighs it."""
-        pooled = self.attention_layers(target, F.embedding(batch.history, items), batch.mask)
+        pooled = self.attention_layers(target, look_up(items, batch.history), batch.mask)
         return self.qnn(torch.cat([self.row_vectors(batch, items, target), target, pooled], dim=-1))
 
 

@@ -21,6 +21,7 @@ from mm_fibinet.errors import UserError
 from .base import Inputs
 from .history import HistoryModel
 from .layers import last_width, require_divisor
+from .lookup import look_up
 
 MaskPolarity = Literal["correct", "published"]
 MASK_POLARITIES = get_args(MaskPolarity)
@@ -100,7 +101,7 @@ class Transformer_DCN(HistoryModel):
 
     def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
         """Cross network and MLP read the row, the target and the history's summary; one more MLP reads both."""
-        history = F.embedding(batch.history, items)
+        history = look_up(items, batch.history)
         tokens = torch.cat([history, target.unsqueeze(1).expand_as(history)], dim=-1)
         visible = batch.mask > 0
         if self.mask_polarity == "published":

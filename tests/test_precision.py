@@ -170,6 +170,29 @@ def test_tf32_is_on_inside_and_put_back_afterwards():
             assert tf32_flags() == before
 
 
+def convolutions():
+    cudnn = torch.backends.cudnn
+    kinds = [getattr(cudnn, kind).fp32_precision for kind in ("conv", "rnn") if hasattr(cudnn, kind)]
+    return cudnn.allow_tf32, *kinds
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_are_in_tf32_where_that_is_the_precision(name, allowed):
+    """torch's own setting lets cuDNN take them in tf32 although matrix products are fp32."""
+    first = torch.backends.cudnn.allow_tf32
+    assert first  # torch's
+    try:
+        torch.backends.cudnn.allow_tf32 = allowed
+        before = convolutions()
+        with contextlib.suppress(Stop), Precision(name, name, GPU, "").products():
+            assert convolutions()[0] == (name == "tf32")
+            raise Stop
+        assert convolutions() == before
+    finally:
+        torch.backends.cudnn.allow_tf32 = first
+
+
 def test_tf32_of_the_whole_process_stays():
     try:
         torch.set_float32_matmul_precision("high")
@@ -847,3 +870,13 @@ def test_tf32_products_are_rounded_inside_alone():
         inside = values @ values
     assert torch.equal(values @ values, outside)
     assert (outside - exact).abs().max() < 1e-3 < (inside - exact).abs().max() < 0.5
+
+
+@needs_gpu
+def test_fp32_convolutions_are_not_rounded():
+    torch.manual_seed(0)
+    layer, values = torch.nn.Conv1d(64, 64, 1).to(GPU), torch.randn(512, 64, 32, device=GPU)
+    with torch.no_grad():
+        exact = torch.einsum("oi,nil->nol", layer.weight[:, :, 0].double(), values.double()) + layer.bias[:, None]
+        with Precision.on("fp32", GPU).products():
+            assert (layer(values) - exact).abs().max() < 1e-5

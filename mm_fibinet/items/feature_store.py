@@ -38,7 +38,7 @@ from mm_fibinet.progress import track
 
 SHARD_ROWS = 1024
 SHARD_SECONDS = 20.0  # what a killed run loses at most
-WORKERS = 8
+WORKERS = 16
 MAX_BYTES_AHEAD = 256 * 2**20  # of contents that wait for the encoder
 
 
