@@ -220,8 +220,9 @@ def _names_in(value: object) -> list[str]:
 
 def _arguments(model_class: type, params: dict) -> dict:
     """The settings that a constructor is called with: all of them, as FuxiCTR does, where it takes them."""
-    settings = params if model_source.is_multimodal(model_class) else {**EXPECTED, **params}
-    if settings is not params:
+    settings = params
+    if not model_source.is_multimodal(model_class):
+        settings = {**EXPECTED, **params}
         settings["loss"] = losses.name_of(settings["loss"])  # the trainer knows of others
     parameters = inspect.signature(model_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -28,6 +28,9 @@ CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 FIRST_SCALE = 2.0**16  # torch's own start and pace
 STEPS_UNTIL_DOUBLED = 2000
 
+# Devices whose products torch can take in 16 bits; "meta", of tensors without data, is none.
+AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -251,3 +254,16 @@ def _cpu_has_bf16() -> bool:
         return not CPU_BF16_FLAGS.isdisjoint(CPU_INFO.read_text(errors="replace").split())
     except OSError:
         return False
+
+
+def autocast_dtype(values: Tensor) -> torch.dtype:
+    """The type that autocast would give a matrix product of these."""
+    kind = values.device.type
+    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return values.dtype
+
+
+def without_autocast(kind: str) -> contextlib.AbstractContextManager:
+    """What is computed inside is of its inputs' types, on a type of device that may have no autocast at all."""
+    return torch.autocast(kind, enabled=False) if kind in AUTOCAST_DEVICES else contextlib.nullcontext()

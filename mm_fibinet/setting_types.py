@@ -22,6 +22,7 @@ MAX_SIZE = 2**31 - 1  # of what is counted: rows, steps, ids
 MAX_WIDTH = 2**16  # of what makes a matrix: units, dimensions, heads, layers
 MAX_NAME = 200  # bytes of a name that files are named for
 
+LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")  # FuxiCTR's names of one
 LOSS_TERMS = ("bce", "focal", "pairwise")  # of mm_fibinet.losses
 SEQUENCE_ENCODERS = ("layers.MaskedAveragePooling()", "layers.MaskedSumPooling()")
 NUMBER = r"\d*\.?\d+(?:[eE][-+]?\d+)?|\d+\."

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.setting_types import LOSSES
 from mm_fibinet.yaml_reader import shown
 
 LOWER_IS_BETTER = ("logloss", "binary_crossentropy")
@@ -93,12 +94,12 @@ def active_columns(params: dict, where: str) -> dict[str, dict]:
 
 def require_loss(loss: str | Mapping[str, float], pos_weight: float, focal_gamma: float) -> None:
     """A UserError when pos_weight or focal_gamma is set and no term of the loss reads it."""
-    terms = ("bce",) if isinstance(loss, str) else tuple(loss)
+    terms = {"bce"} if loss in LOSSES else set() if isinstance(loss, str) else set(loss)  # others are torch's
     for name, value, default, readers in (
         ("pos_weight", pos_weight, 1, ("bce", "focal")),
         ("focal_gamma", focal_gamma, 2, ("focal",)),
     ):
-        if value != default and not set(readers) & set(terms):
+        if value != default and terms.isdisjoint(readers):
             raise UserError(
                 f"{name} is {value}, which only {' and '.join(readers)} read, but the loss is {shown(loss)}; leave "
                 f"{name} out, or set for example loss: {{{readers[-1]}: 1}}"

@@ -20,7 +20,6 @@ from mm_fibinet.metrics import METRICS
 from mm_fibinet.model_source import is_multimodal
 from mm_fibinet.yaml_reader import shown
 
-LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")
 OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
 METRIC_NAMES = (*METRICS, "binary_crossentropy")
 NORMALIZERS = ("StandardScaler", "MinMaxScaler", "none")
@@ -186,10 +185,10 @@ MonitorWeights = Annotated[
 
 
 Loss = Annotated[
-    Annotated[str, types.one_of(LOSSES)]
+    Annotated[str, types.one_of(types.LOSSES)]
     | Annotated[dict[Annotated[str, types.one_of(types.LOSS_TERMS)], types.Positive], Field(min_length=1)],
     Field(
-        description=f"one of {', '.join(LOSSES)}, or weights above 0 of {', '.join(types.LOSS_TERMS)}: "
+        description=f"one of {', '.join(types.LOSSES)}, or weights above 0 of {', '.join(types.LOSS_TERMS)}: "
         "{bce: 0.8, pairwise: 0.2}"
     ),
 ]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mm_fibinet.precision import autocast_dtype
+
 TOP = 4  # history items nearest to the target
 RECENCY = 0.85  # the weight of a history item, to the power of the positions after it
 ITEMS_PER_POSITION = 16  # up to this many items a position, all cosines at once are cheaper than gathered vectors
@@ -60,6 +62,7 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
     if len(items) <= history.numel():  # else fewer are gathered than there are
         lengths = _lengths(items.float())
         items = items if whole_numbers else items / lengths.unsqueeze(-1)
+    product_type = autocast_dtype(own)  # float32 without it
     found = torch.empty(batch, length, device=items.device)
     rows = max(NUMBERS_AT_ONCE // max(length * items.shape[1], 1), 1)
     for first in range(0, batch, rows):
@@ -68,8 +71,8 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
         theirs = items.index_select(0, places).unflatten(0, history[part].shape)
         if lengths is None and not whole_numbers:
             theirs = F.normalize(theirs.float(), dim=-1)
-        theirs = theirs.to(_product_type(theirs))
-        found[part] = torch.bmm(theirs, own[part].to(theirs.dtype).unsqueeze(-1)).squeeze(-1)
+        theirs = theirs.to(product_type)
+        found[part] = torch.bmm(theirs, own[part].to(product_type).unsqueeze(-1)).squeeze(-1)
         if whole_numbers:
             found[part] /= _lengths(theirs) if lengths is None else lengths[places].view_as(found[part])
     return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
@@ -78,14 +81,6 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
 def _lengths(vectors: Tensor) -> Tensor:
     """The vectors' lengths, at least 1e-12: float [..., E] to float32 [...]."""
     return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32).clamp(min=1e-12)
-
-
-def _product_type(values: Tensor) -> torch.dtype:
-    """The type of products on these values' device: autocast's where it is on, else float32."""
-    kind = values.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return torch.float32
 
 
 def cosine_features(items: Tensor, target: Tensor, history: Tensor, real: Tensor, weights: Tensor) -> Tensor:

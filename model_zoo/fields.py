@@ -75,46 +75,29 @@ class FieldModel(InterestModel):
         self.similarity_fields = similarity_fields
         super().__init__(feature_map, **kwargs)
         features = feature_map.features
-        self.field_features = [name for name in features if features[name]["type"] != "meta"]
-        self.field_features = [name for name in self.field_features if name not in self.compared_features]
+        fields = [name for name in features if features[name]["type"] != "meta"]
+        self.field_features = [name for name in fields if name not in self.compared_features]
         self.pooled_features = [*self.item_features, *self.level_features]  # the order that weights were trained in
         self.history_pooling = self._history_pooling(history_pooling)
+        embeddings = [name for name in self.item_features if features[name]["type"] == "embedding"]
         self.dropped_fields = {ITEM_ID: self.id_dropout} if ITEM_ID in self.item_features else {}
-        for name in self.item_features:
-            if features[name]["type"] == "embedding":
-                self.dropped_fields[name] = modality_dropout
+        self.dropped_fields.update(dict.fromkeys(embeddings, modality_dropout))
         self.embedding_dim = embedding_dim
         self.embedding_layer = FeatureEmbedding(
             feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None
         )
-        self.numeric_fields = [features[name]["type"] == "numeric" for name in self.field_features]
-        if self.history_pooling != "none":
-            self.numeric_fields += [features[name]["type"] == "numeric" for name in self.pooled_features]
+        pooled = self.pooled_features if self.history_pooling != "none" else []
+        self.numeric_fields = [features[name]["type"] == "numeric" for name in [*self.field_features, *pooled]]
+        vector_dim = len(self.vector_features) * embedding_dim
         if self.history_pooling == "target_attention":
-            self.history_attention = DINAttention(
-                len(self.vector_features) * embedding_dim, attention_hidden_units, dropout_rate=attention_dropout
-            )
-        self.modality_gate = None
-        if modality_gating:
-            gated = [name for name in self.item_features if features[name]["type"] == "embedding"]
-            if not gated:
-                raise UserError(
-                    "modality_gating is True, but no embedding is a field; see similarity_only, use_features"
-                )
-            self.modality_gate = ModalityGate(self.vector_features, gated, embedding_dim)
-        self.similarity = None
-        if similarity_fields:
-            of_items = [*self.item_features, *self.compared_features]
-            embeddings = [name for name in of_items if features[name]["type"] == "embedding"]
-            tags = [name for name in of_items if features[name]["type"] == "sequence"]
-            if not embeddings and not tags and not self.level_features:
-                raise UserError(
-                    "similarity_fields is True, but there is nothing to compare: expected a feature of source item and "
-                    "of type embedding or sequence, or history_levels: True"
-                )
-            self.similarity = SimilarityFields(embeddings, (tags or [None])[0], self.level_features, embedding_dim)
+            self.history_attention = DINAttention(vector_dim, attention_hidden_units, dropout_rate=attention_dropout)
+        if modality_gating and not embeddings:
+            raise UserError("modality_gating is True, but no embedding is a field; see similarity_only, use_features")
+        self.modality_gate = ModalityGate(self.vector_features, embeddings, embedding_dim) if modality_gating else None
+        self.similarity = self._make_similarity() if similarity_fields else None
+        if self.similarity is not None:
             self.numeric_fields += [True] * self.similarity.num_fields
-        self.interest = self.make_interest(len(self.vector_features) * embedding_dim, embedding_dim)
+        self.interest = self.make_interest(vector_dim, embedding_dim)
         if self.interest is not None:
             self.interest_projections = nn.ModuleList(nn.Linear(width, embedding_dim) for width in self.interest.widths)
             self.numeric_fields += self.interest.counts
@@ -203,6 +186,19 @@ class FieldModel(InterestModel):
                 "feature_cols with source: item"
             )
         return asked
+
+    def _make_similarity(self) -> SimilarityFields:
+        """Fields of all that can be compared: embeddings, the first list of tags, levels."""
+        features = self.feature_map.features
+        of_items = [*self.item_features, *self.compared_features]
+        embeddings = [name for name in of_items if features[name]["type"] == "embedding"]
+        tags = [name for name in of_items if features[name]["type"] == "sequence"]
+        if not embeddings and not tags and not self.level_features:
+            raise UserError(
+                "similarity_fields is True, but there is nothing to compare: expected a feature of source item and of "
+                "type embedding or sequence, or history_levels: True"
+            )
+        return SimilarityFields(embeddings, (tags or [None])[0], self.level_features, self.embedding_dim)
 
     def _is_compared(self, name: str) -> bool:
         """Whether similarity_fields compare a feature."""

@@ -95,10 +95,11 @@ def with_target(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
 
 
 class HSTULayer(nn.Module):
-    """U, V, Q, K = SiLU(linear(LN(X))); Y = linear(LN(SiLU(Q K^T + b) V / n) * U) + X (the paper's eq. 1-3).
+    """U, V, Q, K = SiLU(linear(LN(X))); Y = linear(LN(SiLU(Q K^T + b) V / n) * U) + X.
 
-    n is the number of the row's real positions, b a learned number a head and a distance. The paper's bias by time is
-    left out: the histories have no times.
+    The paper's eq. 1-3, as summaries of it give them, with the LN of X and the n of its authors' code. n is the number
+    of the row's real positions, where theirs is the padded length; b a learned number a head and a distance. The
+    paper's bias by time is left out: the histories have no times.
 
     Args:
         dim: D.

@@ -10,6 +10,7 @@ the row's. All are off unless asked for.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,7 @@ from .base import Inputs, MultimodalModel
 from .cross_attention import CrossAttention, NormedLayer
 from .layers import masked_softmax
 from .lookup import look_up
+from .modalities import embedding_features
 
 TIER_WIDTH = 0.1
 NUM_TIERS = 22  # ceil(cosine / 0.1) + 10: 0 .. 20, and 21 for what rounding makes of a cosine of 1
@@ -131,8 +133,7 @@ class InterestModel(MultimodalModel):
 
     def _require_embeddings(self, setting: str, names: list[str]) -> None:
         """A UserError unless each of these is an embedding of the items, and there is a history."""
-        features = self.feature_map.features
-        known = [name for name in self.item_features if features[name]["type"] == "embedding"]
+        known = embedding_features(self.feature_map)
         for name in names:
             if name not in known:
                 raise UserError(
@@ -147,7 +148,7 @@ class InterestModel(MultimodalModel):
 
     def _compared_only(self, names: list[str]) -> list[str]:
         """`similarity_only`, checked: each is compared by some setting."""
-        compared = {*self._searched_by(), *(name for of in self.interest_settings.values() for name in of)}
+        compared = {*self._searched_by(), *itertools.chain(*self.interest_settings.values())}
         for name in names:
             if name not in compared and not self._is_compared(name):
                 raise UserError(
@@ -188,6 +189,7 @@ class InterestLayers(nn.Module):
     ):
         super().__init__()
         self.columns = {"simtier": simtier, "sa_ta": sa_ta, "bucket_attention": bucket_attention}
+        self.compared = list(dict.fromkeys(itertools.chain(*self.columns.values())))
         self.simtiers = nn.ModuleList(SimTier() for _ in simtier)
         self.widths = [NUM_TIERS * TIER_DIM for _ in simtier]
         self.sa_ta = self.bucket_attention = self.cross_attention = None
@@ -211,14 +213,13 @@ class InterestLayers(nn.Module):
             items: float [M, W], the items' vectors.
             target: float [B, W], those of the targets.
         """
-        compared = {name for names in self.columns.values() for name in names}
-        found = {name: cosines(batch.items[name], batch.target, batch.history) for name in compared}
-        of = {setting: [found[name] for name in names] for setting, names in self.columns.items()}
-        outputs = [layer(values, batch.mask) for layer, values in zip(self.simtiers, of["simtier"], strict=True)]
+        found = {name: cosines(batch.items[name], batch.target, batch.history) for name in self.compared}
+        near = {setting: [found[name] for name in names] for setting, names in self.columns.items()}
+        outputs = [layer(cosine, batch.mask) for layer, cosine in zip(self.simtiers, near["simtier"], strict=True)]
         if self.sa_ta is not None:
-            outputs.append(self.sa_ta(target, items, batch.history, batch.mask, of["sa_ta"]))
+            outputs.append(self.sa_ta(target, items, batch.history, batch.mask, near["sa_ta"]))
         if self.bucket_attention is not None:
-            outputs.append(self.bucket_attention(target, items, batch.history, batch.mask, of["bucket_attention"]))
+            outputs.append(self.bucket_attention(target, items, batch.history, batch.mask, near["bucket_attention"]))
         if self.cross_attention is not None:
             outputs.append(self.cross_attention(target, look_up(items, batch.history), batch.mask))
         return outputs

@@ -8,7 +8,6 @@ tests hold each against that layer. What changes is only how the products are gr
   item, and only the product term per position, and only at positions that hold an item, where nothing counts the rest.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -19,6 +18,7 @@ from fuxictr.pytorch.layers.activations import Dice
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.precision import autocast_dtype
 
 from .lookup import look_up, pool_rows
 
@@ -127,23 +127,6 @@ def pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
 def _side_by_side(weights: Tensor) -> Tensor:
     """[P, D, D] as [D, P, D] in memory, so that the blocks of neighbouring pairs are one matrix [D, n D] of it."""
     return weights.transpose(0, 1).contiguous()
-
-
-# Devices whose products torch can take in 16 bits; "meta", of tensors without data, is none.
-AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
-
-
-def autocast_dtype(values: Tensor) -> torch.dtype:
-    """The type that autocast would give a matrix product of these."""
-    kind = values.device.type
-    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return values.dtype
-
-
-def without_autocast(kind: str) -> contextlib.AbstractContextManager:
-    """What is computed inside is of its inputs' types, on a type of device that may have no autocast at all."""
-    return torch.autocast(kind, enabled=False) if kind in AUTOCAST_DEVICES else contextlib.nullcontext()
 
 
 class LinearPart(nn.Module):

@@ -82,7 +82,7 @@ class LMF(FieldModel):
 
 
 class LowRankFusion(nn.Module):
-    """sum_r w_r prod_m W_m^r [h_m; 1] + b (the paper's eq. 6 and its weights of the ranks).
+    """sum_r w_r prod_m W_m^r [h_m; 1] + b (the paper's eq. 8, with the weights and the bias of its authors' code).
 
     Args:
         dims: of the modalities.

@@ -2,8 +2,9 @@
 
 Weights on content want many passes over the data, tables of ids are overfitted after one. So a network of its own, the
 extractor, predicts the clicks from the frozen embeddings of target and history alone, and the ranker reads the
-extractor's last layer without training it; beside it stand SimTier's counts of how near the history's items are. The
-paper trains the extractor for several epochs first; here both learn from the same batches, each by its own loss.
+extractor's last layer without training it; beside it stand SimTier's counts of how near the history's items are. In
+the paper, as summaries give it, the extractor is trained for several epochs first; here both learn from the same
+batches, each by its own loss.
 """
 
 import torch

@@ -5,8 +5,9 @@ invariant one, from a map that all share. Discriminators guess which modality a 
 the specific parts, and the map of the invariant ones is trained until they cannot. A first discriminator, which
 trains nothing but itself, says which invariant parts still show where they came from; the second leaves those aside.
 
-The paper's user is a recurrent network with attention; here it is DIN's attention over the items' representations. The
-item's invariant part is the mean over its modalities. Discriminators see the target items of a batch.
+All this as summaries of the paper give it. Its user is a recurrent network with attention; here it is DIN's attention
+over the items' representations. The item's invariant part is the mean over its modalities. Discriminators see the
+target items of a batch.
 """
 
 import torch

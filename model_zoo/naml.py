@@ -24,7 +24,7 @@ class NAML(HistoryModel):
         feature_map: FuxiCTR's FeatureMap.
         modality_features: embedding columns of the items that must be there; all there are unless given. A column
             that the data set's entry does not name is read from item_info.
-        view_dim: D of a view and of an item; the paper's unless given.
+        view_dim: D of a view and of an item; that of NAML's public implementations unless given.
         query_dim: of both attentions' queries; likewise.
         dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP; the dropout of the views too.
         kwargs: what HistoryModel takes.
@@ -68,7 +68,7 @@ class NAML(HistoryModel):
 
 
 class AdditiveAttention(nn.Module):
-    """sum_i softmax_i(q tanh(V x_i + v)) x_i, with one learned q (the paper's eq. 3-5, 11-13).
+    """sum_i softmax_i(q tanh(V x_i + v)) x_i, with one learned q (NAML's attention, as summaries of the paper give it).
 
     Args:
         dim: D.

@@ -6,7 +6,7 @@ NS token has its own. As causal attention gathers what counts at the end, fewer 
 (the pyramid): here from all down to none, for the last layer's are read by nobody.
 
 Keys, values and queries of the first layer's S tokens are computed once an item. The paper's order by time is the
-history's own; its cache of a user's keys and values is for serving.
+history's own; its cache of keys and values is for many candidates of one request.
 """
 
 import torch

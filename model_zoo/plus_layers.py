@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import autocast_dtype, pairs_by_field, without_autocast
+from mm_fibinet.precision import autocast_dtype, without_autocast
+
+from .layers import pairs_by_field
 
 
 class FieldNorm(nn.Module):

@@ -2,9 +2,10 @@
 
 A frozen embedding cannot follow the clicks. Its codes can: each level of a residual quantisation is an id with a vector
 that is trained as any other, shared by the items that are alike, so that a cold item has trained ones too. Codes come
-with the items, as build_item_emb.py --semantic_ids writes them: `item_codes`, a code a level, each out of a
-range of its own. The paper's alignment of the embedding that they are made of is the encoder's business, not the
-ranker's. Target and history have their codes' vectors beside their other features, and DIN's attention compares them.
+with the items, as build_item_emb.py --semantic_ids writes them: `item_codes`, a code a level, each out of a range of
+its own. What the paper aligns before, as summaries give it, is the embedding that they are made of: the encoder's
+business, not the ranker's. Target and history have their codes' vectors beside their other features, and DIN's
+attention compares them.
 """
 
 import torch

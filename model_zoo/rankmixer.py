@@ -50,7 +50,7 @@ class RankMixer(FieldModel):
 
 
 class RankMixerBlock(nn.Module):
-    """S = LN(mix(X) + X), then LN(FFN(S) + S), each token with a network of its own (section 3.2).
+    """S = LN(mix(X) + X), then LN(FFN(S) + S), each token with a network of its own (section 3.1).
 
     Args:
         num_tokens: T.
@@ -76,7 +76,7 @@ class RankMixerBlock(nn.Module):
 
 
 def mix_tokens(tokens: Tensor) -> Tensor:
-    """Token h of the output is head h of every token, side by side (section 3.2.1, with as many heads as tokens).
+    """Token h of the output is head h of every token, side by side (section 3.3.1, with as many heads as tokens).
 
     Args:
         tokens: float [B, T, D], D a multiple of T.

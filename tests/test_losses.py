@@ -148,6 +148,8 @@ def test_probabilities_of_0_and_1_have_a_finite_loss(terms):
             {"loss": {"pairwise": 1}, "pos_weight": 0.4},
             "pos_weight is 0.4, which only bce and focal read, but the loss",
         ),
+        ({"loss": "mse_loss", "pos_weight": 0.4}, "pos_weight is 0.4, which only bce and focal read, .* 'mse_loss'"),
+        ({"loss": "focal", "pos_weight": 0.4}, "pos_weight is 0.4, .* but the loss is 'focal'"),
         ({"loss": "bce", "focal_gamma": 1.0}, "focal_gamma is 1.0, which only focal read, .* set for example loss: "),
     ],
 )

@@ -19,9 +19,7 @@ from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.settings import load_params
 from model_zoo.base import MultimodalModel
-from model_zoo.fields import FieldModel
 from model_zoo.history import HistoryModel
-from model_zoo.layers import logit_mlp
 
 GUIDE = Path(__file__).parent.parent / "docs/guide.md"
 
@@ -138,8 +136,8 @@ def test_a_history_models_logit_has_the_items_and_the_target():
 
 def test_the_guides_model():
     """Its lines run as they stand there."""
-    namespace = {"FieldModel": FieldModel, "logit_mlp": logit_mlp}
-    exec(re.search(r"```python\n(class Tower.*?)```", GUIDE.read_text(), re.DOTALL)[1], namespace)
+    namespace = {"__package__": "model_zoo"}
+    exec(re.search(r"```python\n(from .fields import.*?)```", GUIDE.read_text(), re.DOTALL)[1], namespace)
     model, batch = make(namespace["Tower"], embedding_dim=4).eval(), make_batch()
     with torch.no_grad():
         logit = model.mlp(model.fields(model.read_batch(batch)).flatten(1))
