@@ -4,9 +4,12 @@ import dataclasses
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +17,14 @@ import torch
 from conftest import ROOT
 from item_files import ITEMS, Hashes, arguments, build, cover, fails, make_data
 from test_distributed import free_port
+from test_launcher import ended
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import modalities, on_ray
 from mm_fibinet.items.build import build as build_embedding
 from mm_fibinet.items.contents import Entry
+from mm_fibinet.items.filling import Work
+from mm_fibinet.items.modalities import Reading
 from mm_fibinet.items.shares import Share
 
 
@@ -154,12 +160,50 @@ def test_a_cluster_without_room_for_a_worker_is_refused(monkeypatch, device, exp
         on_ray._fill(SmallCluster(), None, torch.device(device))
 
 
-def command(data: Path, output: Path, *before: str, **options) -> subprocess.CompletedProcess:
+class KillingCluster(SmallCluster):
+    """One on which whatever runs is killed, however often it is tried."""
+
+    class exceptions:
+        class WorkerCrashedError(Exception):
+            pass
+
+    def __init__(self):
+        self.cancelled = []
+
+    def remote(self, **needs):
+        assert needs == {"num_cpus": 1, "max_retries": 3, "max_calls": 1}
+        return lambda task: SimpleNamespace(remote=lambda work, threads, share: share.part)
+
+    def wait(self, tasks):
+        return tasks[:1], tasks[1:]
+
+    def get(self, tasks):
+        raise self.exceptions.WorkerCrashedError
+
+    def cancel(self, task, force):
+        self.cancelled.append(task)
+
+
+def test_workers_that_are_killed_again_and_again_are_a_mistake_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    cluster = KillingCluster()
+    work = Work([], Reading(24, None, 10), [], [tmp_path], "cpu", None, "auto", 0, False)
+    with pytest.raises(UserError, match=r"^--engine ray: a worker was ended from outside 4 times \(out of memory\?\);"):
+        on_ray._fill(cluster, work, torch.device("cpu"))
+    assert cluster.cancelled == ["1-of-1"]
+
+
+def as_started(data: Path, output: Path, *before: str, **options) -> dict:
     """The real command with the default image encoder, one thread a process: the bits depend on their number."""
     images = {"text_encoder": "none", "item_feature": None}
     line = [sys.executable, *before, str(ROOT / "build_item_emb.py"), *arguments(data, output, **images, **options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=output.parent)
+    return {"args": line, "text": True, "env": environment, "cwd": output.parent}
+
+
+def command(data: Path, output: Path, *before: str, **options) -> subprocess.CompletedProcess:
+    """The real command, to its end."""
+    return subprocess.run(**as_started(data, output, *before, **options), capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +260,26 @@ def test_ray_gives_the_same_bytes_and_goes_on_where_it_was(alone, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: " in done.stderr and "found 1 bad image files, expected none with --strict" in done.stderr
     assert not (tmp_path / "strict.parquet").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
+def test_ctrl_c_on_ray_is_one_line_and_leaves_nothing_torn(tmp_path):
+    """When one share is done and another is at work."""
+    data = make_data(tmp_path / "data", 600)
+    for item in range(7, 600, 2):
+        (data / "images" / f"{item}.jpg").write_bytes(b"<html>")
+    process = subprocess.Popen(
+        **as_started(data, tmp_path / "out.parquet", engine="ray", store=tmp_path / "store"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 300
+    while not list(tmp_path.glob("store/*/1-of-*/*.h5")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the foreground
+    code, out, err = ended(process)
+    assert (code, out) == (130, "") and err.startswith("interrupted: run the same command") and err.count("\n") == 1
+    assert not (tmp_path / "out.parquet").exists() and not list(tmp_path.glob("store/**/.*.part"))
