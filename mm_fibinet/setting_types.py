@@ -20,6 +20,7 @@ from pydantic_core import core_schema
 
 MAX_SIZE = 2**31 - 1  # of what is counted: rows, steps, ids
 MAX_WIDTH = 2**16  # of what makes a matrix: units, dimensions, heads, layers
+MAX_PATH = 4000
 MAX_NAME = 200  # bytes of a name that files are named for
 
 LOSSES = ("binary_crossentropy", "binary_cross_entropy", "bce")  # FuxiCTR's names of one
@@ -125,9 +126,14 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, str) or bool(PLAIN_TEXT.fullmatch(value))
 
 
+def _is_path(value: Any) -> bool:
+    """Whether it may name a file; one whose name is no UTF-8 has halves of characters, which pydantic's str refuses."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_PATH and "\0" not in value
+
+
 Flag = Annotated[bool, Field(description="True or False")]
 Text = Annotated[str, Field(max_length=1000, description="a text")]
-Path = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$", description="a path")]
+Path = Annotated[Any, KeepingCheck(_is_path, "a path")]
 Number = Annotated[float, Field(description="a number")]
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]

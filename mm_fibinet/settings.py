@@ -16,7 +16,16 @@ from mm_fibinet.fuxictr_data import complete_entry
 from mm_fibinet.model_source import find_model
 from mm_fibinet.setting_types import MAX_NAME
 from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
-from mm_fibinet.settings_schema import ALIASES, DatasetEntry, RunSettings, field_names, schema_of, validate
+from mm_fibinet.settings_schema import (
+    ACCEPTED,
+    ALIASES,
+    DatasetEntry,
+    RunSettings,
+    field_names,
+    require_accepted,
+    schema_of,
+    validate,
+)
 from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 
 __all__ = [
@@ -27,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 DATA_FILES = ("train_data", "valid_data", "test_data", "item_info", "item_feature", "user_info")
+OF_DATA = (*DATA_FILES, "feature_cols", "label_col")
 DEFAULTS = {
     name: RunSettings.model_fields[name].default
     for name in ("seed", "batch_size", "epochs", "max_len", "shuffle", "group_id")
@@ -123,6 +133,7 @@ def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple
         return next((source for source, settings in reversed(changes) if key in settings), where)
 
     params = {**DEFAULTS, **experiment, **dataset}
+    _refuse_overruled(expid, experiment, dataset, {key for _, settings in changes for key in settings})
     for _, settings in changes:
         params.update(settings)
     params["dataset_id"] = dataset["dataset_id"]
@@ -130,6 +141,19 @@ def resolve(expid: str, experiment: dict, dataset: dict, models, *changes: tuple
     model_class = find_model(models, params.get(named), origin(named))
     params["model"] = params[named]
     return check_together(validate(params, schema_of(model_class), origin), origin)
+
+
+def _refuse_overruled(expid: str, experiment: dict, dataset: dict, changed: set[str]) -> None:
+    """The data set's entry counts, as in FuxiCTR; what an experiment then says of its data in vain is refused."""
+    for key in sorted(experiment.keys() & dataset.keys() - changed):
+        value = experiment[key]
+        if key in ACCEPTED:
+            require_accepted(key, value, f"experiment {expid}")
+        elif key in OF_DATA and value not in (None, dataset[key]):
+            raise UserError(
+                f"experiment {expid}: {key} is {shown(value)}, but dataset {dataset['dataset_id']} has "
+                f"{shown(dataset[key])}, which would be taken; leave {key} out, or choose it with --set {key}=..."
+            )
 
 
 def known_settings(model_class: type) -> set[str]:

@@ -111,7 +111,7 @@ class NumericFeature(Feature):
     """A number a row."""
 
     type: Literal["numeric"]
-    normalizer: Annotated[str | None, types.one_of([*NORMALIZERS, None])] = "StandardScaler"
+    normalizer: Annotated[str | None, types.one_of([*NORMALIZERS, None], "null")] = "StandardScaler"
     fill_na: types.Number = ABSENT
     embedding_dim: types.Width = ABSENT
 
@@ -340,7 +340,7 @@ def validate(params: dict, schema: type[Strict], origin) -> dict:
         if name in names:
             read[name] = _without_accepted(name, value, origin)
         elif name in ACCEPTED:
-            _require_accepted(name, value, origin(name))
+            require_accepted(name, value, origin(name))
         else:
             raise UserError(f"{origin(name)}: {name[:80]}: {unknown(name, names, params.get('model'))}")
     try:
@@ -389,13 +389,14 @@ def _without_accepted(name: str, value: object, origin) -> object:
     for entry in value:
         if isinstance(entry, dict):
             for key in set(entry) & set(ACCEPTED):
-                _require_accepted(key, entry[key], f"{origin(name)}: {_entry_name(entry, what)}")
+                require_accepted(key, entry[key], f"{origin(name)}: {_entry_name(entry, what)}")
             entry = {key: inner for key, inner in entry.items() if key not in ACCEPTED}
         entries.append(entry)
     return entries
 
 
-def _require_accepted(name: str, value: object, where: str) -> None:
+def require_accepted(name: str, value: object, where: str) -> None:
+    """A UserError when one of ACCEPTED has a value with which it would change something."""
     accepted = ACCEPTED[name]
     fits = not isinstance(value, dict | list) if not accepted.values else value in accepted.values
     if not fits:

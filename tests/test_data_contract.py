@@ -356,6 +356,10 @@ def test_paths_are_taken_literally(tmp_path, name, capsys):
         "--set", "epochs=1", *arguments, capsys=capsys,
     )  # fmt: skip
     assert (code, err) == (0, "")
+    out = folder / "submission.zip"
+    run = ("--expid", "FiBiNET_test", "--model_root", tmp_path / "runs", "--out", out)
+    code, _, err = run_script("prediction", *run, capsys=capsys)
+    assert (code, err) == (0, "") and out.exists()
 
 
 @pytest.mark.parametrize(

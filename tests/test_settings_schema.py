@@ -59,6 +59,12 @@ def config(dataset, tmp_path):
         ("experiment", {"low_rank": 32}, "experiment FiBiNET_test: low_rank: unknown key with model FiBiNET, expected"),
         ("experiment", {"regularizer": 1e-8}, "regularizer: FuxiCTR reads this, here nothing does; set embedding_regu"),
         ("experiment", {"din_target_field": "x"}, "here nothing does; the target is item_id"),
+        (
+            "experiment",
+            {"data_format": "csv"},
+            "experiment FiBiNET_test: data_format is 'csv', expected parquet or npz",
+        ),
+        ("experiment", {"item_info": "b.parquet"}, "item_info is 'b.parquet', but dataset TEST_DATA has '/"),
         ("experiment", {"gpu": 0}, "choose the device with --gpu"),
         ("experiment", {"model_id": "X"}, "it is the experiment's ID"),
         ("experiment", {"checkpoints": "x"}, "checkpoints: unknown key"),
@@ -112,6 +118,11 @@ def config(dataset, tmp_path):
             {"feature_cols": [{"type": "meta"}]},
             "feature_cols has {'type': 'meta'}, expected name, the name of",
         ),
+        (
+            "entry",
+            {"feature_cols": [{"name": "hour", "type": "numeric", "normalizer": "Robust"}]},
+            "feature hour: normalizer is 'Robust', expected one of StandardScaler, MinMaxScaler, none, null",
+        ),
         ("entry", {"label_col": "label"}, "dataset TEST_DATA: label_col is 'label', expected one label column"),
         ("entry", {"label_col": [{"name": "a"}, {"name": "b"}]}, "expected one label column"),
         ("entry", {"label_col": {"name": "a", "typ": "x"}}, "dataset TEST_DATA: label a: typ: unknown key"),
@@ -133,6 +144,15 @@ def test_names_and_values_are_refused_where_they_stand(config, where, changes, m
     with pytest.raises(UserError) as error:
         load(folder)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_data_of_an_experiment_agree_with_its_data_set_or_give_way_to_the_command_line(config, dataset):
+    """The data set's entry would be taken, as in FuxiCTR, and the experiment's file never read."""
+    known = yaml.safe_load((dataset / "dataset_config.yaml").read_text())["TEST_DATA"]["item_info"]
+    assert load(config(experiment={"item_info": known}))["item_info"] == known
+    assert load(config(experiment={"item_info": None}))["item_info"] == known
+    folder = config(experiment={"item_info": "b.parquet"})
+    assert load(folder, "item_info=b.parquet")["item_info"] == "b.parquet"
 
 
 def test_what_is_missing_is_named(dataset, tmp_path):
