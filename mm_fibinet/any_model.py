@@ -94,7 +94,12 @@ def make_model(model_class: type, feature_map: FeatureMap, params: dict) -> Any:
     try:
         model = model_class(feature_map, **_arguments(model_class, params))
     except (Exception, SystemExit) as error:
-        _explain(error, model_class, "its constructor failed", "check its settings and its code")
+        advice = "check its settings and its code"
+        if isinstance(error, KeyError) and not _takes_more(model_class):
+            advice = (
+                "it takes no **kwargs, expected that it does and hands them to super().__init__(feature_map, **kwargs)"
+            )
+        _explain(error, model_class, "its constructor failed", advice)
         raise
     if not model_source.is_multimodal(model_class):
         _refuse_unready(model)
@@ -224,10 +229,16 @@ def _arguments(model_class: type, params: dict) -> dict:
     if not model_source.is_multimodal(model_class):
         settings = {**EXPECTED, **params}
         settings["loss"] = losses.name_of(settings["loss"])  # the trainer knows of others
-    parameters = inspect.signature(model_class).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    if _takes_more(model_class):
         return settings
+    parameters = inspect.signature(model_class).parameters
     return {name: value for name, value in settings.items() if name in parameters}
+
+
+def _takes_more(model_class: type) -> bool:
+    """Whether a constructor has **kwargs."""
+    parameters = inspect.signature(model_class).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _explain(error: BaseException, model_class: type, what: str, advice: str) -> None:

@@ -21,7 +21,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +33,7 @@ from mm_fibinet.yaml_reader import shown
 ZOO = "model_zoo"  # the package of FuxiCTR's models, in its wheel and its checkouts
 CHECKOUT_HINT = "expected a checkout of FuxiCTR (git clone https://github.com/reczoo/FuxiCTR)"
 CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+MOST_FILES = 3  # that an error names
 BASES = ("BaseModel", "MultiTaskModel")  # what the classes of a checkout inherit
 HERE = Path(__file__).resolve().parent
 
@@ -44,10 +45,12 @@ class Checkout:
     Attributes:
         folder: its root, absolute.
         classes: {class name: the names of the modules that define one}.
+        left_out: {a file that no class is taken from: why}.
     """
 
     folder: Path
     classes: dict[str, list[str]]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, folder: str | Path) -> "Checkout":
@@ -61,11 +64,21 @@ class Checkout:
         if not paths:
             raise UserError(f"--models_from {folder}: no {ZOO}/*/src/*.py there, {CHECKOUT_HINT}")
         classes: dict[str, list[str]] = {}
+        left_out: dict[str, str] = {}
         for path in paths:
-            for name in _model_names(path):
-                module = ".".join(path.relative_to(root).with_suffix("").parts)
-                classes.setdefault(name, []).append(module)
-        return cls(root, dict(sorted(classes.items())))
+            parts = path.relative_to(root).with_suffix("").parts
+            try:
+                names = _model_names(path)
+            except (SyntaxError, ValueError, OSError) as error:
+                left_out[str(path)] = f"cannot be parsed ({error})"
+                continue
+            no_names = [part for part in parts if not part.isidentifier()]
+            if names and no_names:
+                left_out[str(path)] = f"cannot be imported: {no_names[0]} is no name of a module; rename it"
+                continue
+            for name in names:
+                classes.setdefault(name, []).append(".".join(parts))
+        return cls(root, dict(sorted(classes.items())), left_out)
 
     def find(self, name: str, where: str) -> type:
         """The class of that name.
@@ -78,6 +91,13 @@ class Checkout:
             choices = " or ".join(f"{module}:{name}" for module in modules)
             raise UserError(f"{where}model {name} is in {len(modules)} files of {self.folder}, expected {choices}")
         return import_class(f"{modules[0]}:{name}", where, self)
+
+    def hint(self, name: str) -> str:
+        """The files that no class is taken from, those first that a class of this name might be in; "" for none."""
+        order = sorted(self.left_out, key=lambda path: _letters(name) not in _letters(path))
+        said = [f"{path} {self.left_out[path]}" for path in order[:MOST_FILES]]
+        more = len(order) - len(said)
+        return "".join(f"; {each}" for each in said) + (f"; and {more} more files" if more else "")
 
 
 def with_checkout(models: ModuleType, folder: str | Path) -> ModuleType:
@@ -116,6 +136,7 @@ def find_model(models, name: object, where: str = "") -> type:
     raise UserError(
         f"{where}model {shown(name)} is unknown, {hint}expected one of {', '.join(names)}; package.module:Class for a "
         "FuxiCTR model of your own; or a class of the checkout of FuxiCTR that --models_from names"
+        f"{checkout.hint(str(name)) if checkout else ''}"
     )
 
 
@@ -269,12 +290,14 @@ def _joined_zoos(checkout: Checkout | None) -> Iterator[None]:
         vars(zoo).update(exported)
 
 
+def _letters(text: str) -> str:
+    """What is left of a name without case and signs."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
 def _model_names(path: Path) -> list[str]:
-    """The classes of a file that are models of FuxiCTR in PyTorch; none of a file that cannot be parsed."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):
-        return []
+    """The classes of a file that are models of FuxiCTR in PyTorch; an error of ast's where it cannot be parsed."""
+    tree = ast.parse(path.read_bytes())
     imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     if any("tensorflow" in name for name in imported):

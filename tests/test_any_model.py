@@ -353,6 +353,10 @@ def test_scores_without_a_second_axis_are_for_a_loss_of_the_models_own(dataset, 
         ("Unmade", r"Unmade: its constructor does not call super\(\).__init__"),
         ("Unsized", r"Unsized: out.weight, out.bias have no size before the first batch"),
         ("Frozen", r"Frozen: no parameter has requires_grad"),
+        (
+            "TakesNoMore",
+            r"TakesNoMore: its constructor failed: KeyError: 'verbose' \(.*my_mod.*; it takes no \*\*kwargs",
+        ),
     ],
 )
 def test_a_constructor_that_fails(working_folder, name, message):

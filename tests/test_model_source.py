@@ -160,6 +160,22 @@ def test_a_checkouts_classes_are_models_by_name(checkout):
         settings.find_model(model_zoo, "Tiny")
 
 
+def test_a_checkouts_files_that_no_class_is_taken_from_are_named(checkout):
+    """A slip of the pen, and a folder that no module can be imported from: the class is not just unknown."""
+    source = checkout / "model_zoo" / "Mask-Net" / "src"
+    source.mkdir(parents=True)
+    (source / "MaskNet.py").write_text(FILES["DIN/src/DIN.py"].replace("DIN", "MaskNet"))
+    models = model_source.with_checkout(model_zoo, checkout)
+    for name, said in {
+        "MaskNet": r"--models_from names; .*/MaskNet.py cannot be imported: Mask-Net is no name of .*; .*/Bad.py c",
+        "Bad": r"--models_from names; .*/Bad.py cannot be parsed \(invalid syntax \(.*, line 1\)\); .*/MaskNet.py c",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            settings.find_model(models, name)
+    (checkout / "model_zoo" / "Mask-Net").rename(checkout / "model_zoo" / "MaskNet")
+    assert settings.find_model(model_source.with_checkout(model_zoo, checkout), "MaskNet")
+
+
 def test_what_is_no_checkout(tmp_path):
     with pytest.raises(
         UserError, match=r"--models_from .*: no model_zoo/\*/src/\*.py there, expected a checkout of Fuxi"

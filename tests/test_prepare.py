@@ -330,16 +330,17 @@ def test_a_folder_of_files_is_one_log(tmp_path, shop):
     [
         "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%.3f+00:00", "%Y-%m-%d %H:%M:%S UTC",
         "%Y-%m-%d %H:%M:%S%.3f UTC", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S", "parquet", "ms",
-        "fraction",
+        "fraction", "float_us", "float_ns", "text_us",
     ],
 )  # fmt: skip
 def test_times_are_numbers_or_dates(form, tmp_path, shop):
     folder, out = shop
-    log, name = raw_log(), "log.parquet" if form == "parquet" else "log.csv"
+    log, name = raw_log(), "log.parquet" if form in ("parquet", "float_us", "float_ns") else "log.csv"
     seconds = pl.from_epoch("when", time_unit="s")
     when = {"parquet": seconds, "ms": pl.col("when") * 1000, "fraction": pl.col("when") + 0.25}
+    when |= {"float_us": pl.col("when") * 1e6, "float_ns": pl.col("when") * 1e9, "text_us": pl.col("when") * 1e6 + 0.5}
     log = log.with_columns((when[form] if form in when else seconds.dt.strftime(form)).alias("when"))
-    (log.write_parquet if form == "parquet" else log.write_csv)(tmp_path / name)
+    (log.write_parquet if name == "log.parquet" else log.write_csv)(tmp_path / name)
     make(folder, tmp_path / "out", interactions=str(tmp_path / name))
     assert (tmp_path / "out" / "train.parquet").read_bytes() == (out / "train.parquet").read_bytes()
 

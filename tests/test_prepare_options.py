@@ -421,8 +421,30 @@ def test_json_ids_may_become_texts_at_any_line(tmp_path):
     train = pl.concat([pl.read_parquet(tmp_path / "out" / f"{split}.parquet") for split in ("train", "valid")])
     items = {item for items in train["item_seq"].to_list() for item in items if item}
     assert {originals(tmp_path / "out", "item_id")[item] for item in items} == {"3", "03"}
-    with pytest.raises(UserError, match="column late is missing in the first 10,000 lines, found who, what"):
+    with pytest.raises(
+        UserError, match=r"column late is missing in the first 10,000 lines, found who, what.*; if later"
+    ):
         build(load_recipe(None, {**given, "features": ["late"]}), tmp_path / "late")
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "said"),
+    [
+        ("1.5", '"free"', r"\(conversion from .* failed in column 'price' .*free.*\)"),
+        ("true", '"yes"', r"\(cannot parse 'yes' .* as Boolean\)"),
+    ],
+)
+def test_what_later_lines_of_json_have_otherwise_is_said(first, later, said, tmp_path):
+    line = '{"who": %d, "what": %d, "when": %d, "hit": %d, "price": %s}\n'
+    lines = [line % (at % 3, at % 5, at, at % 2, first if at < 10_000 else later) for at in range(10_001)]
+    (tmp_path / "log.jsonl").write_text("".join(lines))
+    columns = {"user": "who", "item": "what", "timestamp": "when", "label": "hit"}
+    given = {"data_root": str(tmp_path), "interactions": "log.jsonl", **columns}
+    advice = "the first 10,000 lines tell a column's kind: write it the same way in all"
+    with pytest.raises(UserError, match=rf"^log.jsonl: cannot be read {said}; {advice}"):
+        build(load_recipe(None, {**given, "features": ["price"]}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    build(load_recipe(None, given), tmp_path / "out")  # of what nobody asked for nothing is read
 
 
 def test_a_link_to_nothing_is_no_place(tmp_path, folder):

@@ -117,6 +117,11 @@ class EvalOnly(Mine):
         return super().forward(inputs)
 
 
+class TakesNoMore(Mine):
+    def __init__(self, feature_map, learning_rate=1e-3):
+        super().__init__(feature_map, learning_rate=learning_rate)
+
+
 class NoModel:
     pass
 '''

@@ -15,6 +15,7 @@ from mm_fibinet.yaml_reader import shown
 
 SAMPLE = 1_000  # values that tell what a column of text holds
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+LARGEST_FRACTION = 9e12  # whose millionths int64 holds
 NO_NUMBER = ("nan", "na", "n/a", "null", "none")  # what stands for a missing number, in small letters
 DAY_FIRST = {
     "%m/%d/%Y": "%d/%m/%Y", "%m/%d/%Y %H:%M": "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S": "%d/%m/%Y %H:%M:%S",
@@ -40,8 +41,13 @@ class Source:
         schema = schema_of(self.frame, self.table)
         if column not in schema:
             found = ", ".join(name for name in schema.names() if name not in self.added)
-            where = f" in the first {FIRST_LINES:,} lines" if is_json(self.table) else ""
-            raise UserError(f"{self.shown}: column {column} is missing{where}, found {found}")
+            where = hint = ""
+            if is_json(self.table):
+                where, hint = (
+                    f" in the first {FIRST_LINES:,} lines",
+                    "; if later ones have it, give the first one a null",
+                )
+            raise UserError(f"{self.shown}: column {column} is missing{where}, found {found}{hint}")
         if f"{column}_duplicated_0" in schema:  # polars' name for the second one of a header
             raise UserError(f"{self.shown}: the header has column {column} more than once; rename all but one")
         return schema[column]
@@ -123,7 +129,7 @@ def moment(source: Source, column: str) -> tuple[pl.Expr, str]:
     if kind.is_integer():
         return field.cast(pl.Int64), "numbers"
     if kind.is_float():
-        return (pl.when(field.is_finite()).then(field) * 1e6).round().cast(pl.Int64, strict=False), "fractions"
+        return _fractions(source, column)
     if kind.is_temporal() and kind not in (pl.Time, pl.Duration):
         return field.cast(pl.Datetime("us")).cast(pl.Int64), "dates"
     if kind != pl.String:
@@ -132,12 +138,22 @@ def moment(source: Source, column: str) -> tuple[pl.Expr, str]:
     if len(sample) and sample.cast(pl.Int64, strict=False).is_not_null().all():
         return field.cast(pl.Int64, strict=False), "numbers"
     if len(sample) and sample.cast(pl.Float64, strict=False).is_not_null().all():
-        return (field.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False), "fractions"
+        return _fractions(source, column)
     found = max(MOMENTS, key=lambda form: sample.to_frame().select(_parsed(column, form).count()).item())
     for pair in DAY_FIRST.items():
         if found in pair:
             found = _day_or_month_first(source, column, pair)
     return _parsed(column, found), "dates"
+
+
+def _fractions(source: Source, column: str) -> tuple[pl.Expr, str]:
+    """Numbers with a fraction as their millionths; those too large for that, micro- and nanoseconds, as they are."""
+    field = pl.col(column).cast(pl.Float64, strict=False)
+    field = pl.when(field.is_finite()).then(field)
+    largest = collect(source.frame.select(field.abs().max()), source.table).item()
+    if largest is not None and largest >= LARGEST_FRACTION:
+        return field.round().cast(pl.Int64, strict=False), "numbers"
+    return (field * 1e6).round().cast(pl.Int64, strict=False), "fractions"
 
 
 def _day_or_month_first(source: Source, column: str, forms: tuple[str, str]) -> str:

@@ -27,6 +27,7 @@ OF_CSV = ("separator", "columns", "encoding", "quoted", "rest")  # settings that
 UNUSED = "\x1f"  # separates nothing: a line stays whole
 BLOCK = 1 << 22  # characters, or bytes
 FIRST_LINES = 10_000  # of JSON lines, which tell what columns there are
+OTHER_KIND = ("cannot parse ", "conversion from ")  # polars' words for a field of JSON that is not of its column's kind
 MARK = b"\xef\xbb\xbf"  # what some programs put in front of UTF-8
 
 
@@ -159,9 +160,10 @@ def explained(table: Table) -> Iterator[None]:
         yield
     except pl.exceptions.PolarsError as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"{_shown(table)}: cannot be read ({first[:300]}); check format, separator, columns, encoding and quoted"
-        ) from error
+        advice = "check format, separator, columns, encoding and quoted"
+        if is_json(table) and first.startswith(OTHER_KIND):
+            advice = f"the first {FIRST_LINES:,} lines tell a column's kind: write it the same way in all"
+        raise UserError(f"{_shown(table)}: cannot be read ({first[:300]}); {advice}") from error
     except OSError as error:
         if error.errno:
             raise explain_os_error(error, error.filename or _shown(table), "read") from error
@@ -204,7 +206,10 @@ def _without_decimals(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
 
 
 def _scan_json(files: list[Path], table: Table) -> pl.LazyFrame:
-    """JSON lines, whole numbers and what the first lines leave open as texts: a later line may have a letter there."""
+    """JSON lines, whole numbers and what the first lines leave open as texts: a later line may have a letter there.
+
+    Numbers with a fraction are read from texts, too, since polars then names the column of one that is none.
+    """
     kinds = schema_of(pl.scan_ndjson(files, infer_schema_length=FIRST_LINES), table)
     texts: dict[str, pl.DataType] = {}
     for name, kind in kinds.items():
@@ -212,7 +217,10 @@ def _scan_json(files: list[Path], table: Table) -> pl.LazyFrame:
         inner = kind.inner if of_list else kind  # type: ignore[attr-defined]
         if inner.is_integer() or inner == pl.Null:
             texts[name] = pl.List(pl.String) if of_list else pl.String()
-    return pl.scan_ndjson(files, infer_schema_length=FIRST_LINES, schema_overrides=texts)
+    fractions = [name for name, kind in kinds.items() if kind.is_float()]
+    texts.update(dict.fromkeys(fractions, pl.String()))
+    frame = pl.scan_ndjson(files, infer_schema_length=FIRST_LINES, schema_overrides=texts)
+    return frame.with_columns(pl.col(name).cast(kinds[name]) for name in fractions)
 
 
 def _unmarked(path: Path, table: Table, target: Path) -> Path:
