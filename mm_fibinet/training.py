@@ -139,7 +139,9 @@ class Trainer:
         self.on_evaluation = on_evaluation
         lazy = self.tables.parameters
         self.forward = distributed.parallel(torch.compile(model) if compile else model, lazy.values())
-        self.graph = step_graph.plan(cuda_graphs, self._gradients, model, self.world.size, self.accumulation_steps)
+        self.graph = step_graph.plan(
+            cuda_graphs, self._gradients, model, self.world.size, self.accumulation_steps, compile
+        )
         self.parameters = [p for name, p in model.named_parameters() if p.requires_grad and name not in lazy]
         self.epoch = 0
         self.step = 0
