@@ -2,6 +2,7 @@
 
 import argparse
 
+AVERAGES = ("probability", "rank")  # of several runs' scores
 TASKS = ("Task1", "Task2", "Task1&2")  # of a submission
 NONE = "none"  # an encoder's name: leave the modality out
 DEFAULT_TEXT = "minilm"

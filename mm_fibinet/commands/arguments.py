@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm_fibinet.items import modalities
 from mm_fibinet.options import (
+    AVERAGES,
     ENCODER_PRECISIONS,
     ENGINES,
     FUSIONS,
@@ -62,10 +63,10 @@ def add_models_from(parser: Parser) -> None:
     )
 
 
-def add_experiment(parser: Parser, config: Path, default: str = "%(default)s") -> None:
+def add_experiment(parser: Parser, config: Path, default: str = "%(default)s", required: bool = True) -> None:
     """What every command on one experiment takes."""
     add_config(parser, config, default)
-    parser.add_argument("--expid", required=True, help="experiment ID of the config")
+    parser.add_argument("--expid", required=required, help="experiment ID of the config")
     gpus = "GPU index, -1 for CPU (default); several: a process on each"
     parser.add_argument("--gpu", dest="rank_gpus", nargs="+", type=int, default=[-1], metavar="GPU", help=gpus)
     add_data_root(parser)
@@ -91,7 +92,14 @@ def train(parser: Parser, config: Path) -> None:
 
 def predict(parser: Parser, config: Path) -> None:
     """Of `predict`; `config` stays None unless it is named, so that a run's own settings are told from the config's."""
-    add_experiment(parser, config, f"the run's settings, else {config}")
+    add_experiment(parser, config, f"the run's settings, else {config}", required=False)
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        metavar="RUN",
+        help="in place of --expid: what several runs say together; experiment IDs in model_root, or runs' .model files",
+    )
+    parser.add_argument("--average_by", default="probability", choices=AVERAGES, help="(default: %(default)s)")
     parser.add_argument("--checkpoint", help="weights to load (default: the experiment's best)")
     parser.add_argument("--test", help="test split (default: test_data of the run)")
     parser.add_argument(
@@ -107,6 +115,20 @@ def predict(parser: Parser, config: Path) -> None:
         help="score with the settings and items given here even where the run was trained with others",
     )
     parser.set_defaults(config=None)
+
+
+def check_predict(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `predict`: one experiment, or several runs."""
+    check_gpus(parser, args)
+    if args.average is None:
+        if args.expid is None:
+            parser.error("expected --expid EXPID, or --average RUN RUN ...")
+        return
+    for option in ("expid", "checkpoint"):
+        if getattr(args, option) is not None:
+            parser.error(f"--average names all runs, expected no --{option} beside it")
+    if len(args.average) < 2:
+        parser.error(f"--average {args.average[0]}: expected two runs or more")
 
 
 # The settings of a recipe, which are options too: {name: (group, kind of KINDS, what its help says)}.
@@ -353,7 +375,7 @@ COMMANDS = {
     ),
     "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
     "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
-    "predict": Command("Score the test split and write a submission.", predict, check_gpus),
+    "predict": Command("Score the test split and write a submission.", predict, check_predict),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),

@@ -1,14 +1,17 @@
-"""Score the test split with a trained experiment and write the challenge's submission, as a zip, a CSV or both.
+"""Score the test split with trained experiments and write the challenge's submission, as a zip, a CSV or both.
 
 The settings are those of the run's manifest, so nothing of the training's command line need be repeated; what is given
 again must agree, and the items' files must be those trained on. Weights from elsewhere have no manifest: named with
---checkpoint, they take the config's settings.
+--checkpoint, they take the config's settings. --average writes what several runs say together.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import polars as pl
 import torch
 
 from mm_fibinet import any_model, distributed, model_source, run_manifest, schema, settings, submission
@@ -26,55 +29,151 @@ from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scoring import predict
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """What scores the test split: weights and their settings.
+
+    Attributes:
+        run: the run that they are of; None for weights without a manifest.
+        models: the namespace of the model's class.
+        params: of `load_params`.
+        weights: the file.
+    """
+
+    run: RunFolder | None
+    models: ModuleType
+    params: dict
+    weights: Path
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, home: Home, gpu: int) -> "Scorer":
+        """The run or the weights that a command line names.
+
+        Raises:
+            UserError: there are none, or they are not what the settings say.
+        """
+        models = home.import_models(args.models_from)
+        trained = find_run(args, models)
+        models = models_of(trained, args, home) or models
+        params = run_params(args, models, trained, gpu) if trained else config_params(args, models, gpu)
+        return cls(trained, models, params, Path(args.checkpoint or (trained or RunFolder.of(params)).weights))
+
+    def test_split(self, given: str | None) -> str:
+        """The file to score."""
+        test = given or self.params.get("test_data")
+        if not test:
+            raise UserError(f"dataset {self.params['dataset_id']} has no test_data; name a file with --test")
+        return test
+
+    def reads(self) -> list:
+        """The files that are read beside the test split; None for what there is not."""
+        return [*(self.params.get(key) for key in ("item_info", "item_feature", "user_info")), self.weights]
+
+    def scores(self, test: str, world: distributed.World, config: str) -> np.ndarray:
+        """Click probabilities, float64 [N], in the file's order, on the main rank; its progress is printed there."""
+        trained, params = self.run, self.params
+        if world.is_main:
+            source = trained.manifest if trained else f"{config}: {self.weights} has no run manifest beside it"
+            print(f"settings    {printable(source)}")
+            if trained and not trained.result.exists():
+                print("note        the run has not finished: its best weights so far are used")
+        feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
+        model_class = settings.find_model(self.models, params["model"])
+        model = any_model.make_model(model_class, feature_map, params)
+        load_weights(model, self.weights)
+        table = own_item_table(params, model, feature_map)
+        loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
+        loader_params["batch_format"] = any_model.batch_format(model_class, params)
+        test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
+        precision = scoring_precision(trained, params, model.device)
+        if world.is_main:
+            print(f"precision   {precision}")
+        with any_model.explained(model, "it failed on the test split"):
+            return predict(model, test_data, precision.name)
+
+
 def run(args: argparse.Namespace, home: Home) -> None:
     """Score, validate, write."""
     args.config_given, args.config = args.config is not None, args.config or str(home.config)
     gpu = checked_gpu(args)
-    models = home.import_models(args.models_from)
     world = distributed.start(gpu)
-    trained = find_run(args, models)
-    models = models_of(trained, args, home) or models
-    params = run_params(args, models, trained, gpu) if trained else config_params(args, models, gpu)
-    weights = Path(args.checkpoint) if args.checkpoint else (trained or RunFolder.of(params)).weights
-    test = args.test or params.get("test_data")
-    if not test:
-        raise UserError(f"dataset {params['dataset_id']} has no test_data; name a file with --test")
+    scorers = [Scorer.of(each, home, gpu) for each in named_runs(args)]
+    test = one_test_split(scorers, args.test)
     num_rows = len(schema.read_test_ids(test))
-    tables = [params.get(key) for key in ("item_info", "item_feature", "user_info")]
-    read = [test, *part_files(test), *tables, weights]
-    outputs = submission.require_outputs(args.out or [Path("submission") / f"{args.expid}.zip"], read)
+    read = [test, *part_files(test), *(path for scorer in scorers for path in scorer.reads())]
+    name = "average" if args.average else args.expid
+    outputs = submission.require_outputs(args.out or [Path("submission") / f"{name}.zip"], read)
     ids = originals.require_originals(args.original_ids, test, read, outputs) if args.original_ids else None
-    if ids is not None and trained and not args.allow_other_data:
-        manifest = run_manifest.read_manifest(trained)
-        run_manifest.refuse_other_log(manifest, ids.parent / "train.parquet", str(trained.folder))
+    if ids is not None and not args.allow_other_data:
+        for trained in (scorer.run for scorer in scorers if scorer.run):
+            manifest = run_manifest.read_manifest(trained)
+            run_manifest.refuse_other_log(manifest, ids.parent / "train.parquet", str(trained.folder))
 
     if gpu < 0:
         keep_freed_memory()
+    scores = [scorer.scores(test, world, args.config) for scorer in scorers]
     if world.is_main:
-        source = trained.manifest if trained else f"{args.config}: {weights} has no run manifest beside it"
-        print(f"settings    {printable(source)}")
-        if trained and not trained.result.exists():
-            print("note        the run has not finished: its best weights so far are used")
-    feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
-    model_class = settings.find_model(models, params["model"])
-    model = any_model.make_model(model_class, feature_map, params)
-    load_weights(model, weights)
-    table = own_item_table(params, model, feature_map)
-    loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
-    loader_params["batch_format"] = any_model.batch_format(model_class, params)
-    test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
-    precision = scoring_precision(trained, params, model.device)
-    if world.is_main:
-        print(f"precision   {precision}")
-    with any_model.explained(model, "it failed on the test split"):
-        scores = predict(model, test_data, precision.name)
-    if world.is_main:
-        submission.write_submission(scores, outputs, num_rows, args.task)
+        if args.average:
+            print(f"average     of {len(scores)} runs, by {args.average_by}")
+        combined = average(scores, args.average_by) if args.average else scores[0]
+        submission.write_submission(combined, outputs, num_rows, args.task)
         if ids is not None:
-            originals.write_originals(args.original_ids, ids, test, scores)
+            originals.write_originals(args.original_ids, ids, test, combined)
         for path in outputs:
             print(printable(submission.check_submission(path, test)))
     distributed.stop()
+
+
+def named_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The command line as it is, or one for each run of --average.
+
+    Raises:
+        UserError: a run is named twice.
+    """
+    if not args.average:
+        return [args]
+    named = []
+    for each in args.average:
+        weights = Path(each) if each.endswith(".model") else None
+        expid, checkpoint = (weights.stem, str(weights)) if weights else (each, None)
+        named.append(argparse.Namespace(**{**vars(args), "expid": expid, "checkpoint": checkpoint}))
+    places = [str(Path(each.checkpoint).resolve()) if each.checkpoint else each.expid for each in named]
+    twice = next((name for name, place in zip(args.average, places, strict=True) if places.count(place) > 1), None)
+    if twice:
+        raise UserError(f"--average: {twice} is named twice, expected each run once")
+    return named
+
+
+def one_test_split(scorers: list[Scorer], given: str | None) -> str:
+    """The file that all score.
+
+    Raises:
+        UserError: the runs have different ones, and none is given.
+    """
+    splits = [scorer.test_split(given) for scorer in scorers]
+    for scorer, split in zip(scorers, splits, strict=True):
+        if Path(split).resolve() != Path(splits[0]).resolve():
+            raise UserError(
+                f"--average: {scorer.weights} has the test split {split}, {scorers[0].weights} has {splits[0]}; name "
+                "the one to score with --test"
+            )
+    return splits[0]
+
+
+def average(scores: list[np.ndarray], by: str) -> np.ndarray:
+    """What several models say of the rows.
+
+    Args:
+        scores: float64 [N] each, click probabilities.
+        by: "probability" takes their mean; "rank" the mean of their ranks, as shares of N, whatever a model's scale:
+            for AUC, no probability any more.
+
+    Returns:
+        float64 [N], from 0 to 1.
+    """
+    if by == "rank":
+        scores = [pl.Series(each).rank("average").to_numpy() / len(each) for each in scores]
+    return np.mean(scores, axis=0)
 
 
 def scoring_precision(trained: RunFolder | None, params: dict, device: torch.device) -> Precision:
