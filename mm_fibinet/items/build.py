@@ -28,6 +28,7 @@ from mm_fibinet.items.blocks import choose, tables
 from mm_fibinet.items.encoders import deterministic
 from mm_fibinet.items.filling import Encoded, Filling, Work, together
 from mm_fibinet.items.fusing import Columns, check_emb_dim, facts_of, fuse, make_fusing
+from mm_fibinet.items.info_columns import add_embedding, put_column
 from mm_fibinet.items.levels import join_levels
 from mm_fibinet.items.mix import mix_columns
 from mm_fibinet.items.modalities import Reading
@@ -195,28 +196,6 @@ def _write(output: Path, table: pa.Table, columns: Columns, ids: SemanticIds | N
     with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
         pq.write_table(table, opened)
     return written
-
-
-def add_embedding(table: pa.Table, column: str, embedding: np.ndarray) -> pa.Table:
-    """The table with an embedding column replaced in its place, or appended.
-
-    Args:
-        table: item_info, rows 0 .. num_items.
-        column: its name.
-        embedding: float32 [num_items, emb_dim]; row 0 of the column becomes zeros.
-    """
-    emb_dim = embedding.shape[1]
-    values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
-    return put_column(table, column, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim))
-
-
-def put_column(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
-    """The table with a column replaced in its place, or appended."""
-    if column in table.column_names:
-        table = table.set_column(table.column_names.index(column), column, values)
-    else:
-        table = table.append_column(column, values)
-    return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
 
 
 def _manifest_path(output: Path) -> Path:
