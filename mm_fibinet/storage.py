@@ -105,6 +105,7 @@ def read_once_a_machine(read: Callable[[Allocate], S], allocate: Allocate) -> S:
     with contextlib.ExitStack() as files:
 
         def shareable(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            """Memory of the kind that `allocate` gives, which other processes can open at its path in `paths`."""
             file = _unnamed_file() if allocate is in_a_file else os.fdopen(os.memfd_create("mm-fibinet"), "r+b")
             values = np.memmap(file, dtype=dtype, mode="w+", shape=shape)
             paths[values.ctypes.data] = f"/proc/{os.getpid()}/fd/{files.enter_context(file).fileno()}"

@@ -22,6 +22,27 @@ def browser_of():
         launched.close()
 
 
+@contextlib.contextmanager
+def pages_of(browser, path):
+    """A function: the page at a width and colour scheme; at the end nothing was asked for and no script failed."""
+    contexts, requests, troubles = [], [], []
+
+    def open_at(width=1280, scheme="light", **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: troubles.append(message.text))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert {url.split(":")[0] for url in requests} <= {"file", "data"} and not troubles
+
+
 def contrast(page, selector, ground):
     """WCAG 2.1 contrast of an element's text with the ground behind it."""
     colours = page.evaluate(

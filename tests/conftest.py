@@ -213,6 +213,15 @@ def run_script(script: str, *arguments: object, capsys=None) -> tuple[int, str, 
     return stopped.value.code, out.out if out else "", out.err if out else ""
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads, and spinning threads are slow on shared cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def working_folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """A user's folder with my_models.py (see user_models.py), the current one; nothing of it stays imported."""

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 import build_item_emb
 from mm_fibinet.errors import run_cli
 from mm_fibinet.items.contents import BadContent
+from mm_fibinet.items.sources import ImageSource
 
 WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
 ITEMS = 24
@@ -150,6 +151,17 @@ def rar(files: dict[str, bytes], encrypted: bool = False) -> bytes:
         head = struct.pack("<IIBIIBBHI", size, size, 3, checksum, 0, 20, 0x30, len(path), 0o100644)
         parts += [block(0x74, 0x8004 if encrypted else 0x8000, head + path), content]
     return b"".join([*parts, block(0x7B, 0x4000, b"")])
+
+
+def images_of(source: ImageSource) -> dict[int, bytes | str]:
+    """By item: the bytes, or the kind and the reason of those that cannot be used."""
+    found: dict[int, bytes | str] = {}
+    for entry in source:
+        try:
+            found[entry.item_id] = entry.load()
+        except BadContent as error:
+            found[entry.item_id] = f"{error.kind}: {error}"
+    return found
 
 
 def pack(kind: str, data: Path) -> Path:

@@ -24,14 +24,7 @@ import build_item_emb
 from mm_fibinet.errors import run_cli
 from mm_fibinet.items import decoding, feature_store
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bits depend on the number of threads, and spinning threads are slow on shared cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

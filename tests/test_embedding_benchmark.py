@@ -13,9 +13,9 @@ from benchmarks.item_embeddings import CODES, EXPIDS, VARIANTS
 from mm_fibinet import settings
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.leaderboard import Outcome
-from mm_fibinet.items.build import add_embedding, put_column
 from mm_fibinet.items.fusing import make_fusing
 from mm_fibinet.items.fusion import CLICK_FUSIONS, FUSIONS
+from mm_fibinet.items.info_columns import add_embedding, put_column
 from mm_fibinet.items.semantic_ids import METHODS, quantise
 
 

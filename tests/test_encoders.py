@@ -52,13 +52,7 @@ def jpeg(seed: int, size: tuple[int, int] = (90, 120)) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Spinning threads are slow on shared cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mm_fibinet import options
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import fusion, modalities
 from mm_fibinet.items.build import build as build_embedding
-from mm_fibinet.items.build import put_column
+from mm_fibinet.items.info_columns import put_column
 from mm_fibinet.items.linear import Fused
 from mm_fibinet.items.modalities import Modality
 from mm_fibinet.items.report import history_cosine

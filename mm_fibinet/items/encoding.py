@@ -116,17 +116,23 @@ class NetworkEncoder:
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> np.ndarray:
         """Tensors -> float32 [n, D]."""
-        full = torch.stack(samples + samples[-1:] * (self.batch_size - len(samples)))
-        if full.dim() == 4:
-            full = full.contiguous(memory_format=torch.channels_last)
-        dtype = self.dtype if full.is_floating_point() else None
-        vectors = run(lambda: self.network(full.to(self.device, dtype)), self.batch_size)
-        return vectors[: len(samples)].float().cpu().numpy()
+
+        def forward(full: list[Tensor]) -> Tensor:
+            batch = torch.stack(full)
+            if batch.dim() == 4:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            return self.network(batch.to(self.device, self.dtype if batch.is_floating_point() else None))
+
+        return run(forward, samples, self.batch_size).float().cpu().numpy()
 
 
-def run(forward: Callable[[], Any], batch_size: int) -> Any:
-    """A forward pass; a `UserError` where the GPU's memory is too small for it."""
+def run(forward: Callable[[list[Any]], Any], samples: list[Any], batch_size: int) -> Any:
+    """A forward pass over samples, which are filled up to the batch size: what it gives of them, [len(samples), ...].
+
+    Raises:
+        UserError: the GPU's memory is too small for it.
+    """
     try:
-        return forward()
+        return forward(samples + samples[-1:] * (batch_size - len(samples)))[: len(samples)]
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is too small for --batch_size {batch_size}; try half of it") from error

@@ -3,7 +3,7 @@
 A million items with 1,280 numbers each are 5 GB: fusions ask for the rows that they need next, and never for all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,11 @@ class ArrayFeatures:
     def read(self, rows: np.ndarray) -> np.ndarray:
         """See `Features`."""
         return self.features[rows]
+
+
+def present_in_any(modalities: Iterable[Features]) -> np.ndarray:
+    """bool [n], True where an item has some content."""
+    return np.logical_or.reduce([features.present for features in modalities])
 
 
 def blocks(features: Features, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:

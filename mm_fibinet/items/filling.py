@@ -19,7 +19,7 @@ from mm_fibinet.items.encoders import deterministic, resolve_device, resolve_pre
 from mm_fibinet.items.encoding import Encoder, Loading
 from mm_fibinet.items.feature_store import FeatureStore, Filled, StoredFeatures, fill, open_store
 from mm_fibinet.items.features import Features
-from mm_fibinet.items.modalities import Reading
+from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.items.shares import Share
 from mm_fibinet.options import NONE
 
@@ -92,6 +92,8 @@ class Filling:
 
     Attributes:
         sources, encoders: a block each.
+        widths: the numbers an item of each block, of all views, by the block's name.
+        groups: the names of each modality's blocks.
         device: where the networks run.
     """
 
@@ -103,6 +105,11 @@ class Filling:
         how = Loading(self.device, batch_size, resolve_precision(work.precision, self.device))
         with deterministic(work.seed, self.device):
             self.encoders = [load(each, source, how) for each, source in zip(work.chosen, self.sources, strict=True)]
+        self.widths: dict[str, int] = {}
+        self.groups: dict[Modality, list[str]] = {}
+        for each, source, encoder in zip(work.chosen, self.sources, self.encoders, strict=True):
+            self.widths[each.block] = encoder.dim * len(source.views)
+            self.groups.setdefault(each.modality, []).append(each.block)
 
     def run(self, share: Share | None = None) -> tuple[dict[str, Encoded], dict[str, Features]]:
         """Encode what is not in the store; both by the blocks' names, of a share of the items or of all."""

@@ -14,6 +14,7 @@ from mm_fibinet.items.features import Features
 from mm_fibinet.items.fusion import AUTO, CLICK_FUSIONS, FUSIONS, MIX, NAMES, candidates, choose
 from mm_fibinet.items.linear import Fused, pca, require_one_space
 from mm_fibinet.items.mix import parse_weights
+from mm_fibinet.items.modalities import Modality
 
 FUSED_PREFIX = "item_emb"
 
@@ -109,14 +110,14 @@ def make_fusing(
     return Fusing(fusion, emb_dim, seed, per_modality, train, valid, parse_weights(mix) if mix else {})
 
 
-def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups: dict[str, list[str]]) -> None:
+def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups: dict[Modality, list[str]]) -> None:
     """Refuse more numbers an item than the features can have, before anything is encoded.
 
     Args:
         fusing: how they will be fused.
         num_items: n.
         blocks: the width of each block of features, by name.
-        groups: {modality: its blocks}.
+        groups: the names of each modality's blocks.
     """
     if not blocks:
         return
@@ -124,7 +125,7 @@ def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups
         require_one_space(blocks, fusing.emb_dim)
     if fusing.fusion == "cca" and len(blocks) < 2:
         raise UserError(f"--fusion cca: there is {', '.join(blocks)} alone, expected two modalities or more")
-    widths = {modality: sum(blocks[name] for name in names) for modality, names in groups.items()}
+    widths = {modality.name: sum(blocks[name] for name in names) for modality, names in groups.items()}
     most, alone = min(num_items - 1, sum(widths.values())), min(num_items - 1, *widths.values())
     if fusing.fusion == MIX:
         most = alone
@@ -143,7 +144,7 @@ def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups
 def fuse(
     fusing: Fusing,
     features: dict[str, Features],
-    alone: dict[str, list[str]],
+    groups: dict[Modality, list[str]],
     clicks: Clicks | None,
     device: torch.device,
     mixed: np.ndarray | None = None,
@@ -153,7 +154,7 @@ def fuse(
     Args:
         fusing: how.
         features: by block, over the same n items.
-        alone: {a modality's prefix: its blocks}, which make a column of their own.
+        groups: the names of each modality's blocks, which make a column of their own.
         clicks: of `Fusing.read_clicks`.
         device: where what learns is trained.
         mixed: of `mix_columns`, where that is the fusion.
@@ -166,8 +167,8 @@ def fuse(
     else:
         name, fused, tried = _fuse_features(fusing, features, clicks, device)
     embeddings = {f"{FUSED_PREFIX}_d{fusing.emb_dim}": fused.embedding}
-    for prefix, blocks in alone.items() if fusing.per_modality else ():
-        column = f"{prefix}_d{fusing.emb_dim}"
+    for modality, blocks in groups.items() if fusing.per_modality else ():
+        column = f"{modality.prefix}_d{fusing.emb_dim}"
         try:
             embeddings[column] = pca({name: features[name] for name in blocks}, fusing.emb_dim).embedding
         except UserError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.clicks import Clicks, pair_batches, reproducible
-from mm_fibinet.items.features import BLOCK_ROWS, Features
+from mm_fibinet.items.features import BLOCK_ROWS, Features, present_in_any
 from mm_fibinet.items.joined import one_thread, summed
 from mm_fibinet.items.linear import Fused, components_per_modality, with_unit_variance
 
@@ -40,7 +40,7 @@ def item2vec(modalities: dict[str, Features], emb_dim: int, seed: int, clicks: C
         UserError: the features have fewer than emb_dim independent directions, or too few items have clicks.
     """
     inputs = components_per_modality(modalities, emb_dim, max(INPUTS, emb_dim))
-    present = np.logical_or.reduce([features.present for features in modalities.values()])
+    present = present_in_any(modalities.values())
     counts = clicks.counts
     taught = present & (counts >= min(LEAST_CLICKS, counts.max()))
     if taught.sum() < 3:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
+from mm_fibinet.items.info_columns import put_column
 from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.schema import LEVELS
 
@@ -37,7 +38,5 @@ def join_levels(table: pa.Table, levels_from: str | Path | None, item_feature: s
         return table
     joined = schema.read_item_feature(source, dict.fromkeys(wanted, ANY_LEVEL), table.num_rows)
     for name, values in joined.items():
-        column = pa.array(values, pa.int64())
-        place = table.column_names.index(name) if name in table.column_names else None
-        table = table.append_column(name, column) if place is None else table.set_column(place, name, column)
+        table = put_column(table, name, pa.array(values, pa.int64()))
     return table

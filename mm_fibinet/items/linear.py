@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import block_diag, eigh
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.features import BLOCK_ROWS, Features, blocks
+from mm_fibinet.items.features import BLOCK_ROWS, Features, blocks, present_in_any
 from mm_fibinet.items.joined import Joined, one_thread
 
 
@@ -175,7 +175,7 @@ class _Mean:
 
     def __init__(self, modalities: dict[str, Features]):
         self.modalities = list(modalities.values())
-        self.present = np.logical_or.reduce([features.present for features in self.modalities])
+        self.present = present_in_any(self.modalities)
         self.width = self.modalities[0].width
 
     def read(self, rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Covers under the items' new ids: NAME.png of a folder or an archive, NAME an item's original id, as ITEM_ID.png.
 
-Files of a folder are linked, which takes no space, or copied where that is asked; those of an archive are unpacked.
+Files of a folder are linked, which takes no space, or copied where that is asked; those of an archive are unpacked. All
+names are read before anything is written: what is refused for two images of one item leaves nothing, and ids are looked
+up together. For an archive without a directory that is a second pass.
 """
 
 import os
