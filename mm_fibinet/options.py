@@ -11,6 +11,7 @@ FUSIONS = ("pca", "pca_per_modality", "whiten", "cca", "mean", "item2vec", "cont
 COLUMN = "column:"  # an encoder's prefix: the vectors are there already
 ENCODER_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("local", "ray")  # where items are encoded
+CODE_LEVELS, CODE_SIZE = 3, 256  # of semantic ids
 STORE_NAME = ".mm_fibinet_features"
 SUITES = "benchmark_config.yaml"
 

@@ -282,6 +282,14 @@ def test_no_output_is_an_input_a_device_or_in_an_input_folder(data, tmp_path, mo
     refused("--store .* is in the input .*images; inputs are never modified", store=data / "images" / "store")
     refused("--store .* is in the input .*images; inputs are never modified", store=data / "images")
     refused("--store .*out.parquet is the --output, expected a folder", store=tmp_path / "out.parquet")
+    (data / "other_store").mkdir()
+    refused("is inside the input folder .*other_store", output=data / "other_store" / "out.parquet",
+            store=[tmp_path / "store", data / "other_store"])  # fmt: skip
+    shutil.copy(data / "item_info.parquet", data / "levels.parquet")
+    for option in ("levels_from", "train"):
+        levels = data / "levels.parquet"
+        fusion = {"fusion": "item2vec"} if option == "train" else {}
+        refused("levels.parquet is an input", output=levels, **{option: levels}, **fusion)
     shutil.copy(data / "item_feature.parquet", data / "out.build.json")
     refused("--output's manifest .*out.build.json is an input", output=data / "out.parquet",
             item_feature=data / "out.build.json")  # fmt: skip

@@ -170,7 +170,9 @@ def test_options_that_do_not_go_together_are_refused(data, tmp_path, monkeypatch
         ({"fusion": "mean"}, "text has 40 numbers, image has 20 numbers, expected encoders of one space"),
         ({"fusion": "cca", "text_encoder": "none"}, "there is image alone, expected two modalities"),
         ({"semantic_ids": "vq"}, "--semantic_ids vq: unknown, expected kmeans or gmm"),
-        ({"semantic_ids": "kmeans", "code_size": 1}, "--code_size 1: expected 2 or more"),
+        ({"semantic_ids": "kmeans", "code_size": 1}, "--code_size 1: expected 2 to 65536"),
+        ({"semantic_ids": "kmeans", "code_levels": 17}, "--code_levels 17: expected 1 to 16"),
+        ({"code_levels": 2}, "--code_levels 2 --code_size 256: --semantic_ids is not given, so there are no codes"),
         ({"semantic_ids": "kmeans"}, "--code_size is 256, but there are 24 items; choose so many or less"),
         (
             {"levels_from": data / "train.parquet"},

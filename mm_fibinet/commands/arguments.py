@@ -8,6 +8,8 @@ from pathlib import Path
 from mm_fibinet.items import modalities
 from mm_fibinet.options import (
     AVERAGES,
+    CODE_LEVELS,
+    CODE_SIZE,
     ENCODER_PRECISIONS,
     ENGINES,
     FUSIONS,
@@ -294,9 +296,11 @@ def _add_fusion(method: argparse._ArgumentGroup) -> None:
         "--fused_only", dest="per_modality", action="store_false", help="write item_emb_dN and no such columns"
     )
     method.add_argument("--semantic_ids", metavar="METHOD", help="write codes of item_emb_dN, too: kmeans or gmm")
-    method.add_argument("--code_levels", type=int, default=3, metavar="N", help="codes an item (default: %(default)s)")
     method.add_argument(
-        "--code_size", type=int, default=256, metavar="N", help="different codes a level (default: %(default)s)"
+        "--code_levels", type=int, default=CODE_LEVELS, metavar="N", help="codes an item (default: %(default)s)"
+    )
+    method.add_argument(
+        "--code_size", type=int, default=CODE_SIZE, metavar="N", help="different codes a level (default: %(default)s)"
     )
 
 

@@ -35,7 +35,7 @@ from mm_fibinet.items.modalities import Reading
 from mm_fibinet.items.on_ray import fill_on_ray
 from mm_fibinet.items.semantic_ids import SemanticIds, quantise, require_possible
 from mm_fibinet.items.shares import Share
-from mm_fibinet.options import ENGINES, STORE_NAME
+from mm_fibinet.options import CODE_LEVELS, CODE_SIZE, ENGINES, STORE_NAME
 from mm_fibinet.parquet_reader import read_column
 from mm_fibinet.schema import ITEM_ID, read_item_info
 
@@ -87,8 +87,8 @@ def build(
     mix: list[str] | dict[str, float] | None = None,
     levels_from: str | Path | None = None,
     semantic_ids: str | None = None,
-    code_levels: int = 3,
-    code_size: int = 256,
+    code_levels: int = CODE_LEVELS,
+    code_size: int = CODE_SIZE,
     per_modality: bool = True,
     text_columns: str | list[str] | None = None,
     opening_words: int = 10,
@@ -134,6 +134,11 @@ def build(
     """
     _check_numbers({"emb_dim": emb_dim, "batch_size": batch_size, "opening_words": opening_words, "seed": seed})
     _check_numbers({"code_levels": code_levels, "code_size": code_size})
+    if semantic_ids is None and (code_levels, code_size) != (CODE_LEVELS, CODE_SIZE):
+        raise UserError(
+            f"--code_levels {code_levels} --code_size {code_size}: --semantic_ids is not given, so there are no codes; "
+            "give it, or leave these out"
+        )
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
     fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
     chosen = choose(given, optional=bool(fusing.mix))
@@ -220,9 +225,8 @@ def _check_numbers(given: dict[str, int | None]) -> None:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise UserError(f"--{name} {value!r}: expected a whole number")
         if not least <= value <= most:
-            raise UserError(
-                f"--{name} {value}: expected " + (f"{least} to {most}" if name == "seed" else f"{least} or more")
-            )
+            expected = f"{least} or more" if most == MOST else f"{least} to {most}"
+            raise UserError(f"--{name} {value}: expected {expected}")
 
 
 def _check_kinds(text_columns: object, switches: dict[str, object]) -> None:
@@ -253,7 +257,7 @@ def _check_paths(output: Path, stores: list[Path], inputs: list[str | Path | Non
     for other in others:
         if not other.is_dir():
             raise UserError(f"--store {other}: no such folder; the stores after the first are read, not made")
-    require_output(output, inputs, "parquet")
+    require_output(output, [*inputs, *others], "parquet")
     _require_item_table_or_nothing(output)
     require_output(_manifest_path(output), inputs, option="--output's manifest")
     place = store.resolve()
