@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_feature_map
+from conftest import ROOT, make_feature_map
 from fuxictr.pytorch.layers import FeatureEmbedding, LogisticRegression
 from fuxictr.pytorch.models import BaseModel
 from sklearn.metrics import roc_auc_score
@@ -24,7 +24,7 @@ from model_zoo.layers import LinearPart
 RETRIEVAL = {"dnn_hidden_units": [16], "attention_dim": 8, "short_seq_len": 4, "topk": 3}
 SIZES = {
     "DCNv2": {"parallel_dnn_hidden_units": [16]},
-    "DIEN": {"dnn_hidden_units": [16]},
+    "DIEN": {"dnn_hidden_units": [16], "batch_norm": False},  # whose statistics would be each rank's own
     "DIN": {"dnn_hidden_units": [16], "attention_hidden_units": [8], "attention_hidden_activations": "ReLU"},
     "ETA": RETRIEVAL,
     "FinalMLP": {"mlp1_hidden_units": [16], "mlp2_hidden_units": [16], "use_fs": False},
@@ -102,6 +102,24 @@ def test_longctr_learns(name):
         model.add_loss(model(triple(batch)), model.get_labels(triple(batch))).backward()
         model.optimizer.step()
     assert roc_auc_score(batch.batch_dict["label"], scores(model.eval(), triple(batch)).squeeze(1)) > 0.95
+
+
+@pytest.mark.parametrize("size", ["small", "MicroLens_1M_x1"])
+@every_longctr
+def test_longctrs_shipped_experiments_fit(name, size):
+    """Each with its own sizes and 64 positions scores, and every weight gets a gradient, as several processes need."""
+    params = settings.load_params(str(ROOT / "config"), f"LongCTR_{name}_{size}", model_zoo)
+    assert (params["dataset_id"], params["max_len"]) == ({"small": "MMCTR_demo"}.get(size, size), 64)
+    torch.manual_seed(0)
+    model = any_model.make_model(found(params["model"]), make_feature_map(FEATURES), {**params, "gpu": -1})
+    assert type(model).__name__ == name and model.optimizer.param_groups[0]["lr"] == 1e-3
+    batch, lengths = some_rows(make_batch(), torch.arange(32)), torch.arange(32)[:, None] * 64 // 31
+    history = torch.randint(1, ITEMS, (32, 64)) * (torch.arange(64) >= 64 - lengths)
+    batch = batch._replace(item_index=torch.cat([history, batch.item_index[:, -1:]], dim=1).int())
+    predicted = model(triple(batch))
+    assert predicted["y_pred"].shape == (32, 1) and predicted["y_pred"].std() > 0
+    model.add_loss(predicted, model.get_labels(triple(batch))).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @every_longctr
