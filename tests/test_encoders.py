@@ -152,6 +152,31 @@ def test_texts_are_padded_in_steps_in_every_release(minilm):
     assert [minilm.prepare(text.encode())[1] for text in (*two, *long)] == [16, 16, 32]
 
 
+@pytest.mark.parametrize("prompt", [None, "query: "])
+def test_tokens_are_counted_as_the_model_makes_them(prompt):
+    """Also while another thread has the tokenizer pad, or not."""
+    encoder = load_encoder("text", "minilm", Loading(torch.device("cpu"), 2, prompt=prompt), TEXT_ENCODERS)
+    rng, letters = np.random.default_rng(0), list("abcdefgh ,.-é漢🙂\n\t1")
+    texts = ["".join(rng.choice(letters, rng.integers(0, 900))) for _ in range(200)] + ["word " * 400, " ", ""]
+    made = [encoder._tokenize(text)["input_ids"].shape[1] for text in texts]
+    assert len(set(made)) > 10 and encoder._count is not None
+    assert [encoder.prepare(text.encode())[1] for text in texts] == made
+    encoder.tokenizer("sets it not to pad and not to cut")
+    assert [encoder.prepare(text.encode())[1] for text in texts] == made
+    encoder._tokenize(texts[0])
+    assert [encoder.prepare(text.encode())[1] for text in texts] == made
+
+
+def test_a_tokenizer_that_counts_otherwise_is_not_asked(minilm, monkeypatch):
+    class Other:
+        backend_tokenizer = SimpleNamespace(encode=lambda text: SimpleNamespace(ids=[0] * len(text)))
+
+    model = minilm._model.model
+    monkeypatch.setattr(type(model), "tokenizer", Other(), raising=False)
+    encoder = encoders_text.TextEncoder("other", model, 2)
+    assert encoder._count is None and encoder.prepare(b"a title of some words")[1] == 16
+
+
 def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
     images = [lite0.prepare(jpeg(seed))[0] for seed in range(4)]
     together = lite0.encode(images)

@@ -26,6 +26,8 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 STEP = 16  # tokens
 # In a model's README; every one that sentence-transformers writes has a link of this title to an introduction.
 MATRYOSHKA = re.compile(r"(?<!Introduction to )matryoshka|\bMRL\b", re.IGNORECASE)
+# Texts that tell whether tokens may be counted in the quicker way: letters, signs, no token, more than a model reads.
+PROBES = ("A title: 10 ways, 2nd part!", " ÅNGSTRÖM  naïve\t漢字 🙂\n", "", "word " * 5000)
 TEXTS_COUNTED = 1000  # of a catalogue, for the share of unknown tokens
 CHARS_COUNTED = 4096  # of each: more than encoders read
 MUCH_UNKNOWN = 0.1
@@ -74,15 +76,23 @@ class TextEncoder:
         self.tokenizer: Any = getattr(model, "tokenizer", None)  # before it is told to pad
         self._model = SentenceModel(model, batch_size, prompt, dim)
         self._tokenize = _tokenizing(model, self._model.prompt)
+        self._count: Callable[[str], int] | None = None
         self.dim: int = self._model.vectors(["warm up"]).shape[1]  # a prompt of the model's is measured without padding
         pad_in_steps(model)
         self.prepare(b"warm up")  # the first call sets the tokenizer up, which must not happen in two threads at once
+        count = _counting(self.tokenizer, _longest(model), self._model.prompt)
+        if count and all(count(text) == self._padded(text) for text in PROBES):
+            self._count = count
 
     def prepare(self, content: bytes) -> tuple[str, int]:
         """The text and its padded number of tokens (0 for models that do not pad, such as word averages)."""
         text = content.decode("utf-8")
+        return text, (self._count or self._padded)(text)
+
+    def _padded(self, text: str) -> int:
+        """The padded number of tokens as the model itself makes them."""
         tokens: Any = self._tokenize(text).get("input_ids")
-        return text, tokens.shape[1] if torch.is_tensor(tokens) and tokens.dim() == 2 else 0
+        return tokens.shape[1] if torch.is_tensor(tokens) and tokens.dim() == 2 else 0
 
     def encode(self, samples: list[str]) -> np.ndarray:
         """Texts of equal padded length -> float32 [n, D]."""
@@ -96,13 +106,32 @@ def _tokenizing(model: nn.Module, prompt: str | None) -> Callable[[str], dict[st
     return lambda text: model.tokenize([(prompt or "") + text])
 
 
+def _counting(tokenizer: Any, longest: int | None, prompt: str | None) -> Callable[[str], int] | None:
+    """A function that counts a text's padded tokens without making tensors of them: a sixth of the time.
+
+    It asks the tokenizer that is inside those of transformers. Asking these would set whether it pads, under the hands
+    of the thread that runs the network; so it may pad and cut or not, and both are done here once more.
+
+    Returns:
+        None for tokenizers that have none inside.
+    """
+    inside = getattr(tokenizer, "backend_tokenizer", None)
+    if longest is None or inside is None:
+        return None
+    step = math.gcd(STEP, longest)
+
+    def count(text: str) -> int:
+        return math.ceil(min(len(inside.encode((prompt or "") + text.strip()).ids), longest) / step) * step
+
+    return count
+
+
 def pad_in_steps(model: nn.Module) -> None:
     """Have a sentence-transformers model pad its texts to full steps, whichever release it is of (5.0 and later).
 
     A step divides the model's longest text, which must not grow beyond it: of CLIP's 77 tokens, one token.
     """
-    longest = getattr(model, "max_seq_length", None)
-    step = math.gcd(STEP, longest) if isinstance(longest, int) else STEP
+    step = math.gcd(STEP, _longest(model) or STEP)
     padding = {"pad_to_multiple_of": step}
     for module in model.modules():
         if hasattr(module, "processing_kwargs"):  # since 5.4
@@ -121,7 +150,8 @@ def unknown_share(encoder: TextEncoder, texts: list[str]) -> float | None:
     tokenizer = encoder.tokenizer
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and texts:
-        read = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=_longest(encoder))["input_ids"]
+        longest = _longest(encoder._model.model)
+        read = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=longest)["input_ids"]
     elif hasattr(tokenizer, "encode_batch") and hasattr(tokenizer, "token_to_id"):  # a bare one, of word tables
         unknown = tokenizer.token_to_id("[UNK]")
         read = [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -144,8 +174,9 @@ def sample(texts: list[Any]) -> list[Any]:
     return texts[:: max(1, math.ceil(len(texts) / TEXTS_COUNTED))]
 
 
-def _longest(encoder: TextEncoder) -> int | None:
-    longest = getattr(encoder._model.model, "max_seq_length", None)
+def _longest(model: nn.Module) -> int | None:
+    """The tokens that a model reads at most; None where it does not tell."""
+    longest = getattr(model, "max_seq_length", None)
     return longest if isinstance(longest, int) else None
 
 
