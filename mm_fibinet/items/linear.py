@@ -8,6 +8,7 @@ column's mean variance 1), whatever the encoders are: a model's first product wi
 initialisation counts on.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,8 +98,7 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     Raises:
         UserError: there is one modality, or they have fewer than emb_dim directions.
     """
-    if len(modalities) < 2:
-        raise UserError(f"--fusion cca: there is {', '.join(modalities)} alone, expected two modalities or more")
+    require_two(modalities)
     joined = Joined(modalities)
     covariance = joined.covariance()
     maps = []
@@ -111,6 +111,12 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     fused = _projected(joined, covariance, whitening @ directions * np.sqrt(emb_dim / shared.sum()))
     agreement = float((shared[0] - 1) / (len(modalities) - 1))
     return Fused(fused.embedding, fused.explained, {"largest_canonical_correlation": agreement})
+
+
+def require_two(modalities: Collection[str]) -> None:
+    """Refuse what `cca` cannot take: modalities, by name, of which there is one."""
+    if len(modalities) < 2:
+        raise UserError(f"--fusion cca: there is {', '.join(modalities)} alone, expected two modalities or more")
 
 
 @one_thread
