@@ -191,7 +191,8 @@ def _fuse_features(
         return fusing.fusion, of(fusing.fusion), {}
     assert fusing.valid is not None
     widths = {name: each.width for name, each in features.items()}
-    return choose(candidates(widths, clicks is not None), of, fusing.valid)
+    num_items = len(next(iter(features.values())).present)
+    return choose(candidates(widths, clicks is not None), of, fusing.valid, num_items)
 
 
 def facts_of(columns: Columns) -> dict[str, Any]:
