@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import block_diag, eigh
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.features import BLOCK_ROWS, Features, blocks, present_in_any
+from mm_fibinet.items.features import Features, blocks, present_in_any, sum_of_squares
 from mm_fibinet.items.joined import Joined, one_thread
 
 
@@ -134,9 +134,7 @@ def components_per_modality(modalities: dict[str, Features], least: int, most: i
 
 def with_unit_variance(embedding: np.ndarray) -> np.ndarray:
     """The same times one factor, so that the mean squared norm of a row is its width: float32 [n, k]."""
-    starts = range(0, len(embedding), BLOCK_ROWS)
-    energy = sum(float(np.square(embedding[start : start + BLOCK_ROWS], dtype=np.float64).sum()) for start in starts)
-    factor = np.sqrt(embedding.shape[1] * len(embedding) / max(energy, 1e-12))
+    factor = np.sqrt(embedding.shape[1] * len(embedding) / max(sum_of_squares(embedding), 1e-12))
     return embedding * np.float32(factor) + np.float32(0)  # no negative zeros
 
 
