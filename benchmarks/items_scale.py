@@ -29,9 +29,9 @@ from mm_fibinet.errors import run_cli
 from mm_fibinet.files import make_folder
 from mm_fibinet.items import modalities
 from mm_fibinet.items.build import build
+from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.feature_store import SHARD_ROWS, content_key, open_store
 from mm_fibinet.items.modalities import Modality, Reading
-from mm_fibinet.items.sources import Entry
 from mm_fibinet.memory import keep_freed_memory, peak_memory
 
 VIEWS = {"text": ("text", "opening"), "image": ("image",)}

@@ -277,4 +277,4 @@ def test_a_choice_needs_clicks_and_others(tmp_path):
     pq.write_table(pa.table(rows), tmp_path / "valid.parquet")
     fused = Fused(np.ones((4, 2), dtype=np.float32))
     with pytest.raises(UserError, match="1 rows with a history, expected some with label 0 and some with label 1"):
-        fusion.choose(["pca"], lambda name: fused, tmp_path / "valid.parquet")
+        fusion.choose(["pca"], lambda name: fused, tmp_path / "valid.parquet", 4)

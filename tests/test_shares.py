@@ -161,13 +161,17 @@ def test_a_cluster_without_room_for_a_worker_is_refused(monkeypatch, device, exp
 
 
 class KillingCluster(SmallCluster):
-    """One on which whatever runs is killed, however often it is tried."""
+    """One on which whatever runs is killed, however often it is tried.
 
-    class exceptions:
-        class WorkerCrashedError(Exception):
-            pass
+    Args:
+        ending: the name of what Ray raises then.
+    """
 
-    def __init__(self):
+    endings = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")
+    exceptions = SimpleNamespace(**{name: type(name, (Exception,), {}) for name in endings})
+
+    def __init__(self, ending: str):
+        self.ending = getattr(self.exceptions, ending)
         self.cancelled = []
 
     def remote(self, **needs):
@@ -178,17 +182,25 @@ class KillingCluster(SmallCluster):
         return tasks[:1], tasks[1:]
 
     def get(self, tasks):
-        raise self.exceptions.WorkerCrashedError
+        raise self.ending
 
     def cancel(self, task, force):
         self.cancelled.append(task)
 
 
-def test_workers_that_are_killed_again_and_again_are_a_mistake_of_the_machine(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("WorkerCrashedError", r"a worker was ended from outside 4 times \(out of memory\?\); run the same command"),
+        ("NodeDiedError", r"a worker was ended from outside 4 times \(out of memory\?\); run the same command"),
+        ("OutOfMemoryError", "Ray ended a worker because a machine's memory was nearly full; let there be fewer"),
+    ],
+)
+def test_workers_that_are_killed_again_and_again_are_a_mistake_of_the_machine(tmp_path, monkeypatch, ending, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    cluster = KillingCluster()
+    cluster = KillingCluster(ending)
     work = Work([], Reading(24, None, 10), [], [tmp_path], "cpu", None, "auto", 0, False)
-    with pytest.raises(UserError, match=r"^--engine ray: a worker was ended from outside 4 times \(out of memory\?\);"):
+    with pytest.raises(UserError, match=f"^--engine ray: {expected}"):
         on_ray._fill(cluster, work, torch.device("cpu"))
     assert cluster.cancelled == ["1-of-1"]
 

@@ -68,3 +68,9 @@ def blocks(features: Features, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndar
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
         yield part, features.read(part)
+
+
+def sum_of_squares(vectors: np.ndarray) -> float:
+    """Of all numbers of float32 [n, D], in float64 and some rows at a time, so that no copy is made of all."""
+    starts = range(0, len(vectors), BLOCK_ROWS)
+    return sum(float(np.square(vectors[start : start + BLOCK_ROWS], dtype=np.float64).sum()) for start in starts)

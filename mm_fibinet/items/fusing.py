@@ -12,7 +12,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.clicks import Clicks, beside, read_clicks
 from mm_fibinet.items.features import Features
 from mm_fibinet.items.fusion import AUTO, CLICK_FUSIONS, FUSIONS, MIX, NAMES, candidates, choose
-from mm_fibinet.items.linear import Fused, pca, require_one_space
+from mm_fibinet.items.linear import Fused, pca, require_one_space, require_two
 from mm_fibinet.items.mix import parse_weights
 from mm_fibinet.items.modalities import Modality
 
@@ -123,8 +123,8 @@ def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups
         return
     if fusing.fusion == "mean":
         require_one_space(blocks, fusing.emb_dim)
-    if fusing.fusion == "cca" and len(blocks) < 2:
-        raise UserError(f"--fusion cca: there is {', '.join(blocks)} alone, expected two modalities or more")
+    if fusing.fusion == "cca":
+        require_two(blocks)
     widths = {modality.name: sum(blocks[name] for name in names) for modality, names in groups.items()}
     most, alone = min(num_items - 1, sum(widths.values())), min(num_items - 1, *widths.values())
     if fusing.fusion == MIX:
@@ -191,7 +191,8 @@ def _fuse_features(
         return fusing.fusion, of(fusing.fusion), {}
     assert fusing.valid is not None
     widths = {name: each.width for name, each in features.items()}
-    return choose(candidates(widths, clicks is not None), of, fusing.valid)
+    num_items = len(next(iter(features.values())).present)
+    return choose(candidates(widths, clicks is not None), of, fusing.valid, num_items)
 
 
 def facts_of(columns: Columns) -> dict[str, Any]:

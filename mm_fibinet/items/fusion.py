@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from mm_fibinet import options
-from mm_fibinet.errors import UserError
 from mm_fibinet.items.clicks import Clicks
 from mm_fibinet.items.contrastive import contrastive
 from mm_fibinet.items.features import Features
@@ -43,13 +42,16 @@ def candidates(widths: dict[str, int], with_clicks: bool) -> list[str]:
     return names + (list(CLICK_FUSIONS) if with_clicks else [])
 
 
-def choose(names: list[str], fuse: Callable[[str], Fused], valid: str | Path) -> tuple[str, Fused, dict[str, float]]:
+def choose(
+    names: list[str], fuse: Callable[[str], Fused], valid: str | Path, num_items: int
+) -> tuple[str, Fused, dict[str, float]]:
     """The fusion that tells clicks best: by the AUC of a target's cosine to its history.
 
     Args:
         names: what to try.
         fuse: gives a fusion over items 1 .. n by its name.
         valid: the validation split.
+        num_items: n.
 
     Returns:
         the best one's name, what it gives, and every one's AUC over the rows with a direction to compare.
@@ -57,21 +59,17 @@ def choose(names: list[str], fuse: Callable[[str], Fused], valid: str | Path) ->
     Raises:
         UserError: the rows that can be scored lack clicks, or others.
     """
-    from mm_fibinet.items.report import history_cosine, read_rows  # no other build needs what they need
+    # No other build needs what these need.
+    from mm_fibinet.items.report.evidence import history_cosine, read_rows, usable_rows
 
+    rows = read_rows(valid, num_items + 1)
     best, tried = ("", Fused(np.zeros((0, 0)))), {}
     for name in names:
         fused = fuse(name)
         vectors = np.vstack([np.zeros((1, fused.embedding.shape[1]), dtype=np.float32), fused.embedding])
-        rows = read_rows(valid, len(vectors))
-        cosine = history_cosine(vectors, rows.history, rows.target)
-        usable = np.isfinite(cosine)
-        clicked = rows.clicked[usable]
-        if clicked.all() or not clicked.any():
-            raise UserError(
-                f"--valid {valid}: {len(clicked)} rows with a history, expected some with label 0 and some with label 1"
-            )
-        tried[name] = auc(clicked, cosine[usable])
+        cosines = {name: history_cosine(vectors, rows.history, rows.target)}
+        cosines, used, _ = usable_rows(f"--valid {valid}", cosines, rows)
+        tried[name] = auc(used.clicked, cosines[name])
         if tried[name] == max(tried.values()):  # the others are not kept
             best = name, fused
     return *best, tried

@@ -8,13 +8,14 @@ column's mean variance 1), whatever the encoders are: a model's first product wi
 initialisation counts on.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.features import BLOCK_ROWS, Features, blocks, present_in_any
+from mm_fibinet.items.features import Features, blocks, present_in_any, sum_of_squares
 from mm_fibinet.items.joined import Joined, one_thread
 
 
@@ -97,8 +98,7 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     Raises:
         UserError: there is one modality, or they have fewer than emb_dim directions.
     """
-    if len(modalities) < 2:
-        raise UserError(f"--fusion cca: there is {', '.join(modalities)} alone, expected two modalities or more")
+    require_two(modalities)
     joined = Joined(modalities)
     covariance = joined.covariance()
     maps = []
@@ -111,6 +111,12 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
     fused = _projected(joined, covariance, whitening @ directions * np.sqrt(emb_dim / shared.sum()))
     agreement = float((shared[0] - 1) / (len(modalities) - 1))
     return Fused(fused.embedding, fused.explained, {"largest_canonical_correlation": agreement})
+
+
+def require_two(modalities: Collection[str]) -> None:
+    """Refuse what `cca` cannot take: modalities, by name, of which there is one."""
+    if len(modalities) < 2:
+        raise UserError(f"--fusion cca: there is {', '.join(modalities)} alone, expected two modalities or more")
 
 
 @one_thread
@@ -128,9 +134,7 @@ def components_per_modality(modalities: dict[str, Features], least: int, most: i
 
 def with_unit_variance(embedding: np.ndarray) -> np.ndarray:
     """The same times one factor, so that the mean squared norm of a row is its width: float32 [n, k]."""
-    starts = range(0, len(embedding), BLOCK_ROWS)
-    energy = sum(float(np.square(embedding[start : start + BLOCK_ROWS], dtype=np.float64).sum()) for start in starts)
-    factor = np.sqrt(embedding.shape[1] * len(embedding) / max(energy, 1e-12))
+    factor = np.sqrt(embedding.shape[1] * len(embedding) / max(sum_of_squares(embedding), 1e-12))
     return embedding * np.float32(factor) + np.float32(0)  # no negative zeros
 
 

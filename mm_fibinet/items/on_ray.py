@@ -109,7 +109,12 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
                 done, waiting = ray.wait(waiting)
                 bar.update(len(done))
         reports = ray.get(tasks)
-    except ray.exceptions.WorkerCrashedError as error:
+    except ray.exceptions.OutOfMemoryError as error:  # says it in twenty lines
+        raise UserError(
+            "--engine ray: Ray ended a worker because a machine's memory was nearly full; let there be fewer of them, "
+            "each with more threads (OMP_NUM_THREADS), and run the same command again to go on"
+        ) from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
         raise UserError(
             f"--engine ray: a worker was ended from outside {RETRIES + 1} times (out of memory?); run the same command "
             "again to go on"

@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.features import BLOCK_ROWS
+from mm_fibinet.items.features import BLOCK_ROWS, sum_of_squares
 
 SEQUENCE, LEVEL = "item_codes", "item_code"  # columns: all levels as a sequence, and each level LEVEL_1, LEVEL_2, ...
 SAMPLE = 100_000  # items that groups are found on, where there are more
@@ -108,7 +108,7 @@ def quantise(embedding: np.ndarray, method: str, levels: int, size: int, seed: i
     rng = np.random.default_rng(seed)
     left = embedding[rows].astype(np.float32)
     left -= left.mean(axis=0, dtype=np.float64).astype(np.float32)
-    energy = _energy(left)
+    whole = sum_of_squares(left)
     codes = np.zeros((len(embedding), levels), dtype=np.int64)
     unexplained, used = [], []
     with threadpool_limits(1, user_api="blas"):  # the bytes do not depend on the number of cores
@@ -120,7 +120,7 @@ def quantise(embedding: np.ndarray, method: str, levels: int, size: int, seed: i
                 chosen = groups.assign(block.astype(np.float64))
                 codes[rows[start : start + BLOCK_ROWS], level] = chosen + 1
                 block -= groups.centres[chosen].astype(np.float32)
-            unexplained.append(_energy(left) / energy)
+            unexplained.append(sum_of_squares(left) / whole)
             used.append(len(np.unique(codes[rows, level])))
     _, counts = np.unique(codes[rows], axis=0, return_counts=True)
     collisions = float(counts[counts > 1].sum() / max(len(rows), 1))
@@ -190,12 +190,6 @@ def log_densities(vectors: np.ndarray, weights: np.ndarray, centres: np.ndarray,
     distance = np.square(vectors) @ precise.T - 2 * vectors @ (centres * precise).T + (centres**2 * precise).sum(axis=1)
     size = vectors.shape[1] * np.log(2 * np.pi) + np.log(variances).sum(axis=1)
     return np.log(weights) - (distance + size) / 2
-
-
-def _energy(vectors: np.ndarray) -> float:
-    """The sum of squares, of float32 [n, D] in float64."""
-    starts = range(0, len(vectors), BLOCK_ROWS)
-    return sum(float(np.square(vectors[start : start + BLOCK_ROWS], dtype=np.float64).sum()) for start in starts)
 
 
 METHODS: dict[str, Callable[[np.ndarray, int, np.random.Generator], Groups]] = {

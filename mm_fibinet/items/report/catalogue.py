@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mm_fibinet.items import modalities
-from mm_fibinet.items.texts import TAG_COLUMNS, TITLE_COLUMNS
+from mm_fibinet.items.texts import TAG_COLUMNS, TITLE_COLUMNS, read_texts
 from mm_fibinet.parquet_reader import matrix, open_parquet, whole_column
 
 TAGS = "item_tags"  # of item_info, numbers
@@ -55,7 +54,5 @@ def _texts(item_feature: str | Path, num_items: int, names: tuple[str, ...]) -> 
     found = [column for name in names for column in present if column.lower() == name]
     if not found:
         return {}
-    text = next(modality for modality in modalities.MODALITIES if modality.name == "text")
-    source = text.read(item_feature, modalities.Reading(num_items, found[:1]))
-    entries = next(iter(source.views.values()))
+    entries = read_texts(item_feature, num_items, found[:1]).entries
     return {entry.item_id: entry.load().decode("utf-8") for entry in entries}

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mm_fibinet.items import modalities
+from mm_fibinet.items.contents import BadContent, Entry
 from mm_fibinet.items.decoding import decode_image, quiet_pillow
-from mm_fibinet.items.sources import BadContent, Entry
+from mm_fibinet.items.sources import ImageSource
 from mm_fibinet.progress import track
 
 SIDE = 192  # pixels, the longer one: twice what is shown, for fine screens
@@ -40,8 +40,7 @@ def open_covers(images: str | Path, num_items: int) -> Iterable[Entry]:
     Raises:
         UserError: it cannot be read.
     """
-    image = next(modality for modality in modalities.MODALITIES if modality.name == "image")
-    return next(iter(image.read(images, modalities.Reading(num_items)).views.values()))
+    return ImageSource(images, num_items)
 
 
 def thumbnails(entries: Iterable[Entry], wanted: set[int]) -> dict[int, Cover]:
