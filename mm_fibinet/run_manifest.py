@@ -83,6 +83,7 @@ def write_manifest(
     data: dict[str, dict],
     parameters: int,
     precision: Precision,
+    data_root: str | None = None,
 ) -> None:
     """manifest.json: what a reader needs to repeat the run.
 
@@ -92,6 +93,7 @@ def write_manifest(
         data: of `data_fingerprint`.
         parameters: how many the model has.
         precision: what it computes in.
+        data_root: of `--data_root`.
     """
     content = {
         "expid": params["model_id"],
@@ -99,6 +101,7 @@ def write_manifest(
         "started": datetime.now().isoformat(timespec="seconds"),
         "command": sys.argv,
         "set": overrides,
+        "data_root": data_root,
         "versions": _versions(),
         "machine": _machine(params["gpu"]),
         "precision": precision.record(),

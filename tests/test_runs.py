@@ -184,6 +184,19 @@ def test_changes_of_the_training_command_line_hold_under_the_config_too(commands
     assert code == 0, err
 
 
+def test_the_data_root_of_the_training_command_line_holds_under_the_config_too(commands):
+    moved = commands.folder / "moved"
+    moved.mkdir()
+    commands.data.rename(moved / "TEST_DATA")
+    shutil.move(commands.folder / "item_feature.parquet", moved)
+    at_root = ("--expid", EXPID, "--config", commands.config, "--model_root", commands.root, "--data_root", moved)
+    assert run_script("run_expid", *at_root, "--set", "epochs=1", capsys=commands.capsys)[0] == 0
+    code, _, err = commands.predict("--config", commands.config)
+    assert code == 0, err
+    code, _, err = commands.predict("--config", commands.config, "--data_root", commands.folder)
+    assert code == 2 and f"{commands.data / 'test.parquet'}: no such file" in err
+
+
 def test_two_data_sets_of_one_experiment(trained):
     shutil.copytree(trained.root / "TEST_DATA", trained.root / "OTHER")
     code, _, err = trained.predict()

@@ -121,17 +121,20 @@ def models_of(trained: RunFolder | None, args: argparse.Namespace, home: Home) -
         ) from error
 
 
-def config_params(args: argparse.Namespace, models: ModuleType, gpu: int, before: list[str] | None = None) -> dict:
+def config_params(args: argparse.Namespace, models: ModuleType, gpu: int, manifest: dict | None = None) -> dict:
     """The config's settings.
 
     Args:
-        before: "key=value" changes that --set may change again.
+        manifest: of a run, whose --set and --data_root hold as long as nothing else is given.
     """
+    manifest = manifest or {"config": {}}
     given = settings.parse_overrides(args.set)
-    kept = [change for change in before or [] if not given.keys() & settings.parse_overrides([change]).keys()]
-    return settings.load_params(
-        args.config, args.expid, models, [*kept, *args.set], args.data_root, args.model_root, gpu
-    )
+    before = manifest.get("set") or []
+    kept = [change for change in before if not given.keys() & settings.parse_overrides([change]).keys()]
+    trained_on = manifest["config"].get("dataset_id")
+    same_data = given.get("dataset_id", trained_on) == trained_on
+    data_root = args.data_root or (manifest.get("data_root") if same_data else None)
+    return settings.load_params(args.config, args.expid, models, [*kept, *args.set], data_root, args.model_root, gpu)
 
 
 def run_params(args: argparse.Namespace, models: ModuleType, run: RunFolder, gpu: int) -> dict:
@@ -144,7 +147,7 @@ def run_params(args: argparse.Namespace, models: ModuleType, run: RunFolder, gpu
     trained = settings.change_params(manifest["config"], models)
     changes = settings.parse_overrides(args.set)
     if args.config_given or changes.get("dataset_id", trained["dataset_id"]) != trained["dataset_id"]:
-        params = config_params(args, models, gpu, manifest.get("set"))
+        params = config_params(args, models, gpu, manifest)
     else:
         params = settings.change_params(trained, models, args.set, args.data_root, args.model_root, gpu)
     run_manifest.refuse_other_weights(manifest, run)

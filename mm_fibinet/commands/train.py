@@ -103,7 +103,8 @@ def run_experiment(
             run.clear()
         log.open(append=resumed)
         save_feature_map(feature_map, run.feature_map)
-        run_manifest.write_manifest(run, params, args.set, feature_map, data, parameters, trainer.precision)
+        facts = (feature_map, data, parameters, trainer.precision)
+        run_manifest.write_manifest(run, params, args.set, *facts, args.data_root)
     with any_model.explained(model, "it failed in training"):
         history = trainer.fit(train_data, valid_data, epochs=params["epochs"])
 
