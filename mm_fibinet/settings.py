@@ -30,7 +30,8 @@ from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 
 __all__ = [
     "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
-    "dataset_files", "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
+    "dataset_files",
+    "expected_one_of", "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
     "load_model_configs", "load_params",
     "named_files", "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
@@ -204,7 +205,7 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
     found = _read_configs(config_dir, "model_config")
     require_name(expid, "--expid")
     if expid not in found or expid == "Base":
-        raise UserError(f"--expid {expid}: not in {config_dir}, {_expected(expid, set(found) - {'Base'})}")
+        raise UserError(f"--expid {expid}: not in {config_dir}, {expected_one_of(expid, set(found) - {'Base'})}")
     return _experiment(found, expid, config_dir)
 
 
@@ -275,7 +276,7 @@ def _dataset_entry(config_dir: Path, dataset_id: object, data_root: str | None) 
     if dataset_id not in found and built.is_file():
         found = {name: (built, content) for name, content in read_yaml(built).items()}
     if dataset_id not in found:
-        raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {_expected(dataset_id, found)}")
+        raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {expected_one_of(dataset_id, found)}")
     return {**_settings(found, dataset_id), "dataset_id": dataset_id}
 
 
@@ -341,7 +342,8 @@ def _settings(found: dict[str, tuple[Path, object]], name: str) -> dict:
     return content
 
 
-def _expected(name: str, known) -> str:
+def expected_one_of(name: str, known) -> str:
+    """What an error says of a name that is not known: the known ones, and the nearest of them."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"expected one of {', '.join(sorted(known))}{hint}" if known else "which has none"

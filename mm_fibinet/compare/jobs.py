@@ -149,7 +149,7 @@ def plan(
     known = settings.experiment_ids(config_dir)
     for expid in expids:
         if expid not in known:
-            raise UserError(f"experiment {expid} is not in {config_dir}, expected some of {', '.join(known)}")
+            raise UserError(f"experiment {expid} is not in {config_dir}, {settings.expected_one_of(expid, known)}")
     fingerprints: dict[tuple, dict] = {}
     jobs = []
     for seed in dict.fromkeys(seeds):

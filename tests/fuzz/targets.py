@@ -12,7 +12,7 @@ from conftest import make_dataset
 from hypothesis import strategies as st
 from user_data import make_forms
 
-from fuzz import build_targets, file_targets, log_targets
+from fuzz import build_targets, file_targets, item_targets, log_targets
 from fuzz.changes import (
     CODE,
     NUMBERS,
@@ -60,6 +60,7 @@ def make_base(base: Path) -> None:
     make_forms(base / "forms", rows=300)  # some of the 50 users have both labels
     file_targets.make_base(base)
     build_targets.make_base(base)
+    item_targets.make_base(base)
     log_targets.make_base(base)
     (base / "made").touch()
 
@@ -360,4 +361,6 @@ TARGETS = {
     "texts": Target(build_targets.text_cases, build_targets.run_texts, share=2),
     "log": Target(log_targets.cases, log_targets.run_log, share=4),
     "store": Target(build_targets.store_cases, build_targets.run_store, share=2),
+    "options": Target(item_targets.option_cases, item_targets.run_options, share=3),
+    "report": Target(item_targets.report_cases, item_targets.run_report, share=2),
 }
