@@ -15,9 +15,8 @@ from mm_fibinet.settings import load_params
 FUXICTRS = ("fit", "evaluate", "predict", "save_weights", "load_weights")
 FIRST = ["FiBiNET", "DeepFM", "DIN"]
 OTHERS = [name for name in model_zoo.__all__ if name not in FIRST and name != "QARM"]  # the data have none of its codes
-SGD = {
-    "optimizer": "SGD"
-}  # of attention that is all alike; Adam makes steps of what rounding leaves of a gradient of 0
+# Of attention that is all alike the keys have no gradient; Adam would make steps of what rounding leaves of it.
+SGD = {"optimizer": "SGD", "learning_rate": 0.1}
 OF_LEVELS = {**SGD, "history_levels": True}
 NEEDS = {"DIN_att6": OF_LEVELS, "DIN_att_emb_rms": OF_LEVELS, "Transformer_DCN": SGD}
 

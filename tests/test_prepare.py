@@ -180,7 +180,33 @@ def test_the_report_counts_what_was_left_out(shop):
     test = slow_rows(log)["test"]
     cold = sum(count for row, count in test.items() if row[1] not in train) / sum(test.values())
     assert found["splits"]["test"]["cold"] == pytest.approx(cold)
+    for split, rows in slow_rows(log).items():
+        rows = list(rows.elements())
+        lengths = [len(row[3]) for row in rows]
+        told = {
+            "rows": len(rows), "users": len({row[0] for row in rows}), "items": len({row[1] for row in rows}),
+            "ctr": np.mean([row[2] for row in rows]), "history_mean": np.mean(lengths),
+            "history_median": np.median(lengths), "history_longest": max(lengths),
+            "empty_histories": np.mean([length == 0 for length in lengths]),
+        }  # fmt: skip
+        assert {name: found["splits"][split][name] for name in told} == pytest.approx(told), split
+    everyone = [row for rows in slow_rows(log).values() for row in rows]
+    assert found["users"] == len({row[0] for row in everyone}) and found["items"] == len({row[1] for row in everyone})
     assert found["items_not_in_catalogue"] == len(set(log["what"].drop_nulls()) - set(raw_items()["sku"]))
+
+
+def test_a_column_may_give_the_split(tmp_path):
+    """In letters of any case; its rows are those of the splits, whatever their times."""
+    log = raw_log().unique(["who", "what", "when"], maintain_order=True).drop_nulls(["who", "what", "when", "stars"])
+    names = ["Train", "valid", "TEST"]
+    log = log.with_columns(part=pl.Series([names[at] for at in np.random.default_rng(1).integers(0, 3, len(log))]))
+    make(write_raw(tmp_path / "raw", log), tmp_path / "out", split="part")
+    for name in names:
+        expected = Counter(log.filter(pl.col("part") == name).select("who", "what", pl.col("stars") >= 4).iter_rows())
+        found = Counter()
+        for row, count in rows_of(tmp_path / "out", name.lower()).items():
+            found[row[:3]] += count
+        assert found == expected, name
 
 
 # What has happened later changes nothing in train

@@ -26,8 +26,6 @@ def train(config, folder, expid):
     seed_everything(params["seed"])
     feature_map = build_feature_map(params)
     model = any_model.make_model(model_class, feature_map, params)
-    for layer in [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]:
-        layer.p = 0.0  # MIRRN's is no setting, and each rank draws its own
     for dropout in [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]:
         dropout.p = 0.0  # its masks would be each rank's own; MIRRN's has no setting
     items = any_model.item_features(model, feature_map, params)
