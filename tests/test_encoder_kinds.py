@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from small_models import bert_folder, clip_files, gradient, joint_folder
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import encoders_text
+from mm_fibinet.items import blocks, encoders_text
+from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder, resolve_precision
 from mm_fibinet.items.encoding import Encoder, Loading
 
@@ -174,6 +176,14 @@ def test_the_share_of_unknown_tokens(bert):
     assert sentence.startswith("41.0% of the tokens are not in") and encoders_text.MULTILINGUAL in sentence
     assert encoders_text.describe_unknown(0.004) == "0.4% of the tokens are not in the encoder's vocabulary"
     assert len(encoders_text.sample(list(range(2500)))) == 834 and encoders_text.sample([1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize(("text", "share"), [("cat", 0.0), ("cat unheard", 0.5)])
+def test_a_catalogue_that_is_understood_is_not_spoken_of(bert, text, share):
+    entry = Entry(1, "item 1", text.encode)
+    source = SimpleNamespace(facts=dict, notes=list, views={"text": [entry]})
+    facts, notes = blocks.described(load("text", str(bert)), source)
+    assert facts == {"unknown_tokens": share} and len(notes) == (share > 0)
 
 
 def test_titles_that_no_model_expects_are_encoded(bert):

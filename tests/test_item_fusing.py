@@ -186,12 +186,13 @@ def test_options_that_do_not_go_together_are_refused(data, tmp_path, monkeypatch
     assert "is an input" in found
 
 
-def test_levels_are_joined_into_item_info(data, tmp_path, monkeypatch):
+def test_levels_are_joined_into_item_info(data, tmp_path, monkeypatch, capsys):
     feature = pq.read_table(data / "item_feature.parquet")
     ids = feature["item_id"].to_numpy()
     feature = feature.append_column("views_level", pa.array(ids % 11)).append_column("likes_level", pa.array(ids % 7))
     pq.write_table(feature.filter(pa.array(ids != 9)), data / "item_feature.parquet")
     build(data, tmp_path / "out.parquet", monkeypatch)
+    assert "levels      views_level, from the catalogue\n" in capsys.readouterr().out
     table = pq.read_table(tmp_path / "out.parquet").to_pydict()
     assert table["likes_level"] == [0] * (ITEMS + 1)  # item_info's own stay
     assert table["views_level"] == [0 if item in (0, 9) else item % 11 for item in range(ITEMS + 1)]

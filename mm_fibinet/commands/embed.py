@@ -69,6 +69,8 @@ def print_summary(built: Built) -> None:
         line("codes", codes_line(codes))
     if built.explained:
         line("explained", ", ".join(f"{name} {share:.1%}" for name, share in built.explained.items()))
+    if built.levels:
+        line("levels", f"{' and '.join(built.levels)}, from the catalogue")
     line("output", f"{built.output}, column{'s' * (len(built.columns) > 1)} {', '.join(built.columns)}")
 
 

@@ -99,7 +99,8 @@ def described(encoder: Encoder, source: Source) -> tuple[dict[str, Any], list[st
         entries = sample(list(next(iter(source.views.values()))))
         share = unknown_share(encoder, [entry.load().decode("utf-8")[:CHARS_COUNTED] for entry in entries])
         if share is not None:
-            facts, notes = facts | {"unknown_tokens": round(share, 4)}, [*notes, describe_unknown(share)]
+            facts = facts | {"unknown_tokens": round(share, 4)}
+            notes = [*notes, describe_unknown(share)] if facts["unknown_tokens"] else notes
     return facts, notes
 
 

@@ -63,6 +63,7 @@ class Built:
         explained: the share of each modality's variance that the embedding keeps, and of their sum as "total"; empty
             where the embedding is no map of the features.
         fusion: the one that was taken, what it found, and where it was chosen every one's AUC on valid.
+        levels: the items' levels that were put into the file.
     """
 
     output: Path | None
@@ -71,6 +72,7 @@ class Built:
     modalities: dict[str, Encoded]
     explained: dict[str, float]
     fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    levels: list[str] = dataclasses.field(default_factory=list)
 
 
 def build(
@@ -154,7 +156,7 @@ def build(
     reading = Reading(num_items, [text_columns] if isinstance(text_columns, str) else text_columns, opening_words)
     clicks = fusing.read_clicks(num_items)
     mixed = mix_columns(fusing.mix, emb_dim, table, item_info, given.get("item_feature")) if fusing.mix else None
-    table = join_levels(table, levels_from, given.get("item_feature"))
+    table, levels = join_levels(table, levels_from, given.get("item_feature"))
 
     work = Work(chosen, reading, tables(given, item_info), stores, device, batch_size, precision, seed, strict)
     filling = Filling(work)
@@ -170,7 +172,7 @@ def build(
     ids = quantise(columns.fused, semantic_ids, code_levels, code_size, seed) if semantic_ids is not None else None
     facts = facts_of(columns) | ({"semantic_ids": ids.facts} if ids is not None else {})
     written = _write(output, table, columns, ids)
-    built = Built(output, written, num_items, together(encoded, shared), columns.explained, facts)
+    built = Built(output, written, num_items, together(encoded, shared), columns.explained, facts, levels)
     write_json(_manifest_path(output), _manifest(built, emb_dim, seed))
     return built
 

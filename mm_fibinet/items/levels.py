@@ -13,8 +13,10 @@ from mm_fibinet.schema import LEVELS
 ANY_LEVEL = {"type": "categorical", "vocab_size": 2**31}
 
 
-def join_levels(table: pa.Table, levels_from: str | Path | None, item_feature: str | Path | None) -> pa.Table:
-    """The table with the items' levels.
+def join_levels(
+    table: pa.Table, levels_from: str | Path | None, item_feature: str | Path | None
+) -> tuple[pa.Table, list[str]]:
+    """The table with the items' levels, and the names of those that were put into it.
 
     Args:
         table: item_info's.
@@ -27,7 +29,7 @@ def join_levels(table: pa.Table, levels_from: str | Path | None, item_feature: s
     """
     source = levels_from if levels_from is not None else item_feature
     if source is None:
-        return table
+        return table, []
     present = open_parquet(source).schema_arrow.names
     wanted = [
         name for name in LEVELS if name in present and (levels_from is not None or name not in table.column_names)
@@ -35,8 +37,8 @@ def join_levels(table: pa.Table, levels_from: str | Path | None, item_feature: s
     if not wanted:
         if levels_from is not None:
             raise UserError(f"--levels_from {source}: has neither {' nor '.join(LEVELS)}, found {', '.join(present)}")
-        return table
+        return table, []
     joined = schema.read_item_feature(source, dict.fromkeys(wanted, ANY_LEVEL), table.num_rows)
     for name, values in joined.items():
         table = put_column(table, name, pa.array(values, pa.int64()))
-    return table
+    return table, wanted
