@@ -1,6 +1,7 @@
 """The report's page and command: what it says is what was measured, it asks for nothing, and it works in a browser."""
 
 import base64
+import dataclasses
 import io
 import json
 import shutil
@@ -104,6 +105,13 @@ def test_the_page_asks_for_nothing_and_strangers_text_stays_text(written):
     sources = {part.split('"')[0][:23] for part in page.split('src="')[1:]}
     assert sources == {"data:image/jpeg;base64,"}
     json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+
+
+def test_column_names_are_printed_as_a_terminal_shows_them(written):
+    columns = {f"emb\x1b[2J{number}": figures for number, figures in enumerate(written[1].columns.values())}
+    contents = dataclasses.replace(written[1], columns=columns, clicks=None)
+    lines = as_text(contents).split("\n")
+    assert lines[0].split()[:2] == [r"emb\x1b[2J0", r"emb\x1b[2J1"] and all(line.isprintable() for line in lines)
 
 
 def test_the_page_says_what_was_measured(written):

@@ -12,6 +12,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import stat
 import sys
 import traceback
@@ -144,6 +145,8 @@ def _require_ending(script: str, done: Done) -> None:
         raise Fault(f"{script}: printed a traceback")
     lines = [line for line in done.err.split("\n") if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
+    if lines and lines[0].startswith("usage: "):  # argparse's own refusal, of a choice that there is not
+        errors = [line for line in lines if re.match(r"[\w.]+: error: ", line)]
     if done.code == 0 and errors:
         raise Fault(f"{script}: exit code 0 with an error line")
     if done.code == 2 and script.endswith("data_check") and not errors:

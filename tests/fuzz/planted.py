@@ -1,5 +1,6 @@
 """Targets and scripts with faults in them, for the tests of the oracle and of the watchdog."""
 
+import argparse
 import os
 import sys
 import time
@@ -41,6 +42,8 @@ def main() -> int | None:
     elif what == "refuse":
         print("images: 50 % (5 of 10), 00:31 so far", file=sys.stderr)
         raise UserError("no good")
+    elif what == "choice":
+        argparse.ArgumentParser("planted.py").parse_args(["--no_such_option"])
     elif what == "bug":
         return {}["label"]
     elif what == "one":

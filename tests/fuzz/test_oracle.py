@@ -22,6 +22,8 @@ def test_good_endings(place):
     assert run(place, "well").code == 0
     refused = run(place, "refuse")
     assert refused.code == 2 and refused.err.endswith("error: no good\n")
+    refused = run(place, "choice")  # argparse's own
+    assert refused.code == 2 and "planted.py: error: unrecognized arguments" in refused.err
 
 
 @pytest.mark.parametrize(

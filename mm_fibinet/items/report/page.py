@@ -58,7 +58,7 @@ def as_text(contents: Contents) -> str:
     names = list(contents.columns)
     lines = [line for found in table.lines(contents).values() for line in found]
     rows = [[line.title, *(_short(cell.whole, 32) for cell in line.cells), line.reference] for line in lines]
-    rows = [["", *names, REFERENCE.lower()], *([printable(cell) for cell in row] for row in rows)]
+    rows = [[printable(cell) for cell in row] for row in [["", *names, REFERENCE.lower()], *rows]]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
