@@ -60,6 +60,10 @@ class Encoding:
         self.encoder.prepare(last)
         self.prepare_seconds = time.perf_counter() - started
 
+    def name(self) -> str:
+        """The network, its weights, its preprocessing and its precision."""
+        return self.encoder.id
+
     def full_batch(self) -> int:
         """Items a forward pass."""
         return self.encoder.batch_size

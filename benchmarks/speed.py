@@ -185,6 +185,7 @@ class Bench:
                 lambda: ours.built_per_second(items),
                 lambda: ours.items_per_second(batches),
             )
+            self.note(f"{modality}: {ours.name()}")
             self.add(f"encoding, {modality}, a build / a notebook's loop", "items/s", alone, built, target=1.5)
             share = median(built) / median(network)
             self.note(f"{modality}: a build reaches {share:.0%} of the network's own speed on prepared batches")

@@ -75,6 +75,7 @@ def test_bad_input(runs, tmp_path, capsys):
         (["--average", first, second, "--expid", EXPID], "--average names all runs, expected no --expid beside it"),
         (["--average", first, second, "--checkpoint", first], "expected no --checkpoint beside it"),
         ([], "expected --expid EXPID, or --average RUN RUN ..."),
+        (["--expid", EXPID, "--average_by", "rank"], "--average_by rank: there is no --average RUN RUN ..."),
         (["--average", first, first.parent / "." / first.name], "is named twice, expected each run once"),
         (["--average", first, tmp_path / "none.model"], "none"),
         (["--average", first, second, "--out", second.with_suffix(".csv"), "--average_by", "mean"], "invalid choice"),

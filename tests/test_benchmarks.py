@@ -219,6 +219,7 @@ def test_a_quick_run_writes_table_and_figure(tmp_path, monkeypatch, capsys):
     assert results["encoding, image, a build / a notebook's loop"]["ours"] > 0
     assert "of the network's own speed on prepared batches" in _note(content, "text: a build reaches ")
     assert "text fp32" in _note(content, "text fp32: ")
+    assert _note(content, "text: minilm ")
     for what in ("loader, indices / row-wise", "training FiBiNET, fp32", "training DIN, fp32", "gAUC, 20 groups"):
         assert results[what]["target"] and results[what]["ours"] > 0
     assert sum(line.startswith("| ") for line in lines) == len(results) + 1

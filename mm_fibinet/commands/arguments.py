@@ -101,7 +101,7 @@ def predict(parser: Parser, config: Path) -> None:
         metavar="RUN",
         help="in place of --expid: what several runs say together; experiment IDs in model_root, or runs' .model files",
     )
-    parser.add_argument("--average_by", default="probability", choices=AVERAGES, help="(default: %(default)s)")
+    parser.add_argument("--average_by", choices=AVERAGES, help=f"(default: {AVERAGES[0]})")
     parser.add_argument("--checkpoint", help="weights to load (default: the experiment's best)")
     parser.add_argument("--test", help="test split (default: test_data of the run)")
     parser.add_argument(
@@ -125,7 +125,10 @@ def check_predict(parser: Parser, args: argparse.Namespace) -> None:
     if args.average is None:
         if args.expid is None:
             parser.error("expected --expid EXPID, or --average RUN RUN ...")
+        if args.average_by is not None:
+            parser.error(f"--average_by {args.average_by}: there is no --average RUN RUN ...")
         return
+    args.average_by = args.average_by or AVERAGES[0]
     for option in ("expid", "checkpoint"):
         if getattr(args, option) is not None:
             parser.error(f"--average names all runs, expected no --{option} beside it")
