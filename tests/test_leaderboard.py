@@ -245,6 +245,15 @@ def test_charts(open_page):
     assert good.locator("circle").last.get_attribute("fill") == "var(--muted)"
 
 
+@pytest.mark.parametrize(("epochs", "marks"), [(1, "1"), (3, "1 2 3"), (20, "5 10 15 20")])
+def test_epochs_are_whole_numbers(browser, outcomes, tmp_path, epochs, marks):
+    curve = [{"epoch": e, "seconds": 10.0 * e, "AUC": 0.5 + 0.01 * e} for e in range(1, epochs + 1)]
+    kept = [each._replace(result={**each.result, "curve": curve}) for each in outcomes if each.result]
+    with pages_of(browser, leaderboard.write(leaderboard.build(kept, "base"), tmp_path)["html"]) as open_at:
+        texts = open_at().locator("#curves svg text:not([text-anchor=end])").all_text_contents()
+    assert texts == marks.split()
+
+
 def test_dark_and_light(open_page):
     grounds = {}
     for scheme in ("light", "dark"):
