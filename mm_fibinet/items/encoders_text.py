@@ -76,7 +76,7 @@ class TextEncoder:
         self.tokenizer: Any = getattr(model, "tokenizer", None)  # before it is told to pad
         self._model = SentenceModel(model, batch_size, prompt, dim)
         self._tokenize = _tokenizing(model, self._model.prompt)
-        self._count: Callable[[str], int] | None = None
+        self._count: Callable[[str], int] = self._padded
         self.dim: int = self._model.vectors(["warm up"]).shape[1]  # a prompt of the model's is measured without padding
         pad_in_steps(model)
         self.prepare(b"warm up")  # the first call sets the tokenizer up, which must not happen in two threads at once
@@ -87,7 +87,7 @@ class TextEncoder:
     def prepare(self, content: bytes) -> tuple[str, int]:
         """The text and its padded number of tokens (0 for models that do not pad, such as word averages)."""
         text = content.decode("utf-8")
-        return text, (self._count or self._padded)(text)
+        return text, self._count(text)
 
     def _padded(self, text: str) -> int:
         """The padded number of tokens as the model itself makes them."""
