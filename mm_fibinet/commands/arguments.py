@@ -285,6 +285,15 @@ def _add_fusion(method: argparse._ArgumentGroup) -> None:
         "--valid", metavar="FILE", help="validation split, for --fusion auto (default: valid.parquet beside --train)"
     )
     method.add_argument(
+        "--user_info", metavar="FILE", help="histories of --train and --valid, where they are once a user"
+    )
+    method.add_argument(
+        "--also",
+        nargs="+",
+        metavar="NAME",
+        help="further fusions, each a column of its own beside item_emb_dN: item2vec writes item2vec_emb_dN",
+    )
+    method.add_argument(
         "--mix", nargs="+", metavar="COLUMN=WEIGHT", help="add up embedding columns of --item_info or --item_feature"
     )
     columns = method.add_mutually_exclusive_group()
