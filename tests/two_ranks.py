@@ -26,6 +26,7 @@ CASES = {
     "dense": {},
     "lazy": {"table_optimizer": "lazy"},
     "accumulated": {"accumulation_steps": 3},
+    "rowwise": {"table_optimizer": "rowwise_adagrad", "table_learning_rate": 0.02},
     "lazy_accumulated": {"table_optimizer": "lazy", "accumulation_steps": 3},
 }
 
