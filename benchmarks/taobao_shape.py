@@ -4,10 +4,10 @@ python benchmarks/taobao_shape.py                         a tenth of it, some st
 python benchmarks/taobao_shape.py --scale 1 --gpu 0       all of it on a GPU
 python benchmarks/taobao_shape.py --scale 1 --epoch       whole epochs, of --rows rows each
 
-The data are generated in the file contract, as `build_dataset.py --recipe taobao_mm` writes them, and the experiment IDs
-of config/model_config/taobao_mm.yaml train on them as they stand. Ids and labels are drawn, so speed and memory mean
-something here, and metrics nothing. Each experiment and number of rows has a process of its own: its peak is its own.
-Rates are by the wall clock; beside them stands the process's own CPU time, which busy neighbours stretch less.
+The data are generated in the file contract, as `build_dataset.py --recipe taobao_mm` writes them, and the experiment
+IDs of config/model_config/taobao_mm.yaml train on them as they stand. Ids and labels are drawn, so speed and memory
+mean something here, and metrics nothing. Each experiment and number of rows has a process of its own: its peak is its
+own. Rates are by the wall clock; beside them stands the process's own CPU time, which busy neighbours stretch less.
 """
 
 # ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
@@ -42,7 +42,7 @@ from mm_fibinet import any_model, settings
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.feature_map import build_feature_map
-from mm_fibinet.item_table import load_item_table
+from mm_fibinet.item_table import shared_item_table
 from mm_fibinet.memory import keep_freed_memory, peak_memory
 from mm_fibinet.training import Trainer
 
@@ -185,7 +185,8 @@ class Side:
         seed_everything(params["seed"])
         model = any_model.make_model(getattr(model_zoo, params["model"]), features, params)
         made = time.perf_counter()
-        table = load_item_table(params["item_info"], any_model.item_features(model, features, params))
+        items = any_model.item_features(model, features, params)
+        table = shared_item_table(params["item_info"], items, None, self.device)
         read_items = time.perf_counter()
         options = {**params, "item_info": table, "batch_format": any_model.batch_format(type(model), params)}
         self.loader = MMCTRDataLoader(features, params["train_data"], **options)
@@ -272,7 +273,9 @@ def main() -> None:
         began = time.perf_counter()
         if not (folder / "dataset_config.yaml").exists():
             write_data(folder.resolve(), shape, args.threads)
-        print(f"data: {time.perf_counter() - began:.0f} s, {sum(p.stat().st_size for p in folder.iterdir()) / 1e9:.1f} GB")
+        print(
+            f"data: {time.perf_counter() - began:.0f} s, {sum(p.stat().st_size for p in folder.iterdir()) / 1e9:.1f} GB"
+        )
         found = machine(torch.device("cuda", args.gpu) if args.gpu >= 0 else torch.device("cpu"))
         print(f"{shape}; {found['device']}, {found['cpu']}", flush=True)
         for expid in args.expids:
