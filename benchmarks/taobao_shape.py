@@ -16,9 +16,11 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,15 +85,16 @@ def write_data(folder: Path, shape: Shape, threads: int, seed: int = 2026) -> No
     lengths[short] = rng.integers(min(SHORTEST, shape.positions), shape.positions + 1, short.sum())
     profile = {name: rng.integers(1, size, shape.users, dtype=np.int32) for name, size in USER_COLUMNS.items()}
     with ThreadPoolExecutor(threads) as pool:
-        _write(folder / "user_info.parquet", _users(shape, lengths, profile, pool, seed))
-        _write(folder / "item_info.parquet", _items(shape, pool, seed))
+        users = partial(_users, shape, lengths, profile, seed)
+        _write_parts(folder / "user_info.parquet", users, shape.users, VALUES_AT_ONCE // shape.positions, pool)
+        _write_parts(folder / "item_info.parquet", partial(_items, seed), shape.items, VALUES_AT_ONCE // EMB_DIM, pool)
     for rows in shape.rows:
-        _write(folder / f"train_{rows}.parquet", [_rows(shape, lengths, rows, rng)])
+        _write(folder / f"train_{rows}.parquet", _rows(shape, lengths, rows, rng))
     for split, rows in SPLITS.items():
         table = _rows(shape, lengths, rows, rng)
         if split == "test":
             table = table.drop_columns("label").append_column("ID", pa.array(np.arange(rows)))
-        _write(folder / f"{split}.parquet", [table])
+        _write(folder / f"{split}.parquet", table)
     entry = {f"{split}_data": str(folder / f"{split}.parquet") for split in SPLITS}
     entry["train_data"] = str(folder / f"train_{shape.rows[0]}.parquet")
     entry |= {name: str(folder / f"{name}.parquet") for name in ("item_info", "user_info")}
@@ -105,36 +108,27 @@ def write_data(folder: Path, shape: Shape, threads: int, seed: int = 2026) -> No
     (folder / "dataset_config.yaml").write_text(yaml.safe_dump(entries))
 
 
-def _users(shape: Shape, lengths: np.ndarray, profile: dict[str, np.ndarray], pool: ThreadPoolExecutor, seed: int):
-    """user_info, as many users at once as VALUES_AT_ONCE allows."""
-    at_once = max(VALUES_AT_ONCE // shape.positions, 1)
-
-    def some(first: int) -> pa.Table:
-        part = slice(first, min(first + at_once, shape.users))
-        ends = np.concatenate([[0], np.cumsum(lengths[part])])
-        items = _draw(np.random.default_rng([seed, 1, first]), shape.items, ends[-1])
-        lists = pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(items))
-        columns = {name: values[part] for name, values in profile.items()}
-        return pa.table({"user_id": np.arange(part.start, part.stop), "item_seq": lists, **columns})
-
-    return pool.map(some, range(0, shape.users, at_once))
+def _users(
+    shape: Shape, lengths: np.ndarray, profile: dict[str, np.ndarray], seed: int, first: int, stop: int
+) -> pa.Table:
+    """Some rows of user_info."""
+    ends = np.concatenate([[0], np.cumsum(lengths[first:stop])])
+    items = _draw(np.random.default_rng([seed, 1, first]), shape.items, ends[-1])
+    lists = pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(items))
+    columns = {name: values[first:stop] for name, values in profile.items()}
+    return pa.table({"user_id": np.arange(first, stop), "item_seq": lists, **columns})
 
 
-def _items(shape: Shape, pool: ThreadPoolExecutor, seed: int):
-    """item_info, with an embedding of int8; row 0 is the padding item."""
-    at_once = VALUES_AT_ONCE // EMB_DIM
-
-    def some(first: int) -> pa.Table:
-        rng, count = np.random.default_rng([seed, 2, first]), min(at_once, shape.items - first)
-        columns = {name: rng.integers(1, size, count, dtype=np.int32) for name, size in ITEM_COLUMNS.items()}
-        vectors = rng.integers(-127, 128, (count, EMB_DIM), dtype=np.int8)
-        if not first:
-            for values in (*columns.values(), vectors):
-                values[0] = 0
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), EMB_DIM)
-        return pa.table({"item_id": np.arange(first, first + count), **columns, f"item_emb_d{EMB_DIM}": lists})
-
-    return pool.map(some, range(0, shape.items, at_once))
+def _items(seed: int, first: int, stop: int) -> pa.Table:
+    """Some rows of item_info, with an embedding of int8; row 0 is the padding item."""
+    rng, count = np.random.default_rng([seed, 2, first]), stop - first
+    columns = {name: rng.integers(1, size, count, dtype=np.int32) for name, size in ITEM_COLUMNS.items()}
+    vectors = rng.integers(-127, 128, (count, EMB_DIM), dtype=np.int8)
+    if not first:
+        for values in (*columns.values(), vectors):
+            values[0] = 0
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), EMB_DIM)
+    return pa.table({"item_id": np.arange(first, stop), **columns, f"item_emb_d{EMB_DIM}": lists})
 
 
 def _rows(shape: Shape, lengths: np.ndarray, rows: int, rng: np.random.Generator) -> pa.Table:
@@ -153,13 +147,21 @@ def _categorical(name: str, size: int, source: str) -> dict:
     return {"name": name, "type": "categorical", "vocab_size": size, "source": source}
 
 
-def _write(path: Path, tables) -> None:
-    """One file of tables in their order; ids drawn at random neither compress nor make a dictionary."""
-    writer = None
-    for table in tables:
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
-        writer.write_table(table)
-    writer.close()
+def _write_parts(
+    folder: Path, make: Callable[[int, int], pa.Table], rows: int, at_once: int, pool: ThreadPoolExecutor
+) -> None:
+    """A folder of part files, of `at_once` rows each, made and written side by side."""
+    folder.mkdir()
+
+    def part(first: int) -> None:
+        _write(folder / f"part-{first}.parquet", make(first, min(first + at_once, rows)))
+
+    list(pool.map(part, range(0, rows, at_once)))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """One file; ids drawn at random neither compress nor make a dictionary."""
+    pq.write_table(table, path, compression="none", use_dictionary=False)
 
 
 class Side:
