@@ -87,9 +87,17 @@ def check_gpus(parser: Parser, args: argparse.Namespace) -> None:
 
 def train(parser: Parser, config: Path) -> None:
     """Of `train`."""
-    add_experiment(parser, config)
+    add_experiment(parser, config, required=False)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # of a worker, see compare.workers
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
     parser.add_argument("--checkpoint_every", type=int, metavar="N", help="save the run's state every N steps as well")
+
+
+def check_train(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `train`."""
+    if args.expid is None and not args.serve:
+        parser.error("the following arguments are required: --expid")
+    check_gpus(parser, args)
 
 
 def predict(parser: Parser, config: Path) -> None:
@@ -360,9 +368,10 @@ def benchmark(parser: Parser, config: Path) -> None:
         "dataset_id=NAME for other data than MicroLens)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
-    where.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU (default: 1)")
+    parser.add_argument("--gpus", nargs="+", type=int, help="GPU indices (default: the CPU)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU, or on each GPU (default: 1)"
+    )
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
     add_data_root(parser)
@@ -408,7 +417,7 @@ COMMANDS = {
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
     "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
-    "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
+    "train": Command("Train and evaluate one experiment ID.", train, check_train),
     "predict": Command("Score the test split and write a submission.", predict, check_predict),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),

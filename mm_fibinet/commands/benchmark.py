@@ -6,6 +6,7 @@ from pathlib import Path
 from mm_fibinet import files, settings
 from mm_fibinet.commands import Home
 from mm_fibinet.compare import jobs, leaderboard, task1
+from mm_fibinet.compare.workers import Workers
 from mm_fibinet.errors import UserError, printable
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         raise UserError(f"--workers {args.workers}: expected at least 1")
     if any(change.partition("=")[0].strip() == "seed" for change in args.set):
         raise UserError("--set seed: expected --seeds instead")
-    devices = list(dict.fromkeys(args.gpus)) if args.gpus else [jobs.CPU] * args.workers
+    devices = list(dict.fromkeys(args.gpus or [jobs.CPU])) * args.workers
     for gpu in devices:
         settings.require_device(gpu)
 
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace, home: Home) -> int:
     command += ["--data_root", args.data_root] if args.data_root else []
     command += ["--models_from", args.models_from] if args.models_from else []
     command += ["--set", *args.set] if args.set else []
-    with jobs.locked(out) as lock:
-        jobs.run_all(runs, command, devices, lock)
+    with jobs.locked(out) as lock, Workers(home.train, lock) as workers:
+        jobs.run_all(runs, command, devices, lock, workers if args.gpus else None)  # peak memory is told of CPU runs
 
     board = leaderboard.build([job.outcome() for job in runs], baseline)
     if args.task1:
