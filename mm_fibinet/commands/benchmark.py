@@ -7,7 +7,9 @@ from mm_fibinet import files, settings
 from mm_fibinet.commands import Home
 from mm_fibinet.compare import jobs, leaderboard, section, studies, task1
 from mm_fibinet.compare.studies.bench import Bench
+from mm_fibinet.compare.studies.retraining import Retraining
 from mm_fibinet.errors import UserError, printable
+from mm_fibinet.items.modalities import MODALITIES
 
 
 def require_place(out: Path, config: str, runs: list[jobs.Job], studied: list[str]) -> None:
@@ -48,14 +50,16 @@ def run(args: argparse.Namespace, home: Home) -> int:
     command = [*home.train, "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
     command += ["--models_from", args.models_from] if args.models_from else []
-    command += ["--set", *args.set] if args.set else []
     with jobs.locked(out) as lock:
-        jobs.run_all(runs, command, devices, lock)
+        jobs.run_all(runs, [*command, "--set", *args.set] if args.set else command, devices, lock)
         board = leaderboard.build([job.outcome() for job in runs], baseline)
-        board.sections = studies.study(args.study, Bench(runs, baseline, out))
+        retraining = Retraining(args.config, args.set, args.data_root, models, out, command, devices, lock)
+        prefixes = {modality.name: modality.prefix for modality in MODALITIES}
+        board.sections = studies.study(args.study, Bench(runs, baseline, out, devices[0], prefixes, retraining))
     if args.task1:
         board.facts["Model"] = f"{task1.EXPID} on each item_info, as task 1 is judged"
     written = leaderboard.write(board, out)
     print(leaderboard.as_text(board))
-    print("\n".join(f"{what:<12}{printable(path)}" for what, path in written.items()))
+    width = max(map(len, written)) + 2
+    print("\n".join(f"{what:<{width}}{printable(path)}" for what, path in written.items()))
     return 1 if any(job.error for job in runs) or any(study.failed for study in board.sections) else 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.section import Section
-from mm_fibinet.compare.studies import calibration, groups
+from mm_fibinet.compare.studies import calibration, groups, modality, protocol, scale
 from mm_fibinet.compare.studies.bench import Bench, require_one_data_set
 
 
@@ -25,6 +25,10 @@ STUDIES = {
     "cold": Study(groups.cold, groups.require_targets),
     "history": Study(groups.history, groups.require_histories),
     "calibration": Study(calibration.calibration),
+    "modality": Study(modality.at_test_time, modality.require_items),
+    "protocol": Study(protocol.protocol, protocol.require_histories),
+    "scale": Study(scale.scale),
+    "modality_retrained": Study(modality.retrained, modality.require_items),
 }
 
 

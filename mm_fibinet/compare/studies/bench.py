@@ -1,17 +1,21 @@
-"""What a study is given: the runs of the leaderboard.
+"""What a study is given: the runs of the leaderboard, and the means to train variants of them.
 
 All experiments of a study must have been judged on the same rows, those of the same files: what a study says of a model
 by groups of rows means nothing beside a model that has other rows.
 """
 
+import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from mm_fibinet import run_result
 from mm_fibinet.compare.jobs import Job
+from mm_fibinet.compare.studies.retraining import Retraining, Variant, Variants
 from mm_fibinet.errors import UserError, printable
 
 DATA = ("train_data", "valid_data", "user_info")  # what the rows of a study are
@@ -39,21 +43,36 @@ class Bench:
     Attributes:
         runs: of the leaderboard, done: each has a result or an error.
         baseline: the experiment the others are compared to, as it is shown.
-        out: the leaderboard's folder; what a study needs on disk goes to out/studies/NAME.
+        out: the leaderboard's folder; what a study needs on disk goes to out/studies.
+        gpu: where scores are computed, -1 for the CPU.
+        modalities: {name: how the columns of item_info that are of that modality alone begin}.
+        retraining: how variants of the runs are trained.
     """
 
     runs: list[Job]
     baseline: str
     out: Path
+    gpu: int
+    modalities: dict[str, str]
+    retraining: Retraining
 
     @property
     def params(self) -> dict:
         """Settings of an experiment: of their data all have the same."""
         return next(job.params for job in self.runs if job.params)
 
-    def folder(self, study: str) -> Path:
-        """Where a study keeps what it makes."""
-        return self.out / "studies" / study
+    @property
+    def models(self) -> ModuleType:
+        """The namespace of the models' classes."""
+        return self.retraining.models
+
+    def folder(self, name: str) -> Path:
+        """Where studies keep what they make."""
+        return self.out / "studies" / name
+
+    def retrained(self, study: str, variants: Callable[[Job], Variants]) -> list[Variant]:
+        """The finished runs with each of their variants, see `Retraining.run`."""
+        return self.retraining.run(study, [job for own in self.finished().values() for job in own], variants)
 
     def finished(self) -> dict[str, list[Job]]:
         """{experiment as shown: its runs that have a result}, by falling AUC; without experiments that have none."""
@@ -61,7 +80,7 @@ class Bench:
         for job in self.runs:
             if has_auc(job):
                 found.setdefault(printable(job.shown), []).append(job)
-        return dict(sorted(found.items(), key=lambda item: -mean_auc(item[1])))
+        return dict(sorted(found.items(), key=lambda item: -statistics.fmean(map(auc_of, item[1]))))
 
     def scored(self) -> Scored:
         """The scores that the runs have kept.
@@ -72,10 +91,15 @@ class Bench:
         finished = self.finished()
         if not finished:
             raise UserError("there is nothing to study: no run has finished; the leaderboard says why")
-        tables = {shown: [run_result.read_scores(job.folder) for job in own] for shown, own in finished.items()}
-        first = next(iter(tables.values()))[0]
-        scores = {shown: np.stack([table["score"].to_numpy() for table in own]) for shown, own in tables.items()}
-        return Scored(first["label"].to_numpy(), first["user_id"].to_numpy(), scores)
+        return scored(finished)
+
+
+def scored(finished: dict[str, list[Job]]) -> Scored:
+    """The scores of finished runs on the same validation rows: {experiment: its runs}, at least one."""
+    tables = {shown: [run_result.read_scores(job.folder) for job in own] for shown, own in finished.items()}
+    first = next(iter(tables.values()))[0]
+    scores = {shown: np.stack([table["score"].to_numpy() for table in own]) for shown, own in tables.items()}
+    return Scored(first["label"].to_numpy(), first["user_id"].to_numpy(), scores)
 
 
 def has_auc(job: Job) -> bool:
@@ -84,9 +108,23 @@ def has_auc(job: Job) -> bool:
     return result is not None and result["metrics"]["AUC"] is not None
 
 
-def mean_auc(jobs: list[Job]) -> float:
-    """Of runs that have one."""
-    return statistics.fmean(result["metrics"]["AUC"] for job in jobs if (result := job.result()))
+def auc_of(job: Job) -> float:
+    """The AUC over all validation rows of a run that has one."""
+    result = job.result()
+    if result is None:
+        raise ValueError(f"{job.name} has not finished")
+    return result["metrics"]["AUC"]
+
+
+def failures(variants: list[Variant]) -> list[str]:
+    """What went wrong, a sentence a run."""
+    lost = [one for one in variants if not has_auc(one.job)]
+    return [printable(f"{one.base.name}, {one.name}: {one.job.outcome().error}") for one in lost]
+
+
+def set_path(key: str, path: Path) -> str:
+    """A --set of a file, quoted as YAML reads it."""
+    return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
 
 
 def require_one_data_set(runs: list[Job], study: str) -> None:
