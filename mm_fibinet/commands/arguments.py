@@ -14,6 +14,7 @@ from mm_fibinet.options import (
     ENGINES,
     FUSIONS,
     STORE_NAME,
+    STUDIES,
     SUITES,
     TASKS,
     add_check_arguments,
@@ -374,6 +375,9 @@ def benchmark(parser: Parser, config: Path) -> None:
     )
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
+    parser.add_argument(
+        "--study", nargs="+", default=[], choices=STUDIES, metavar="NAME", help=f"sections to add: {', '.join(STUDIES)}"
+    )
     add_data_root(parser)
     add_models_from(parser)
     add_set(parser, "all experiments")

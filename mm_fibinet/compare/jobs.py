@@ -137,6 +137,7 @@ def plan(
     overrides: list[str] | None = None,
     data_root: str | None = None,
     variants: dict[str, list[str]] | None = None,
+    fingerprints: dict[tuple, dict] | None = None,
 ) -> list[Job]:
     """The runs, all experiments with the first seed before those with the second.
 
@@ -144,6 +145,7 @@ def plan(
         config_dir, overrides, data_root, models: of `load_params`.
         out: each run's folder is out/runs/EXPID/SEED, or out/runs/EXPID/LABEL/SEED.
         variants: {label: further changes}; the one experiment runs once with each.
+        fingerprints: what is known of data files from an earlier call; is added to.
 
     Raises:
         UserError: an experiment ID that the config does not have. Another mistake in an experiment is its own error.
@@ -152,7 +154,7 @@ def plan(
     for expid in expids:
         if expid not in known:
             raise UserError(f"experiment {expid} is not in {config_dir}, {settings.expected_one_of(expid, known)}")
-    fingerprints: dict[tuple, dict] = {}
+    fingerprints = {} if fingerprints is None else fingerprints
     jobs = []
     for seed in dict.fromkeys(seeds):
         for expid, label in itertools.product(dict.fromkeys(expids), variants or [None]):
@@ -227,7 +229,7 @@ def start(
     It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
     """
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
-    quiet = [] if any(str(part).startswith("verbose=") for part in command) else ["verbose=0"]
+    quiet = [] if any(str(part).startswith("verbose=") for part in [*command, *job.changes]) else ["verbose=0"]
     arguments += ["--set", *quiet, *job.changes, f"seed={job.seed}"]
     environment = dict(os.environ)
     if places > 1 and not any(environment.get(name) for name in THREADS):
