@@ -2,7 +2,7 @@
 
 The reference is the loop that people write in notebooks: a row of a data frame, an image or a text at a time, and the
 network in the form that its library gives. A build decodes and tokenises in the background while the network works
-(mm_fibinet.items.feature_store); how far that hides them is what it reaches of the network's own speed on prepared
+(mm_fibinet.items.pipeline); how far that hides them is what it reaches of the network's own speed on prepared
 batches.
 """
 
@@ -25,8 +25,9 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.encoders import load_encoder, resolve_precision
 from mm_fibinet.items.encoding import Loading
-from mm_fibinet.items.feature_store import FeatureStore, fill
+from mm_fibinet.items.feature_store import FeatureStore
 from mm_fibinet.items.modalities import MODALITIES
+from mm_fibinet.items.pipeline import fill
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.options import DEFAULT_IMAGE, DEFAULT_TEXT
 
