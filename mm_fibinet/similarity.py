@@ -37,7 +37,9 @@ def history_weights(real: Tensor) -> Tensor:
 
 
 def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
-    """float [B, L] and [B, 2, L] to [B, 2]."""
+    """float [B, L] and [B, 2, L], or [1, 2, L] for all rows, to [B, 2]."""
+    if len(weights) == 1:
+        return values @ weights[0].T
     return torch.bmm(weights, values.unsqueeze(-1)).squeeze(-1)
 
 
@@ -109,10 +111,24 @@ def unit_cosine_features(unit: Tensor, target: Tensor, history: Tensor, real: Te
         cosines = (chosen @ unit.T).gather(1, history.long())
     else:
         cosines = torch.bmm(F.embedding(history, unit), chosen.unsqueeze(-1)).squeeze(-1)
+    return cosine_numbers(cosines, real, weights)
+
+
+def cosine_numbers(cosines: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+    """What `cosine_features` says of cosines that are there.
+
+    Args:
+        cosines: float [B, L].
+        real: bool [B, L], or [1, L] where all rows have one history.
+        weights: of `history_weights`.
+
+    Returns:
+        float [B, 4].
+    """
+    if not cosines.shape[1]:
+        return cosines.new_zeros(len(cosines), 4)
     mean, recent = weighted_means(cosines, weights).split(1, dim=1)
-    if not history.shape[1]:
-        return cosines.new_zeros(len(target), 4)
-    nearest = cosines.masked_fill(~real, -2).topk(min(TOP, history.shape[1]), dim=1).values
+    nearest = cosines.masked_fill(~real, -2).topk(min(TOP, cosines.shape[1]), dim=1).values
     there = nearest > -2
     top = (nearest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.cat([mean, top, (nearest * there)[:, :1], recent], dim=1)
@@ -128,8 +144,20 @@ def tag_features(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor)
     Returns:
         float [B, 3].
     """
-    own = tags.index_select(0, target)
     theirs = F.embedding(history, tags.float()).to(tags.dtype)
+    return tag_numbers(tags.index_select(0, target), theirs, weights)
+
+
+def tag_numbers(own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """What `tag_features` says of a row's tags and its history's.
+
+    Args:
+        own: integer [B, W], theirs: integer [B, L, W], or [1, L, W] where all rows have one history.
+        weights: of `history_weights`.
+
+    Returns:
+        float [B, 3].
+    """
     same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
     common = same.any(dim=-1).sum(dim=-1).float()
     either = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True) - common
@@ -147,9 +175,19 @@ def level_features(levels: list[Tensor], target: Tensor, history: Tensor, weight
     Returns:
         float [B, 4 * len(levels)].
     """
-    features = []
-    for level in levels:
-        own = level.index_select(0, target).unsqueeze(1)
-        difference = (own - level[history.long()]).float() / 10
-        features += [weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
+    features = [level_numbers(level.index_select(0, target), level[history.long()], weights) for level in levels]
     return torch.cat(features, dim=1)
+
+
+def level_numbers(own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """What `level_features` says of one level.
+
+    Args:
+        own: integer [B], theirs: integer [B, L], or [1, L] where all rows have one history.
+        weights: of `history_weights`.
+
+    Returns:
+        float [B, 4].
+    """
+    difference = (own.unsqueeze(1) - theirs).float() / 10
+    return torch.cat([weighted_means(difference, weights), weighted_means(difference.abs(), weights)], dim=1)
