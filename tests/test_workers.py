@@ -14,7 +14,7 @@ from mm_fibinet import files
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.commands import Home
 from mm_fibinet.compare import jobs
-from mm_fibinet.compare.workers import Workers
+from mm_fibinet.compare.workers import Meter, Workers
 
 # Stands for run_expid.py where only processes matter; what it is to do comes as its argument.
 FAKE = """
@@ -32,6 +32,8 @@ def run(arguments):
     if what == "bug": raise ValueError("a bug")
     if what == "crash": os.kill(os.getpid(), signal.SIGKILL)
     if what == "sleep": time.sleep(60)
+    if what == "doze": time.sleep(0.5)
+    while what == "compute": pass
 
 assert sys.argv[1:] == ["--serve"], sys.argv
 serve(run, tidy=lambda: print("tidy"))
@@ -47,9 +49,9 @@ def fake(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with files.locked(tmp_path / "out") as lock, Workers(program, lock) as workers:
 
-        def start(what, place=0):
+        def start(what, place=0, meter=None):
             output = tmp_path / f"{len(list(tmp_path.iterdir()))}.log"
-            return workers.start([*program, what], output, place, environment), output
+            return workers.start([*program, what], output, place, environment, meter), output
 
         yield start
 
@@ -114,6 +116,24 @@ def test_a_run_that_does_not_stop_is_killed(fake):
     begun(output)
     run.kill()
     assert run.wait(10) == -signal.SIGKILL
+
+
+def test_a_meter_counts_what_is_computed_or_the_clock(fake, tmp_path):
+    of_cores, of_clock = (Meter(str(tmp_path / str(wall)), wall=wall) for wall in (False, True))
+    assert of_cores.seconds() == 0
+    for meter in (of_cores, of_clock, of_clock):
+        assert finished(fake("doze", meter=meter))[0] == 0
+    assert of_cores.seconds() < 0.4 and 1 <= of_clock.seconds() < 20
+
+
+@pytest.mark.parametrize(("what", "wall"), [("compute", False), ("sleep", True)])
+def test_a_meter_stops_a_run_that_has_cost_enough(fake, tmp_path, what, wall):
+    _, pid, _, _ = finished(fake("fine"))
+    meter = Meter(str(tmp_path / "seconds"), 0.3, wall)
+    code, same, _, printed = finished(fake(what, meter=meter))
+    assert (code, same) == (130, pid) and any(line.startswith("interrupted: ") for line in printed)
+    assert 0.3 <= meter.seconds() < 20
+    assert finished(fake("doze", meter=Meter(str(tmp_path / "more"), 60, wall)))[:3] == (0, pid, 2)
 
 
 def test_workers_end_with_their_parent(tmp_path):
