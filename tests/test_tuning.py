@@ -374,7 +374,7 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
         ({"models": {"FiBiNET": [1]}}, "FiBiNET is [1], expected a mapping"),
         (
             {"models": {"FiBiNET": {"learning_rte": [1]}}},
-            "models: FiBiNET: learning_rte: unknown key, did you mean learning_rate?",
+            "models: FiBiNET: learning_rte: unknown key, did you mean learning_rate",
         ),
         ({"common": {"learning_rte": [1]}}, "common: learning_rte is a setting of no model"),
         ({"common": {"learning_rate": []}}, "learning_rate is [], expected a list of values"),

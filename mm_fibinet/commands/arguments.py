@@ -13,7 +13,9 @@ from mm_fibinet.options import (
     ENCODER_PRECISIONS,
     ENGINES,
     FUSIONS,
+    ITEM_TABLES,
     STORE_NAME,
+    STUDIES,
     SUITES,
     TASKS,
     add_check_arguments,
@@ -142,6 +144,25 @@ def check_predict(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--average names all runs, expected no --{option} beside it")
     if len(args.average) < 2:
         parser.error(f"--average {args.average[0]}: expected two runs or more")
+
+
+def export(parser: Parser, config: Path) -> None:
+    """Of `export`; `config` as of `predict`."""
+    add_config(parser, config, f"the run's settings, else {config}")
+    parser.add_argument("--expid", required=True, help="experiment ID of the run")
+    parser.add_argument("--checkpoint", help="weights to export (default: the experiment's best)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier export is replaced")
+    parser.add_argument(
+        "--item_table", choices=ITEM_TABLES, default=ITEM_TABLES[0], help="how items are stored (default: %(default)s)"
+    )
+    add_data_root(parser)
+    add_models_from(parser)
+    parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
+    add_set(parser, "the experiment")
+    parser.add_argument(
+        "--allow_other_data", action="store_true", help="export with other settings and items than those trained on"
+    )
+    parser.set_defaults(config=None)
 
 
 # The settings of a recipe, which are options too: {name: (group, kind of KINDS, what its help says)}.
@@ -293,6 +314,15 @@ def _add_fusion(method: argparse._ArgumentGroup) -> None:
         "--valid", metavar="FILE", help="validation split, for --fusion auto (default: valid.parquet beside --train)"
     )
     method.add_argument(
+        "--user_info", metavar="FILE", help="histories of --train and --valid, where they are once a user"
+    )
+    method.add_argument(
+        "--also",
+        nargs="+",
+        metavar="NAME",
+        help="further fusions, each a column of its own beside item_emb_dN: item2vec writes item2vec_emb_dN",
+    )
+    method.add_argument(
         "--mix", nargs="+", metavar="COLUMN=WEIGHT", help="add up embedding columns of --item_info or --item_feature"
     )
     columns = method.add_mutually_exclusive_group()
@@ -365,6 +395,9 @@ def benchmark(parser: Parser, config: Path) -> None:
     )
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
+    parser.add_argument(
+        "--study", nargs="+", default=[], choices=STUDIES, metavar="NAME", help=f"sections to add: {', '.join(STUDIES)}"
+    )
     fair = parser.add_argument_group("tuned alike")
     fair.add_argument(
         "--tune",
@@ -432,6 +465,7 @@ COMMANDS = {
     "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
     "train": Command("Train and evaluate one experiment ID.", train, check_train),
     "predict": Command("Score the test split and write a submission.", predict, check_predict),
+    "export": Command("Write a trained experiment as a folder that scores without torch.", export),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark, check_benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),

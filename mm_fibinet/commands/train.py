@@ -20,7 +20,7 @@ from mm_fibinet.errors import UserError, printable
 from mm_fibinet.event_files import EventFiles
 from mm_fibinet.feature_map import build_feature_map, save_feature_map
 from mm_fibinet.fuxictr_adapter import ENTRY_METHODS, refuse_own_loop
-from mm_fibinet.item_table import ItemTable, load_item_table
+from mm_fibinet.item_table import ItemTable, shared_item_table
 from mm_fibinet.memory import forget_run, keep_freed_memory
 from mm_fibinet.run_folder import RunFolder, RunLog, append_result, note_end
 from mm_fibinet.scoring import predict
@@ -130,7 +130,7 @@ def own_item_table(params: dict, model: nn.Module, feature_map: FeatureMap) -> I
     if not params.get("item_info"):
         return None
     items = any_model.item_features(model, feature_map, params)
-    return load_item_table(params["item_info"], items, params.get("item_feature"))
+    return shared_item_table(params["item_info"], items, params.get("item_feature"), model.device)
 
 
 def announce(params: dict, model_class: type, run: RunFolder, world: distributed.World) -> None:

@@ -237,7 +237,7 @@ def start(
     It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
     """
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
-    quiet = [] if any(str(part).startswith("verbose=") for part in command) else ["verbose=0"]
+    quiet = [] if any(str(part).startswith("verbose=") for part in [*command, *job.changes]) else ["verbose=0"]
     arguments += ["--set", *quiet, *job.changes, f"seed={job.seed}"]
     environment = dict(os.environ)
     if places > 1 and not any(environment.get(name) for name in THREADS):

@@ -8,14 +8,12 @@ Names and errors are strangers' text: `build` makes each one printable, and each
 than text: no formula in the CSV, no markup in the Markdown and the HTML.
 """
 
-import csv
-import html
 import json
 import math
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm_fibinet import files, significance
+from mm_fibinet.compare import section
+from mm_fibinet.compare.section import Section
+from mm_fibinet.compare.text import html_text, markdown_text, without_nan
 from mm_fibinet.errors import printable
 
 KINDS = ("csv", "md", "html")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
+SCRIPT = Path(__file__).with_name("leaderboard_studies.js")
 
 
 class Tuned(NamedTuple):
@@ -87,6 +88,7 @@ class Board:
         failed: the runs without a result.
         curves: {expid: one list a seed of {"epoch", "seconds", "AUC"}}.
         facts: "name: value" pairs above the table.
+        sections: what studies of these runs say.
     """
 
     baseline: str
@@ -94,6 +96,7 @@ class Board:
     failed: list[Outcome]
     curves: dict[str, list[list[dict]]]
     facts: dict[str, str]
+    sections: list[Section] = field(default_factory=list)
 
 
 def _p_value(value: float) -> str:
@@ -169,36 +172,39 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
         {what: path}.
     """
     paths = {kind: folder / f"leaderboard.{kind}" for kind in KINDS}
-    with files.atomic_path(paths["csv"]) as path, open(path, "w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, [column.key for column in COLUMNS] + ["seed", "error"])
-        writer.writeheader()
-        writer.writerows({key: _csv_value(value) for key, value in row.items()} for row in board.rows)
-        for run in board.failed:
-            writer.writerow({"expid": _csv_value(run.expid), "seed": run.seed, "error": _csv_value(run.error)})
+    section.write_csv(paths["csv"], as_csv(board))
+    for study in board.sections:
+        paths[study.name] = folder / study.file
+        section.write_csv(paths[study.name], section.section_csv(study))
     files.write_text(paths["md"], as_markdown(board))
     files.write_text(paths["html"], as_html(board))
     return paths
 
 
+def as_csv(board: Board) -> str:
+    """Every figure, and the failed runs."""
+    failed = [{"expid": run.expid, "seed": run.seed, "error": run.error} for run in board.failed]
+    return section.as_csv([column.key for column in COLUMNS] + ["seed", "error"], [*board.rows, *failed])
+
+
 def as_markdown(board: Board) -> str:
-    """The facts, a table, and the failed runs."""
+    """The facts, a table, the failed runs, and the studies."""
     columns = _columns(board)
-    facts = " · ".join(f"{name}: {_markdown_text(value)}" for name, value in board.facts.items())
+    facts = " · ".join(f"{name}: {markdown_text(value)}" for name, value in board.facts.items())
     lines = ["# Leaderboard", "", facts, ""]
     lines.append("| " + " | ".join(column.title for column in columns) + " |")
     lines.append("|---|" + "---:|" * (len(columns) - 1))
     for row in board.rows:
-        lines.append("| " + " | ".join(_markdown_text(_shown(column, row)) for column in columns) + " |")
+        lines.append("| " + " | ".join(markdown_text(_shown(column, row)) for column in columns) + " |")
     if board.failed:
         lines += ["", "Failed runs:", ""]
-        lines += [
-            f"- {_markdown_text(run.expid)}, seed {run.seed}: {_markdown_text(run.error)}" for run in board.failed
-        ]
+        lines += [f"- {markdown_text(run.expid)}, seed {run.seed}: {markdown_text(run.error)}" for run in board.failed]
     if any(row["p_delong"] is not None for row in board.rows):
         lines += [
             "",
-            f"Δ AUC, its interval and the p-values are against {_markdown_text(board.baseline)}, see significance.py.",
+            f"Δ AUC, its interval and the p-values are against {markdown_text(board.baseline)}, see significance.py.",
         ]
+    lines += [line for study in board.sections for line in section.as_markdown(study)]
     return "\n".join(lines) + "\n"
 
 
@@ -211,7 +217,7 @@ def as_text(board: Board) -> str:
     for row in board.rows:
         lines.append(row["expid"].ljust(width) + "".join(f"{_shown(column, row):>14}" for column in columns))
     lines += [f"{run.expid.ljust(width)}  failed, seed {run.seed}: {run.error}" for run in board.failed]
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(section.as_text, board.sections)])
 
 
 def as_html(board: Board) -> str:
@@ -221,13 +227,17 @@ def as_html(board: Board) -> str:
         "baseline": board.baseline,
         "rows": [{key: value for key, value in row.items() if key != "dataset"} for row in board.rows],
         "curves": board.curves,
+        "studies": {study.name: section.data(study) for study in board.sections},
     }
     parts = {
-        "facts": "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in board.facts.items()),
+        "facts": "".join(f"<div><dt>{html_text(k)}</dt><dd>{html_text(v)}</dd></div>" for k, v in board.facts.items()),
         "head": "".join(_head(column) for column in columns),
         "body": "".join(_body_row(board, columns, row) for row in board.rows),
         "failed": "".join(_failed_row(len(columns), run) for run in board.failed),
-        "data": json.dumps(_without_nan(data)).replace("<", "\\u003c"),
+        "csv": section.download_link("leaderboard.csv", as_csv(board)),
+        "studies": "".join(map(section.as_html, board.sections)),
+        "script": SCRIPT.read_text(encoding="utf-8"),
+        "data": json.dumps(without_nan(data)).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], TEMPLATE.read_text(encoding="utf-8"))
 
@@ -327,60 +337,28 @@ def _with_printable_texts(outcome: Outcome) -> Outcome:
     return outcome._replace(expid=printable(outcome.expid), result=result, error=error)
 
 
-def _csv_value(value: object) -> object:
-    """A cell of the leaderboard: numbers have six digits."""
-    return float(f"{value:.6g}") if isinstance(value, float) else csv_cell(value)
-
-
-def csv_cell(value: object) -> object:
-    """A cell whose text no spreadsheet takes for a formula and every encoding can write; all else stays."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
-def _markdown_text(value: object) -> str:
-    """Text that stays text within a table's cell: no column, code, link, emphasis or HTML of its own."""
-    escaped = html.escape(str(value), quote=False)
-    return re.sub(r"([\\`|*\[\]~])", r"\\\1", escaped)
-
-
-def _without_nan(value: object) -> object:
-    """The value with null for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
 def _head(column: Column) -> str:
     return (
         f'<th scope="col" data-key="{column.key}" aria-sort="{"descending" if column.key == "auc" else "none"}">'
-        f'<button type="button" data-tip="{_text(column.meaning)}">{_text(column.title)}</button></th>'
+        f'<button type="button" data-tip="{html_text(column.meaning)}">{html_text(column.title)}</button></th>'
     )
 
 
 def _body_row(board: Board, columns: list[Column], row: dict) -> str:
     cells = []
     for column in columns:
-        value = "" if row[column.key] is None else _text(row[column.key])
-        shown = _text(_shown(column, row))
+        value = "" if row[column.key] is None else html_text(row[column.key])
+        shown = html_text(_shown(column, row))
         if column.key == "expid":
             mark = ' <span class="tag">baseline</span>' if row["expid"] == board.baseline else ""
             cells.append(f'<th scope="row" data-sort="{value}">{shown}{mark}</th>')
         else:
             cells.append(f'<td data-sort="{value}">{shown}</td>')
-    return f'<tr data-expid="{_text(row["expid"])}">{"".join(cells)}</tr>\n'
+    return f'<tr data-expid="{html_text(row["expid"])}">{"".join(cells)}</tr>\n'
 
 
 def _failed_row(width: int, run: Outcome) -> str:
     return (
-        f'<tr><th scope="row">{_text(run.expid)}</th><td colspan="{width - 1}">'
-        f"<div><strong>failed</strong>, seed {run.seed}: {_text(run.error)}</div></td></tr>\n"
+        f'<tr><th scope="row">{html_text(run.expid)}</th><td colspan="{width - 1}">'
+        f"<div><strong>failed</strong>, seed {run.seed}: {html_text(run.error)}</div></td></tr>\n"
     )

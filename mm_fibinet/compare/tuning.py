@@ -23,8 +23,8 @@ from typing import Any
 from mm_fibinet import files, signals
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
-from mm_fibinet.compare.leaderboard import csv_cell
 from mm_fibinet.compare.search import monitored
+from mm_fibinet.compare.text import csv_cell
 from mm_fibinet.compare.tuner import is_range
 from mm_fibinet.compare.tuner_optuna import chosen, suggest, text_of
 from mm_fibinet.compare.tuning_space import Budget, Line, as_changes
@@ -268,6 +268,8 @@ def run_all(
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the trials saved their state and stopped.
     """
+    if not tunings:
+        return
     waiting, free, running = deque(tunings), list(devices), {}
     with signals.noted() as asked, track(desc="tuning", total=len(tunings), unit="experiment") as progress:
         try:

@@ -40,6 +40,12 @@ class Budget:
     trials: float = math.inf
     seconds: float = math.inf
 
+    def __str__(self) -> str:
+        """As the leaderboard's page tells it."""
+        if math.isinf(self.seconds):
+            return f"{self.trials:g} trial{'s' * (self.trials > 1)} each"
+        return f"{self.seconds / 60:g} min of one core each"
+
     @classmethod
     def read(cls, text: str) -> "Budget":
         """Of --tune: "20m", "2h", "90s", or a number of trials.
