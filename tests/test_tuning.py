@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from bench_runs import trained_here
 from conftest import ROOT, run_script
 
 import model_zoo
@@ -295,6 +296,8 @@ def test_similarity_fields_on_and_off_are_lines_of_their_own(tuned, dataset):
     assert with_it["similarity_fields"] is True
     assert with_it["similarity_only"] == ["item_emb_d16"]  # of the columns those that item_info has
     assert not tunings[0].trials[0].job.params.get("similarity_fields")
+    shown = tunings[1].rows()[0]["set"]  # as a shell takes it
+    assert shown == "similarity_fields=true 'similarity_only=[\"item_emb_d16\"]'"
     names = ["FiBiNET_test", "FiBiNET_test with similarity"]
     assert [(job.shown, job.seed) for job in runs] == [(name, seed) for seed in (2025, 7) for name in names]
     assert len({job.model_root for job in runs}) == 4
@@ -421,12 +424,20 @@ def test_task_1_is_not_tuned(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_command(dataset, tmp_path, capsys):
-    """The real thing, twice: trials in a worker, then a run with the best of them; nothing is done again."""
+    """The real thing, twice: trials in a worker, then a run with the best of them; nothing is done again.
+
+    The worker's second run is, to the last bit, that of a process of its own.
+    """
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({**SPACE, "common": {"learning_rate": [5e-3, 5e-2]}}))
     arguments = ["--config", dataset, "--expids", "FiBiNET_test", "--tune", "2", "--out", tmp_path / "out"]
     arguments += ["--tune_space", tmp_path / "space.yaml"]
-    code, printed, error = run_script("run_benchmark", *arguments, capsys=capsys)
-    assert code == 0 and "FiBiNET_test trial 0: " in printed + error
+    with trained_here() as trained:
+        code, printed, error = run_script("run_benchmark", *arguments, capsys=capsys)
+        assert code == 0 and "FiBiNET_test trial 0: " in printed + error
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
+        assert run_script("run_benchmark", *arguments, capsys=capsys)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")} == before
+    assert len(before) == 3 and len(trained) == 1
     with open(tmp_path / "out/tuning.csv", newline="") as opened:
         trials = list(csv.DictReader(opened))
     with open(tmp_path / "out/leaderboard.csv", newline="") as opened:
@@ -434,16 +445,18 @@ def test_the_command(dataset, tmp_path, capsys):
     assert [trial["state"] for trial in trials] == ["done", "done"]
     assert row["trials"] == "2" and float(row["train_seconds"]) > 0
     assert float(row["tuning_seconds"]) == pytest.approx(sum(float(trial["seconds"]) for trial in trials), abs=0.11)
-    assert "Tuning" in (tmp_path / "out/leaderboard.html").read_text()
+    page = (tmp_path / "out/leaderboard.html").read_text()
+    assert "<dt>Tuning</dt><dd>2 trials each, on valid</dd>" in page
     best = max(trials, key=lambda trial: float(trial["value"]))
-    found = json.loads(next((tmp_path / "out/runs").rglob("manifest.json")).read_text())["config"]
-    for change in best["set"].split():
-        key, value = change.split("=")
-        assert found[key] == json.loads(value)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
-    assert run_script("run_benchmark", *arguments, capsys=capsys)[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")} == before
-    assert len(before) == 3
+    assert trained[0].changes == best["set"].split() and trained[0].params["seed"] == 2025
+
+    second = [*trials[1]["set"].split(), "seed=1"]
+    alone = ["--config", dataset, "--expid", "FiBiNET_test", "--model_root", tmp_path / "alone", "--set", *second]
+    assert run_script("run_expid", *alone, capsys=capsys)[0] == 0
+    values = {path: json.loads(path.read_text())["metrics"]["AUC"] for path in before if "tuning" in str(path)}
+    (of_second,) = (path for path, value in values.items() if value == float(trials[1]["value"]))
+    scores = "TEST_DATA/FiBiNET_test/valid_scores.parquet"
+    assert of_second.with_name("valid_scores.parquet").read_bytes() == (tmp_path / "alone" / scores).read_bytes()
 
 
 def test_line_names():

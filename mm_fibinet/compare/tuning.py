@@ -13,6 +13,7 @@ the trials again that it finds there, in their order, and goes on with the first
 
 import csv
 import math
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable
@@ -176,7 +177,7 @@ class Tuning:
             "failed": trial.error,
             "stopped": "its budget is spent",
         }[trial.state]
-        changes = " ".join(as_changes(trial.settings)) or "its own settings"
+        changes = shlex.join(as_changes(trial.settings)) or "its own settings"
         return f"{trial.state:<8}{self.line.name} trial {trial.number}: {said}: {changes}"
 
     def rows(self) -> list[dict]:
@@ -188,7 +189,7 @@ class Tuning:
                 "state": trial.state,
                 "value": None if math.isnan(trial.value) else trial.value,
                 "seconds": round(trial.meter.seconds(), 1),
-                "set": " ".join(as_changes({**self.line.changes, **trial.settings})),
+                "set": shlex.join(as_changes({**self.line.changes, **trial.settings})),
                 "error": trial.error,
             }
             for trial in self.trials
