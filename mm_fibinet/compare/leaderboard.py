@@ -31,6 +31,18 @@ TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
 SCRIPT = Path(__file__).with_name("leaderboard_studies.js")
 
 
+class Tuned(NamedTuple):
+    """What finding an experiment's settings has cost.
+
+    Attributes:
+        trials: how many ended.
+        seconds: of one core, or of the clock on a GPU, all trials together.
+    """
+
+    trials: int
+    seconds: float
+
+
 class Outcome(NamedTuple):
     """How one run ended.
 
@@ -39,6 +51,7 @@ class Outcome(NamedTuple):
         result: its result.json, a dictionary; None when it failed.
         scores: its validation rows, a polars DataFrame of label, score and user_id; None when it failed.
         error: why it failed, None when it did not.
+        tuned: what its settings have cost, None where they were not tuned.
     """
 
     expid: str
@@ -46,6 +59,7 @@ class Outcome(NamedTuple):
     result: Any
     scores: Any
     error: str | None
+    tuned: Tuned | None = None
 
 
 class Column(NamedTuple):
@@ -120,6 +134,11 @@ COLUMNS = (
     Column("peak_gpu_memory_mb", "GPU memory, MiB", "Peak GPU memory of its tensors", "{:,.0f}"),
     Column(
         "seconds_to_best", "Time to best", "Training time until the best evaluation, without evaluations", _duration
+    ),
+    Column("train_seconds", "Training", "Training time of a run, without evaluations", _duration),
+    Column("trials", "Trials", "Runs that its settings were chosen by, on the validation rows"),
+    Column(
+        "tuning_seconds", "Tuning", "Time of all trials: seconds of one core each, or of the clock on a GPU", _duration
     ),
     Column("runs", "Runs", "Finished runs, one a seed"),
 )
@@ -262,6 +281,9 @@ def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | No
         "peak_memory_mb": max(result["peak_memory_mb"] for result in results),
         "peak_gpu_memory_mb": max(result["peak_gpu_memory_mb"] for result in results) or None,
         "seconds_to_best": mean("seconds_to_best"),
+        "train_seconds": mean("train_seconds"),
+        "trials": runs[0].tuned.trials if runs[0].tuned else None,
+        "tuning_seconds": runs[0].tuned.seconds if runs[0].tuned else None,
         "runs": len(runs),
     }
 
