@@ -126,6 +126,6 @@ class BilinearPlus(nn.Module):
         products = []
         for i, pairs in pairs_by_field(fields.shape[1]):
             blocks = weights[pairs].transpose(0, 1).flatten(1)
-            left = (fields[:, i] @ blocks).view(len(fields), -1, fields.shape[2])
+            left = (fields[:, i] @ blocks).view(fields.shape[0], -1, fields.shape[2])
             products.append((left * fields[:, i + 1 :]).sum(dim=-1, dtype=torch.float32))
         return torch.cat(products, dim=1)

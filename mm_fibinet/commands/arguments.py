@@ -13,6 +13,7 @@ from mm_fibinet.options import (
     ENCODER_PRECISIONS,
     ENGINES,
     FUSIONS,
+    ITEM_TABLES,
     STORE_NAME,
     STUDIES,
     SUITES,
@@ -88,9 +89,17 @@ def check_gpus(parser: Parser, args: argparse.Namespace) -> None:
 
 def train(parser: Parser, config: Path) -> None:
     """Of `train`."""
-    add_experiment(parser, config)
+    add_experiment(parser, config, required=False)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # of a worker, see compare.workers
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
     parser.add_argument("--checkpoint_every", type=int, metavar="N", help="save the run's state every N steps as well")
+
+
+def check_train(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `train`."""
+    if args.expid is None and not args.serve:
+        parser.error("the following arguments are required: --expid")
+    check_gpus(parser, args)
 
 
 def predict(parser: Parser, config: Path) -> None:
@@ -135,6 +144,25 @@ def check_predict(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--average names all runs, expected no --{option} beside it")
     if len(args.average) < 2:
         parser.error(f"--average {args.average[0]}: expected two runs or more")
+
+
+def export(parser: Parser, config: Path) -> None:
+    """Of `export`; `config` as of `predict`."""
+    add_config(parser, config, f"the run's settings, else {config}")
+    parser.add_argument("--expid", required=True, help="experiment ID of the run")
+    parser.add_argument("--checkpoint", help="weights to export (default: the experiment's best)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier export is replaced")
+    parser.add_argument(
+        "--item_table", choices=ITEM_TABLES, default=ITEM_TABLES[0], help="how items are stored (default: %(default)s)"
+    )
+    add_data_root(parser)
+    add_models_from(parser)
+    parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
+    add_set(parser, "the experiment")
+    parser.add_argument(
+        "--allow_other_data", action="store_true", help="export with other settings and items than those trained on"
+    )
+    parser.set_defaults(config=None)
 
 
 # The settings of a recipe, which are options too: {name: (group, kind of KINDS, what its help says)}.
@@ -286,6 +314,15 @@ def _add_fusion(method: argparse._ArgumentGroup) -> None:
         "--valid", metavar="FILE", help="validation split, for --fusion auto (default: valid.parquet beside --train)"
     )
     method.add_argument(
+        "--user_info", metavar="FILE", help="histories of --train and --valid, where they are once a user"
+    )
+    method.add_argument(
+        "--also",
+        nargs="+",
+        metavar="NAME",
+        help="further fusions, each a column of its own beside item_emb_dN: item2vec writes item2vec_emb_dN",
+    )
+    method.add_argument(
         "--mix", nargs="+", metavar="COLUMN=WEIGHT", help="add up embedding columns of --item_info or --item_feature"
     )
     columns = method.add_mutually_exclusive_group()
@@ -352,9 +389,10 @@ def benchmark(parser: Parser, config: Path) -> None:
         "dataset_id=NAME for other data than MicroLens)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
-    where.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU (default: 1)")
+    parser.add_argument("--gpus", nargs="+", type=int, help="GPU indices (default: the CPU)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU, or on each GPU (default: 1)"
+    )
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
     parser.add_argument(
@@ -403,8 +441,9 @@ COMMANDS = {
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
     "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
-    "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
+    "train": Command("Train and evaluate one experiment ID.", train, check_train),
     "predict": Command("Score the test split and write a submission.", predict, check_predict),
+    "export": Command("Write a trained experiment as a folder that scores without torch.", export),
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),

@@ -8,6 +8,7 @@ from mm_fibinet.commands import Home
 from mm_fibinet.compare import jobs, leaderboard, section, studies, task1
 from mm_fibinet.compare.studies.bench import Bench
 from mm_fibinet.compare.studies.retraining import Retraining
+from mm_fibinet.compare.workers import Workers
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.items.modalities import MODALITIES
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         raise UserError(f"--workers {args.workers}: expected at least 1")
     if any(change.partition("=")[0].strip() == "seed" for change in args.set):
         raise UserError("--set seed: expected --seeds instead")
-    devices = list(dict.fromkeys(args.gpus)) if args.gpus else [jobs.CPU] * args.workers
+    devices = list(dict.fromkeys(args.gpus or [jobs.CPU])) * args.workers
     for gpu in devices:
         settings.require_device(gpu)
 
@@ -50,8 +51,9 @@ def run(args: argparse.Namespace, home: Home) -> int:
     command = [*home.train, "--config", args.config]
     command += ["--data_root", args.data_root] if args.data_root else []
     command += ["--models_from", args.models_from] if args.models_from else []
-    with jobs.locked(out) as lock:
-        jobs.run_all(runs, [*command, "--set", *args.set] if args.set else command, devices, lock)
+    with jobs.locked(out) as lock, Workers(home.train, lock) as workers:
+        kept = workers if args.gpus else None  # peak memory is told of CPU runs
+        jobs.run_all(runs, [*command, "--set", *args.set] if args.set else command, devices, lock, kept)
         board = leaderboard.build([job.outcome() for job in runs], baseline)
         retraining = Retraining(args.config, args.set, args.data_root, models, out, command, devices, lock)
         prefixes = {modality.name: modality.prefix for modality in MODALITIES}

@@ -13,6 +13,8 @@ from types import ModuleType
 import numpy as np
 import polars as pl
 import torch
+from fuxictr.features import FeatureMap
+from torch import nn
 
 from mm_fibinet import any_model, distributed, model_source, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
@@ -69,6 +71,15 @@ class Scorer:
         """The files that are read beside the test split; None for what there is not."""
         return [*(self.params.get(key) for key in ("item_info", "item_feature", "user_info")), self.weights]
 
+    def model(self) -> tuple[nn.Module, FeatureMap]:
+        """The model with its weights, and the feature map that it was made for."""
+        trained, params = self.run, self.params
+        feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
+        model_class = settings.find_model(self.models, params["model"])
+        model = any_model.make_model(model_class, feature_map, params)
+        load_weights(model, self.weights)
+        return model, feature_map
+
     def scores(self, test: str, world: distributed.World, config: str) -> np.ndarray:
         """Click probabilities, float64 [N], in the file's order, on the main rank; its progress is printed there."""
         trained, params = self.run, self.params
@@ -77,13 +88,10 @@ class Scorer:
             print(f"settings    {printable(source)}")
             if trained and not trained.result.exists():
                 print("note        the run has not finished: its best weights so far are used")
-        feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
-        model_class = settings.find_model(self.models, params["model"])
-        model = any_model.make_model(model_class, feature_map, params)
-        load_weights(model, self.weights)
+        model, feature_map = self.model()
         table = own_item_table(params, model, feature_map)
         loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
-        loader_params["batch_format"] = any_model.batch_format(model_class, params)
+        loader_params["batch_format"] = any_model.batch_format(type(model), params)
         test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
         precision = scoring_precision(trained, params, model.device)
         if world.is_main:

@@ -1,10 +1,10 @@
-"""Runs experiments side by side, each in a process and a folder of its own.
+"""Runs experiments side by side, each in a folder of its own, in a process of its own or in a worker's turn.
 
 A process a run keeps them apart: one that fails, or is killed for memory, is an error beside the others' results, and
-peak memory is the run's own. What is finished is told by the run's result.json and its fingerprint of settings and
-data, so the same command after a kill does only what is missing, and a changed setting does only what it touches.
-Each child inherits a lock on the output folder: when this process was killed without a chance to stop them, its
-successor waits for them instead of training the same run twice.
+peak memory is the run's own. Workers (`compare.workers`) save each run the start of a process. What is finished is told
+by the run's result.json and its fingerprint of settings and data, so the same command after a kill does only what is
+missing, and a changed setting does only what it touches. Each child inherits a lock on the output folder: when this
+process was killed without a chance to stop them, its successor waits for them instead of training the same run twice.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from mm_fibinet import files, model_source, run_manifest, run_result, settings, signals
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome
+from mm_fibinet.compare.workers import Run, Workers
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
@@ -178,7 +180,7 @@ def plan(
     return jobs
 
 
-def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) -> None:
+def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int, workers: Workers | None = None) -> None:
     """Run what has no result yet; each job that fails keeps its error.
 
     Args:
@@ -186,6 +188,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
         command: starts one run when --expid, --gpu, --model_root, --set seed=S and --resume are added.
         devices: a place for one run at a time each: a GPU's index, or CPU.
         lock: of `locked`, which the caller holds: each run inherits it.
+        workers: run them one after another, instead of a process a run.
 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
@@ -202,24 +205,28 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
                 while (waiting or running) and not asked:
                     while waiting and free:
                         device, job = free.pop(0), waiting.pop(0)
-                        running[start(job, command, device, len(devices), lock)] = job, device
+                        running[start(job, command, device, len(devices), lock, workers)] = job, device
                     states = printable("; ".join(job.state() for job, _ in running.values()))
                     if states != progress.postfix:
                         progress.set_postfix_str(states)
                     time.sleep(POLL_SECONDS)
-                    for process in [process for process in running if process.poll() is not None and not asked]:
-                        job, device = running.pop(process)
-                        free.append(device)
-                        progress.write(printable(_close(job, process.returncode)))
-                        progress.update()
+                    for process in list(running):
+                        code = process.poll()
+                        if code is not None and not asked:
+                            job, device = running.pop(process)
+                            free.append(device)
+                            progress.write(printable(_close(job, code)))
+                            progress.update()
             finally:
                 stop(list(running))
         if asked:
             raise KeyboardInterrupt
 
 
-def start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
-    """The run's process; the places share the cores, unless the user has said how many threads a process takes.
+def start(
+    job: Job, command: list[str], device: int, places: int, lock: int, workers: Workers | None = None
+) -> subprocess.Popen | Run:
+    """The run, in a process or a worker; places share the cores, unless the user has said how many threads each takes.
 
     It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
     """
@@ -231,10 +238,13 @@ def start(job: Job, command: list[str], device: int, places: int, lock: int) -> 
         environment.update(dict.fromkeys(THREADS, str(max(torch.get_num_threads() // places, 1))))
     files.make_folder(job.model_root)
     _clear_other_run(job)
+    line = [*command, *map(str, arguments)]
+    if workers:
+        return workers.start(line, job.output, device, environment)
     try:
         with open(job.output, "wb") as output:
             return subprocess.Popen(
-                [*command, *map(str, arguments)],
+                line,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -278,8 +288,8 @@ def error_of(output: Path, code: int) -> str:
     return f"{lines[-1] if lines else 'no output'} (exit code {code}, see {output})"
 
 
-def stop(processes: list[subprocess.Popen]) -> None:
-    """Ask the processes to save and stop, and wait until they have."""
+def stop(processes: Sequence[subprocess.Popen | Run]) -> None:
+    """Ask the runs to save and stop, and wait until they have."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + SECONDS_TO_STOP

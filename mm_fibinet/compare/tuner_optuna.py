@@ -19,6 +19,7 @@ from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.search import Search, monitored
 from mm_fibinet.compare.tuner import is_range
+from mm_fibinet.compare.workers import Run
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.progress import track
 
@@ -85,7 +86,7 @@ class _Running:
 
     trial: Any
     job: jobs.Job
-    process: Popen
+    process: Popen | Run
     device: int
     reported: int
     pruned: bool = False
@@ -162,7 +163,7 @@ class _Trials:
         if running.pruned:
             self.study.tell(trial, state=self.states.PRUNED)
             return f"pruned  {job.expid}: behind after evaluation {running.reported}"
-        job.error = jobs.error_of(job.output, running.process.returncode)
+        job.error = jobs.error_of(job.output, running.process.wait())
         return self._fail(trial, job)
 
     def rows(self) -> list[dict]:

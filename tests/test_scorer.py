@@ -1,0 +1,233 @@
+"""The scorer needs no torch, takes whatever ids come, and says what is wrong with a request before it scores."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from conftest import NUM_ITEMS, ROOT, run_script
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.scorer import Request, Scorer
+from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, ItemRows
+
+HISTORY, CANDIDATES = [3, 9, 14, 2], [7, 1, 30]
+LEVELS = {"likes_level": [3, 0, 10], "views_level": [1, 1, 5]}
+
+
+@pytest.fixture(scope="module")
+def scorer(exported):
+    return Scorer(exported.folder)
+
+
+def scores_of(path):
+    return pl.read_csv(path)["Task1&2"].to_numpy()
+
+
+def test_the_submission_is_that_of_prediction(exported, tmp_path, capsys):
+    run = ["--config", exported.config, "--expid", exported.expid, "--model_root", exported.root]
+    assert run_script("prediction", *run[2:], "--out", tmp_path / "torch.csv")[0] == 0
+    code, out, err = run_script(
+        "mm_fibinet.scorer", exported.folder, "--test", exported.test, "--out", tmp_path / "onnx.zip",
+        tmp_path / "onnx.csv", capsys=capsys,
+    )  # fmt: skip
+    assert code == 0 and f"{tmp_path / 'onnx.zip'}: accepted: 150 rows" in out, err
+    expected = scores_of(tmp_path / "torch.csv")
+    np.testing.assert_allclose(scores_of(tmp_path / "onnx.csv"), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.05
+
+
+def test_scoring_needs_neither_torch_nor_a_data_frame(exported):
+    code = (
+        "import sys\n"
+        "from mm_fibinet.scorer import Scorer\n"
+        f"scores = Scorer({str(exported.folder)!r}).score({HISTORY}, {CANDIDATES}, context={LEVELS})\n"
+        "print(*scores.tolist())\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.split())
+    assert not loaded & {"torch", "pandas", "polars", "fuxictr", "pyarrow", "onnx", "yaml", "model_zoo"}
+    assert [float(each) for each in done.stdout.split()] == Scorer(exported.folder).score(
+        HISTORY, CANDIDATES, context=LEVELS
+    ).tolist()
+
+
+def test_an_item_that_is_not_known_counts_as_padding(scorer):
+    for each, kind in ((NUM_ITEMS, int), (10**15, int), (-1, np.int32), (2**64 - 1, np.uint64)):
+        strange = scorer.score(HISTORY, np.array([7, each, 30], dtype=kind), context=LEVELS)
+        np.testing.assert_array_equal(strange, scorer.score(HISTORY, [7, 0, 30], context=LEVELS))
+        inside = scorer.score(np.array([3, each, 14, 2], dtype=kind), CANDIDATES, context=LEVELS)
+        np.testing.assert_array_equal(inside, scorer.score([3, 0, 14, 2], CANDIDATES, context=LEVELS))
+    assert not np.allclose(scorer.score([3, 14, 2], CANDIDATES, context=LEVELS), inside)  # its place stays
+
+
+def test_levels_of_the_candidates_are_their_items_unless_they_are_given(scorer):
+    own = {name: scorer.items.ids[CANDIDATES, place] for place, name in enumerate(LEVELS)}
+    without = scorer.score(HISTORY, CANDIDATES)
+    np.testing.assert_array_equal(without, scorer.score(HISTORY, CANDIDATES, context=own))
+    assert not np.allclose(without, scorer.score(HISTORY, CANDIDATES, context=LEVELS))
+
+
+def test_a_value_of_the_user_is_that_of_all_candidates(scorer):
+    likes = {"likes_level": 4}
+    expected = scorer.score(HISTORY, CANDIDATES, context={"likes_level": [4, 4, 4]})
+    np.testing.assert_array_equal(scorer.score(HISTORY, CANDIDATES, user=likes), expected)
+    unknown = scorer.score(HISTORY, CANDIDATES, user={"likes_level": 11})  # beyond the vocabulary
+    np.testing.assert_array_equal(unknown, scorer.score(HISTORY, CANDIDATES, user={"likes_level": 0}))
+    np.testing.assert_array_equal(unknown, scorer.score(HISTORY, CANDIDATES, user={"likes_level": None}))
+
+
+def test_requests_of_a_batch_are_scored_as_one_by_one(scorer):
+    requests = [Request(HISTORY, CANDIDATES), Request([], [5]), Request(HISTORY, []), Request([1], list(range(40)))]
+    found = scorer.score_all(requests)
+    assert [len(each) for each in found] == [3, 1, 0, 40]
+    for request, scores in zip(requests, found, strict=True):
+        np.testing.assert_array_equal(scores, scorer.score(request.history_ids, request.candidate_ids))
+
+
+def test_many_candidates_are_scored_in_parts(scorer, monkeypatch):
+    whole = scorer.score(HISTORY, range(1, 40))
+    parts = Scorer.__new__(Scorer)
+    parts.__dict__.update(scorer.__dict__, card=dataclasses.replace(scorer.card, pairs_at_once=10))
+    np.testing.assert_allclose(parts.score(HISTORY, range(1, 40)), whole, atol=1e-6)
+
+
+def test_threads_share_a_scorer(scorer):
+    expected = [scorer.score(HISTORY, [i, i + 1]) for i in range(1, 30)]
+    found = [None] * 29
+
+    def work(first):
+        for i in range(first, 29, 4):
+            found[i] = scorer.score(HISTORY, [i + 1, i + 2])
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(found, expected)
+
+
+BAD_REQUESTS = {
+    "ids of another shape": ((HISTORY, [[1, 2]]), {}, r"candidate_ids is int64 \[1, 2\], expected integers \[n\]"),
+    "ids of text": ((["a"], [1]), {}, r"history_ids is <U1 \[1\], expected integers \[n\]"),
+    "ids as floats": (([1.5], [1]), {}, r"history_ids is float64 \[1\]"),
+    "a feature nobody reads": ((HISTORY, [1]), {"user": {"age": 3}}, "user has 'age', expected the features .*: likes"),
+    "a feature twice": (
+        (HISTORY, [1]), {"user": {"likes_level": 1}, "context": {"likes_level": [1]}},
+        "likes_level is in user and in context",
+    ),
+    "too few values": (
+        (HISTORY, [1, 2]), {"context": {"likes_level": [1]}}, r"likes_level has shape \[1\], expected \[2\]",
+    ),
+    "a list for a value": ((HISTORY, [1]), {"user": {"likes_level": [1]}}, r"shape \[1\], expected one value"),
+    "a fraction for an id": (
+        (HISTORY, [1]), {"user": {"likes_level": 1.5}}, "likes_level is float64, expected integers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_what_is_wrong_with_a_request(scorer, name):
+    arguments, given, message = BAD_REQUESTS[name]
+    with pytest.raises(UserError, match=message):
+        scorer.score(*arguments, **given)
+
+
+def test_no_request_of_a_batch_is_scored_when_one_is_wrong(scorer, monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Scorer, "_run", fail)
+    with pytest.raises(UserError, match="candidate_ids"):
+        scorer.score_all([Request(HISTORY, CANDIDATES), Request(HISTORY, ["x"])])
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _replace(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _same_size(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DAMAGES = {
+    "no card": (lambda f: (f / CARD).unlink(), "no exported model .*card.json is not there"),
+    "a card that is cut": (lambda f: _cut(f / CARD), "card.json: not an exported model's card .damaged JSON"),
+    "a card of another format": (lambda f: _replace(f / CARD, format=9), "not an exported model's card of format 1"),
+    "a card without parts": (lambda f: _replace(f / CARD, parts=3), "card.json: .*: parts is damaged"),
+    "a card of more items": (
+        lambda f: _replace(f / CARD, num_items=99), rf"{ROWS}: is float32 \[40, .*card.json says float32 \[99",
+    ),
+    "rows that are cut": (lambda f: _cut(f / ROWS), rf"{ROWS}: has .* bytes, expected .*; copy or export it again"),
+    "no rows": (lambda f: (f / ROWS).unlink(), f"{ROWS}: is not there, expected"),
+    "a graph that is cut": (lambda f: _cut(f / GRAPH), f"{GRAPH}: has .* bytes, expected"),
+    "a graph of zeros": (lambda f: _same_size(f / GRAPH), f"{GRAPH}: onnxruntime cannot load it"),
+    "ids of zeros": (lambda f: _same_size(f / IDS), f"{IDS}: not an array of numpy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_one_clear_error(exported, tmp_path, capsys, name):
+    damage, message = DAMAGES[name]
+    shutil.copytree(exported.folder, tmp_path / "served")
+    damage(tmp_path / "served")
+    with pytest.raises(UserError, match=message):
+        Scorer(tmp_path / "served")
+    given = [tmp_path / "served", "--test", exported.test, "--out", tmp_path / "s.zip"]
+    code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
+    assert code == 2 and len(err.splitlines()) == 1 and not (tmp_path / "s.zip").exists()
+
+
+def test_a_split_that_breaks_the_contract_writes_nothing(exported, tmp_path, capsys):
+    table = pq.read_table(exported.test).drop_columns("likes_level")
+    pq.write_table(table, tmp_path / "test.parquet")
+    given = [exported.folder, "--test", tmp_path / "test.parquet", "--out", tmp_path / "s.zip"]
+    code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
+    assert code == 2 and "likes_level" in err and not (tmp_path / "s.zip").exists()
+    given = [exported.folder, "--test", exported.test, "--out", exported.folder / "s.zip"]
+    code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
+    assert code == 2 and "is inside the input folder" in err
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.0])
+def test_threads_are_a_number(exported, threads):
+    with pytest.raises(UserError, match="threads is"):
+        Scorer(exported.folder, threads)
+
+
+def test_rows_that_are_packed():
+    """Against the definition, number by number: the largest of a part is 127 steps, the rest is rounded to steps."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 5)).astype(np.float32) * np.float32([1, 1, 1, 100, 0.01])
+    rows[3, :2] = 0
+    parts = {"a": 2, "b": 1, "c": 2}
+    ids = np.zeros((20, 0), np.int32)
+    packed = ItemRows.pack(rows, ids, parts, "int8")
+    for row in range(20):
+        for part, places in enumerate(([0, 1], [2], [3, 4])):
+            step = max(abs(float(rows[row, place])) for place in places) / 127
+            assert packed.scales[row, part] == pytest.approx(step, rel=1e-6)
+            for place in places:
+                expected = 0 if step == 0 else round(float(rows[row, place]) / step)
+                assert packed.values[row, place] == expected
+    taken = packed.take(np.array([3, 19, 3]))
+    np.testing.assert_allclose(taken[1], packed.values[19] * packed.scales[19].repeat([2, 1, 2]), rtol=1e-6)
+    np.testing.assert_allclose(taken[:, 2], rows[[3, 19, 3], 2], rtol=1e-6)  # alone in its part: kept
+    assert not taken[0, :2].any()
+    half = ItemRows.pack(rows, ids, parts, "fp16")
+    np.testing.assert_array_equal(half.take(np.arange(20)), rows.astype(np.float16).astype(np.float32))
+    with pytest.raises(UserError, match="beyond fp16; take fp32 or int8"):
+        ItemRows.pack(rows * 1e6, ids, parts, "fp16")
