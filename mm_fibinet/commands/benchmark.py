@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         kept = workers if args.gpus else None  # peak memory is told of CPU runs
         jobs.run_all(runs, [*command, "--set", *args.set] if args.set else command, devices, lock, kept)
         board = leaderboard.build([job.outcome() for job in runs], baseline)
-        retraining = Retraining(args.config, args.set, args.data_root, models, out, command, devices, lock)
+        retraining = Retraining(args.config, args.set, args.data_root, models, out, command, devices, lock, kept)
         prefixes = {modality.name: modality.prefix for modality in MODALITIES}
         board.sections = studies.study(args.study, Bench(runs, baseline, out, devices[0], prefixes, retraining))
     if args.task1:
