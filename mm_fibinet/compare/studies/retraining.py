@@ -67,7 +67,9 @@ class Retraining:
             planned = jobs.plan(
                 self.config_dir, [base.expid], [base.seed], self.models, out, [], self.data_root, changed, known
             )
-            found += [Variant(base, name, job) for name, job in zip(changed, planned, strict=True)]
+            for name, job in zip(changed, planned, strict=True):
+                job.label = f"{base.shown}, {name}"  # as it is shown; its folder is made
+                found.append(Variant(base, name, job))
         jobs.run_all([variant.job for variant in found], self.command, self.devices, self.lock, self.workers)
         return found
 
