@@ -20,6 +20,7 @@ from mm_fibinet.compare.studies.rows import write_rows
 from mm_fibinet.errors import UserError
 from mm_fibinet.significance import Comparison
 
+SET = ("--set", "max_len=8", "epochs=1")
 EXPIDS = ("FiBiNET_test", "FiBiNET_test_no_emb")
 MODALITIES = {"text": "txt_emb", "image": "img_emb"}
 
@@ -38,7 +39,7 @@ def studied(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, trained_here() as trained:
         patch.setattr(modality, "SHARES", (0.5,))
         patch.setattr(scale, "SHARES", (0.25,))
-        options = ["--set", "max_len=8", "epochs=1", "--study", "modality", "modality_retrained", "protocol", "scale"]
+        options = [*SET, "--study", "modality", "modality_retrained", "protocol", "scale"]
         assert benchmark(config, folder / "out", *options, seeds=(1,))[0] == 0
         first = list(trained)
         assert benchmark(config, folder / "out", *options, seeds=(1,))[0] == 0
@@ -254,7 +255,7 @@ def test_a_variant_that_fails_is_said(studied, capsys):
         opened.write("    use_features: [user_id, item_seq, likes_level, views_level]\n")
     with trained_here():
         code, text, _ = benchmark(
-            config, out, "--set", "max_len=8", "epochs=1", "--study", "protocol", "--expids", "FiBiNET_test", "Levels_test",
+            config, out, *SET, "--study", "protocol", "--expids", "FiBiNET_test", "Levels_test",
             seeds=(1,), capsys=capsys,
         )  # fmt: skip
     assert code == 1 and "Levels_test, protocol seed 1: " in text
@@ -271,9 +272,7 @@ def test_weights_that_were_replaced_are_said(studied, capsys):
     weights.write_bytes(before + b" ")
     with trained_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(modality, "SHARES", (0.5,))
-        code, text, _ = benchmark(
-            config, out, "--set", "max_len=8", "epochs=1", "--study", "modality", seeds=(1,), capsys=capsys
-        )
+        code, text, _ = benchmark(config, out, *SET, "--study", "modality", seeds=(1,), capsys=capsys)
     weights.write_bytes(before)
     assert code == 1 and "FiBiNET_test: " in text and "the file was replaced" in text
     assert {line["expid"] for line in lines_of(out, "modality")} == {"FiBiNET_test_no_emb"}
