@@ -59,7 +59,7 @@ class Scorer:
             raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
         self.card = Card.read(folder)
         self.items = ItemRows.read(folder, self.card)
-        self.session = _session(Path(folder) / GRAPH, threads)
+        self.session = open_graph(Path(folder) / GRAPH, threads)
         firsts = np.cumsum([0, *self.card.ids.values()])
         self._id_columns = dict(zip(self.card.ids, firsts.tolist(), strict=False))
         self._inputs = {each.name for each in self.session.get_inputs()}
@@ -212,7 +212,7 @@ def _feature(name: str, spec: dict, value: object, where: str, count: int) -> np
     return np.repeat(values, count, axis=0) if where == "user" else np.ascontiguousarray(values)
 
 
-def _session(path: Path, threads: int):
+def open_graph(path: Path, threads: int):
     """onnxruntime's session; its threads sleep while they wait, as other work may need the cores."""
     extras.require("onnxruntime")
     import onnxruntime
