@@ -121,6 +121,7 @@ def test_threads_share_a_scorer(scorer):
 
 BAD_REQUESTS = {
     "ids of another shape": ((HISTORY, [[1, 2]]), {}, r"candidate_ids is int64 \[1, 2\], expected integers \[n\]"),
+    "lists of several lengths": ((HISTORY, [[1], [1, 2]]), {}, "candidate_ids is no array of numbers"),
     "ids of text": ((["a"], [1]), {}, r"history_ids is <U1 \[1\], expected integers \[n\]"),
     "ids as floats": (([1.5], [1]), {}, r"history_ids is float64 \[1\]"),
     "a feature nobody reads": ((HISTORY, [1]), {"user": {"age": 3}}, "user has 'age', expected the features .*: likes"),
