@@ -13,7 +13,8 @@ from mm_fibinet.compare.section import Figure, Section
 from mm_fibinet.significance import P_FLOOR, compare_to_baseline
 
 EVIL = "</script><b>\u202e"
-NAMES = ["far", "base", "good", "middle", "near", "fourth"]
+LONG = "FiBiNET_ablation_embedding_field_dropped"
+NAMES = ["far", "base", "good", "middle", "near", LONG]
 
 
 def manifest_of(expid):
@@ -238,10 +239,10 @@ def test_figures_of_studies(open_page):
     assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.01)  # 100, 1000, 10000
     page.locator("#study-cold [data-expid=good] circle").first.hover()
     assert page.locator("#tip").inner_text().startswith("good\nrows of train: 0\nAUC 0.62")
-    before = page.locator("#study-cold polyline[data-expid=fourth]").get_attribute("stroke")
-    page.locator("#study-cold tr[data-expid=fourth]").click()
+    before = page.locator(f"#study-cold polyline[data-expid={LONG}]").get_attribute("stroke")
+    page.locator(f"#study-cold tr[data-expid={LONG}]").click()
     page.mouse.move(2, 2)
-    assert page.locator("#study-cold polyline[data-expid=fourth]").get_attribute("stroke") != before
+    assert page.locator(f"#study-cold polyline[data-expid={LONG}]").get_attribute("stroke") != before
 
 
 @pytest.mark.parametrize("width", [1400, 390])
