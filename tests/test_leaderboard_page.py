@@ -62,7 +62,7 @@ def outcomes():
             curve = [{"epoch": e, "seconds": 10.0 * e, "AUC": float(auc) - 0.2 / e} for e in (1, 2, 3)]
             gpu = {"peak_gpu_memory_mb": 1234, "rows_per_second": 123456.0, "parameters": 123456789}
             result = {**base.result, **gpu, "metrics": {**base.result["metrics"], "AUC": float(auc)}, "curve": curve}
-            found.append(leaderboard.Outcome(expid, seed, result, scores, None, manifest_of(expid)))
+            found.append(leaderboard.Outcome(expid, seed, result, scores, None, manifest=manifest_of(expid)))
     return found
 
 

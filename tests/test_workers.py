@@ -1,5 +1,6 @@
 """Workers: one process after another run, and to its parent each run is what it would be as a process of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,14 +8,10 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, make_dataset, run_script
+from conftest import ROOT
 
-import model_zoo
 from mm_fibinet import files
-from mm_fibinet.checkpoint import RunCheckpoints
-from mm_fibinet.commands import Home
-from mm_fibinet.compare import jobs
-from mm_fibinet.compare.workers import Workers
+from mm_fibinet.compare.workers import Meter, Workers
 
 # Stands for run_expid.py where only processes matter; what it is to do comes as its argument.
 FAKE = """
@@ -32,6 +29,8 @@ def run(arguments):
     if what == "bug": raise ValueError("a bug")
     if what == "crash": os.kill(os.getpid(), signal.SIGKILL)
     if what == "sleep": time.sleep(60)
+    if what == "doze": time.sleep(0.5)
+    while what == "compute": pass
 
 assert sys.argv[1:] == ["--serve"], sys.argv
 serve(run, tidy=lambda: print("tidy"))
@@ -47,9 +46,9 @@ def fake(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with files.locked(tmp_path / "out") as lock, Workers(program, lock) as workers:
 
-        def start(what, place=0):
+        def start(what, place=0, meter=None):
             output = tmp_path / f"{len(list(tmp_path.iterdir()))}.log"
-            return workers.start([*program, what], output, place, environment), output
+            return workers.start([*program, what], output, place, environment, meter), output
 
         yield start
 
@@ -116,6 +115,24 @@ def test_a_run_that_does_not_stop_is_killed(fake):
     assert run.wait(10) == -signal.SIGKILL
 
 
+def test_a_meter_counts_what_is_computed_or_the_clock(fake, tmp_path):
+    of_cores, of_clock = (Meter(str(tmp_path / str(wall)), wall=wall) for wall in (False, True))
+    assert of_cores.seconds() == 0
+    for meter in (of_cores, of_clock, of_clock):
+        assert finished(fake("doze", meter=meter))[0] == 0
+    assert of_cores.seconds() < 0.4 and 1 <= of_clock.seconds() < 20
+
+
+@pytest.mark.parametrize(("what", "wall"), [("compute", False), ("sleep", True)])
+def test_a_meter_stops_a_run_that_has_cost_enough(fake, tmp_path, what, wall):
+    _, pid, _, _ = finished(fake("fine"))
+    meter = Meter(str(tmp_path / "seconds"), 0.3, wall)
+    code, same, _, printed = finished(fake(what, meter=meter))
+    assert (code, same) == (130, pid) and any(line.startswith("interrupted: ") for line in printed)
+    assert 0.3 <= meter.seconds() < 20
+    assert finished(fake("doze", meter=Meter(str(tmp_path / "more"), 60, wall)))[:3] == (0, pid, 2)
+
+
 def test_workers_end_with_their_parent(tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     command, environment = [sys.executable, str(tmp_path / "fake.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -125,29 +142,20 @@ def test_workers_end_with_their_parent(tmp_path):
             _, pid, _, _ = finished(done)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    alone = subprocess.Popen([*command, "--serve"], stdin=subprocess.PIPE, env=environment)  # whose parent is killed
-    alone.stdin.close()
-    assert alone.wait(30) == 0
 
 
-@pytest.mark.slow
-def test_a_run_in_a_worker_is_that_of_a_process(tmp_path, capsys):
-    """The same bytes of weights and scores, after another run of the same worker that failed or not."""
-    config = make_dataset(tmp_path)
-    home = Home.repository(ROOT)
-    expids = ["FiBiNET_test_no_emb", "FiBiNET_test"]
-    planned = jobs.plan(str(config), expids, [7], model_zoo, tmp_path / "out")
-    with jobs.locked(tmp_path / "out") as lock, Workers(home.train, lock) as workers:
-        jobs.run_all(planned, [*home.train, "--config", str(config)], [jobs.CPU], lock, workers)
-    capsys.readouterr()
-    for job in planned:
-        root = tmp_path / "alone"
-        arguments = ["--config", config, "--expid", job.expid, "--model_root", root, "--set", "seed=7", "verbose=0"]
-        assert run_script("run_expid", *arguments, capsys=capsys)[0] == 0
-        assert job.error is None and job.result()
-        for name in (f"{job.expid}.model", f"{job.expid}/valid_scores.parquet"):
-            assert (job.folder.parent / name).read_bytes() == (root / "TEST_DATA" / name).read_bytes(), name
-        assert RunCheckpoints(job.folder, "").exist()
+def test_a_worker_whose_parent_is_killed_ends_after_its_run(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE)
+    command, pipe = [sys.executable, str(tmp_path / "fake.py"), "--serve"], subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for requests in (0, 1):
+        alone = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+        request = {"arguments": ["doze"], "output": str(tmp_path / "log"), "meter": None}
+        alone.stdin.write(requests * (json.dumps(request).encode() + b"\n"))
+        alone.stdin.close()
+        alone.stdout.close()
+        assert alone.wait(30) == 0
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "tidy"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is reset on Linux alone")

@@ -120,6 +120,7 @@ def predict(parser: Parser, config: Path) -> None:
     parser.add_argument(
         "--original_ids", metavar="FILE", help="also a CSV of the scores with the log's own ids, after build_dataset.py"
     )
+    parser.add_argument("--labels", metavar="FILE", help="the test split's labels, by ID: print the scores' metrics")
     parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
     parser.add_argument(
         "--allow_other_data",
@@ -398,9 +399,31 @@ def benchmark(parser: Parser, config: Path) -> None:
     parser.add_argument(
         "--study", nargs="+", default=[], choices=STUDIES, metavar="NAME", help=f"sections to add: {', '.join(STUDIES)}"
     )
+    fair = parser.add_argument_group("tuned alike")
+    fair.add_argument(
+        "--tune",
+        metavar="BUDGET",
+        help="first tune every experiment on valid: 20m, 2h or 90s of one core each (of the clock on a GPU), or a "
+        "number of trials each",
+    )
+    fair.add_argument(
+        "--tune_space", metavar="FILE", help="what may be changed (default: tuner/benchmark.yaml of the config folder)"
+    )
+    fair.add_argument(
+        "--similarity", choices=("on", "off", "both"), help="similarity fields of every model that can have them"
+    )
     add_data_root(parser)
     add_models_from(parser)
     add_set(parser, "all experiments")
+
+
+def check_benchmark(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `benchmark`."""
+    for option in ("tune", "similarity"):
+        if args.task1 and getattr(args, option) is not None:
+            parser.error(f"--{option} {getattr(args, option)}: with --task1 the embedding alone differs between runs")
+    if args.tune_space and not (args.tune or args.similarity):
+        parser.error(f"--tune_space {args.tune_space}: there is no --tune BUDGET and no --similarity")
 
 
 def tune(parser: Parser, _: Path) -> None:
@@ -444,7 +467,7 @@ COMMANDS = {
     "train": Command("Train and evaluate one experiment ID.", train, check_train),
     "predict": Command("Score the test split and write a submission.", predict, check_predict),
     "export": Command("Write a trained experiment as a folder that scores without torch.", export),
-    "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
+    "benchmark": Command("Run several experiments and write one leaderboard.", benchmark, check_benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),
     "list": Command("List the experiment IDs, with their models and data sets.", list_),

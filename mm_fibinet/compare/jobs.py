@@ -21,8 +21,8 @@ import torch
 
 from mm_fibinet import files, model_source, run_manifest, run_result, settings, signals
 from mm_fibinet.checkpoint import RunCheckpoints
-from mm_fibinet.compare.leaderboard import Outcome
-from mm_fibinet.compare.workers import Run, Workers
+from mm_fibinet.compare.leaderboard import Outcome, Tuned
+from mm_fibinet.compare.workers import Meter, Run, Workers
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
@@ -48,6 +48,7 @@ class Job:
         data: of `run_manifest.data_fingerprint`.
         fingerprint: of the result that the run should have.
         error: why there is no result.
+        tuned: what its settings have cost, where they were tuned.
     """
 
     expid: str
@@ -60,6 +61,7 @@ class Job:
     data: dict[str, dict] = field(default_factory=dict)
     fingerprint: str = ""
     error: str | None = None
+    tuned: Tuned | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +93,7 @@ class Job:
         result = self.result()
         if not result:
             return Outcome(self.shown, self.seed, None, None, self.error or "not run yet")
-        return finished(self.shown, self.seed, result, self.folder)
+        return finished(self.shown, self.seed, result, self.folder)._replace(tuned=self.tuned)
 
     def state(self) -> str:
         """How far the run is."""
@@ -116,7 +118,7 @@ def finished(expid: str, seed: int, result: dict, folder: Path) -> Outcome:
         return Outcome(expid, seed, None, None, error)
     run = RunFolder(folder.parent, folder.name)
     manifest = run_manifest.read_manifest(run) if run.manifest.is_file() else None
-    return Outcome(expid, seed, result, run_result.read_scores(folder), None, manifest)
+    return Outcome(expid, seed, result, run_result.read_scores(folder), None, manifest=manifest)
 
 
 def find_suite(config_dir: str, name: str) -> list[str]:
@@ -146,8 +148,8 @@ def plan(
     Args:
         config_dir, overrides, data_root, models: of `load_params`.
         out: each run's folder is out/runs/EXPID/SEED, or out/runs/EXPID/LABEL/SEED.
-        variants: {label: further changes}; the one experiment runs once with each.
-        fingerprints: what is known of data files from an earlier call; is added to.
+        variants: {label: further changes}; the one experiment runs once with each. "" is the experiment's own ID.
+        fingerprints: of data files that were read before; those that are read are added.
 
     Raises:
         UserError: an experiment ID that the config does not have. Another mistake in an experiment is its own error.
@@ -160,7 +162,7 @@ def plan(
     jobs = []
     for seed in dict.fromkeys(seeds):
         for expid, label in itertools.product(dict.fromkeys(expids), variants or [None]):
-            own = variants[label] if variants and label else []
+            own = variants[label] if variants else []
             job = Job(expid, seed, out / "runs" / expid / (label or "") / str(seed), label, own)
             jobs.append(job)
             changes = [*(overrides or []), *own, f"seed={seed}"]
@@ -224,7 +226,13 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int, 
 
 
 def start(
-    job: Job, command: list[str], device: int, places: int, lock: int, workers: Workers | None = None
+    job: Job,
+    command: list[str],
+    device: int,
+    places: int,
+    lock: int,
+    workers: Workers | None = None,
+    meter: Meter | None = None,
 ) -> subprocess.Popen | Run:
     """The run, in a process or a worker; places share the cores, unless the user has said how many threads each takes.
 
@@ -240,7 +248,7 @@ def start(
     _clear_other_run(job)
     line = [*command, *map(str, arguments)]
     if workers:
-        return workers.start(line, job.output, device, environment)
+        return workers.start(line, job.output, device, environment, meter)
     try:
         with open(job.output, "wb") as output:
             return subprocess.Popen(

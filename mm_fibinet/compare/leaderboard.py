@@ -33,6 +33,18 @@ TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
 SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "studies")]
 
 
+class Tuned(NamedTuple):
+    """What finding an experiment's settings has cost.
+
+    Attributes:
+        trials: how many ended.
+        seconds: of one core, or of the clock on a GPU, all trials together.
+    """
+
+    trials: int
+    seconds: float
+
+
 class Outcome(NamedTuple):
     """How one run ended.
 
@@ -41,6 +53,7 @@ class Outcome(NamedTuple):
         result: its result.json, a dictionary; None when it failed.
         scores: its validation rows, a polars DataFrame of label, score and user_id; None when it failed.
         error: why it failed, None when it did not.
+        tuned: what its settings have cost, None where they were not tuned.
         manifest: what it was made of, a dictionary; None when that is not known.
     """
 
@@ -49,6 +62,7 @@ class Outcome(NamedTuple):
     result: Any
     scores: Any
     error: str | None
+    tuned: Tuned | None = None
     manifest: Any = None
 
 
@@ -133,6 +147,11 @@ COLUMNS = (
     Column("peak_gpu_memory_mb", "GPU memory, MiB", "Peak GPU memory of its tensors", "{:,.0f}"),
     Column(
         "seconds_to_best", "Time to best", "Training time until the best evaluation, without evaluations", _duration
+    ),
+    Column("train_seconds", "Training", "Training time of a run, without evaluations", _duration),
+    Column("trials", "Trials", "Runs that its settings were chosen by, on the validation rows"),
+    Column(
+        "tuning_seconds", "Tuning", "Time of all trials: seconds of one core each, or of the clock on a GPU", _duration
     ),
     Column("runs", "Runs", "Finished runs, one a seed"),
 )
@@ -297,6 +316,9 @@ def _row(expid: str, runs: list[Outcome], compared: Comparison | None) -> dict:
         "peak_memory_mb": max(result["peak_memory_mb"] for result in results),
         "peak_gpu_memory_mb": max(result["peak_gpu_memory_mb"] for result in results) or None,
         "seconds_to_best": mean("seconds_to_best"),
+        "train_seconds": mean("train_seconds"),
+        "trials": runs[0].tuned.trials if runs[0].tuned else None,
+        "tuning_seconds": runs[0].tuned.seconds if runs[0].tuned else None,
         "runs": len(runs),
     }
 

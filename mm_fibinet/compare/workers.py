@@ -17,14 +17,61 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mm_fibinet.errors import EXIT_BUG, EXIT_INTERRUPTED, explain_os_error, run_cli
 
 GOES_ON = (0, EXIT_INTERRUPTED)  # exit codes after which a worker takes another run
 SECONDS_TO_END = 10  # an idle worker's
+
+
+class Meter(NamedTuple):
+    """Counts what a run costs, and stops it when it has cost enough.
+
+    Attributes:
+        file: a line of it is what the run took, in seconds, each time that it ended or was stopped.
+        limit: seconds from now; when they are over the run is asked to save and stop. None for no limit.
+        wall: count the clock's seconds; else those that the process's threads computed, added up.
+    """
+
+    file: str
+    limit: float | None = None
+    wall: bool = False
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done meanwhile, in this process; the limit sends it SIGTERM."""
+        timer, number = (signal.ITIMER_REAL, signal.SIGALRM) if self.wall else (signal.ITIMER_PROF, signal.SIGPROF)
+        clock = time.monotonic if self.wall else time.process_time
+        started = clock()
+
+        def ring(*_: object) -> None:
+            left = (self.limit or 0) - (clock() - started)
+            if left > 0:  # the system's timer counts in coarser units
+                signal.setitimer(timer, left)
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        before = signal.signal(number, ring)
+        signal.setitimer(timer, self.limit or 0)
+        try:
+            yield
+        finally:
+            signal.setitimer(timer, 0)
+            signal.signal(number, before)
+            with open(self.file, "a", encoding="utf-8") as opened:
+                opened.write(f"{clock() - started:.3f}\n")
+
+    def seconds(self) -> float:
+        """What the run has cost so far; a part whose worker was killed is not known."""
+        try:
+            return sum(map(float, Path(self.file).read_text(encoding="utf-8").split()))
+        except FileNotFoundError:
+            return 0.0
 
 
 class Workers:
@@ -48,7 +95,14 @@ class Workers:
             worker.end()
         self._idle.clear()
 
-    def start(self, command: Sequence[str], output: Path, place: Hashable, environment: Mapping[str, str]) -> "Run":
+    def start(
+        self,
+        command: Sequence[str],
+        output: Path,
+        place: Hashable,
+        environment: Mapping[str, str],
+        meter: Meter | None = None,
+    ) -> "Run":
         """Start a run.
 
         Args:
@@ -56,6 +110,7 @@ class Workers:
             output: the file for what it prints.
             place: where it runs, a GPU say; a worker stays where it was first.
             environment: of the worker, where a new one is started.
+            meter: of this run.
 
         Raises:
             UserError: the output cannot be written.
@@ -66,7 +121,8 @@ class Workers:
             raise explain_os_error(error, output) from error
         idle = self._idle.setdefault(place, [])
         worker = idle.pop() if idle else _Worker([*self.program, "--serve"], output, environment, self.lock)
-        return Run(worker, list(command[len(self.program) :]), output, idle.append)
+        request = {"arguments": list(command[len(self.program) :]), "output": str(output), "meter": meter}
+        return Run(worker, request, idle.append)
 
 
 class Run:
@@ -76,10 +132,10 @@ class Run:
         returncode: None while it runs, then its exit code, below 0 where a signal ended the worker.
     """
 
-    def __init__(self, worker: "_Worker", arguments: list[str], output: Path, give_back: Callable[["_Worker"], object]):
+    def __init__(self, worker: "_Worker", request: dict, give_back: Callable[["_Worker"], object]):
         self.returncode: int | None = None
         self._worker, self._give_back = worker, give_back
-        worker.send({"arguments": arguments, "output": str(output)})
+        worker.send(request)
 
     def poll(self) -> int | None:
         """The return code, None while the run is going on."""
@@ -172,7 +228,8 @@ def serve(run: Callable[[list[str]], int | None], tidy: Callable[[], None]) -> N
                 request = json.loads(line)
                 sys.argv[1:] = request["arguments"]  # which the run's manifest tells
                 with _output_to(request["output"], nothing):
-                    code = _code_of(run, request["arguments"], busy)
+                    with Meter(*request["meter"]).running() if request["meter"] else contextlib.nullcontext():
+                        code = _code_of(run, request["arguments"], busy)
                     tidy()
                 with contextlib.suppress(BrokenPipeError):  # the parent was killed: stdin has ended, too
                     answers.write(b"%d\n" % code)
