@@ -38,6 +38,7 @@ function rowButton(className, text, label, act) {
   return button;
 }
 for (const line of all("#rows tr")) {
+  line.cells[places.low]?.classList.add("interval");
   const expid = line.dataset.expid, first = line.cells[0], buttons = document.createElement("span");
   find(".tag", first)?.remove();
   buttons.className = "buttons";
