@@ -13,7 +13,8 @@ from mm_fibinet.compare.section import Figure, Section
 from mm_fibinet.significance import P_FLOOR, compare_to_baseline
 
 EVIL = "</script><b>\u202e"
-NAMES = ["far", "base", "good", "middle", "near", "fourth"]
+LONG = "FiBiNET_ablation_embedding_field_dropped"
+NAMES = ["far", "base", "good", "middle", "near", LONG]
 
 
 def manifest_of(expid):
@@ -59,9 +60,18 @@ def outcomes():
             scores = base.scores.with_columns(score=score)
             auc = leaderboard.Pairs(label, scores["user_id"].to_numpy(), {"a": score[None]})._auc[0]
             curve = [{"epoch": e, "seconds": 10.0 * e, "AUC": float(auc) - 0.2 / e} for e in (1, 2, 3)]
-            gpu = {"peak_gpu_memory_mb": 1234, "rows_per_second": 123456.0, "parameters": 123456789}
+            gpu = {
+                "peak_gpu_memory_mb": 12345,
+                "train_seconds": 4321.0,
+                "rows_per_second": 123456.0,
+                "parameters": 123456789,
+            }
             result = {**base.result, **gpu, "metrics": {**base.result["metrics"], "AUC": float(auc)}, "curve": curve}
-            found.append(leaderboard.Outcome(expid, seed, result, scores, None, manifest=manifest_of(expid)))
+            found.append(
+                leaderboard.Outcome(
+                    expid, seed, result, scores, None, leaderboard.Tuned(32, 1234.5), manifest_of(expid)
+                )
+            )
     return found
 
 
@@ -142,7 +152,7 @@ def visible_columns(page):
 def test_columns_fold_where_there_is_no_room(open_page):
     wide = open_page(width=1400)
     total = wide.locator("#board thead th").count()
-    assert visible_columns(wide) == total >= 16 and wide.locator("#unfold").is_hidden()
+    assert visible_columns(wide) == total >= 20 and wide.locator("#unfold").is_hidden()
     frame = wide.locator(".scroll")
     assert frame.evaluate("one => one.scrollWidth <= one.clientWidth")
     phone = open_page(width=390, has_touch=True, is_mobile=True)
@@ -238,10 +248,10 @@ def test_figures_of_studies(open_page):
     assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.01)  # 100, 1000, 10000
     page.locator("#study-cold [data-expid=good] circle").first.hover()
     assert page.locator("#tip").inner_text().startswith("good\nrows of train: 0\nAUC 0.62")
-    before = page.locator("#study-cold polyline[data-expid=fourth]").get_attribute("stroke")
-    page.locator("#study-cold tr[data-expid=fourth]").click()
+    before = page.locator(f"#study-cold polyline[data-expid={LONG}]").get_attribute("stroke")
+    page.locator(f"#study-cold tr[data-expid={LONG}]").click()
     page.mouse.move(2, 2)
-    assert page.locator("#study-cold polyline[data-expid=fourth]").get_attribute("stroke") != before
+    assert page.locator(f"#study-cold polyline[data-expid={LONG}]").get_attribute("stroke") != before
 
 
 @pytest.mark.parametrize("width", [1400, 390])
@@ -261,3 +271,10 @@ def test_few_experiments_need_no_zoom(browser, outcomes, tmp_path):
         page = open_at()
         assert page.locator("#zoom").is_hidden() and page.locator(".beyond").count() == 0
         assert min(axis(page, "#cost")) <= 0.6
+
+
+def test_the_cost_of_tuning_is_drawn(open_page):
+    page = open_page()
+    page.locator("#cost select").select_option("tuning_seconds")
+    ticks = page.locator("#cost .cost-tick").all_text_contents()
+    assert ticks and all(text.endswith(" min") for text in ticks)  # 1234.5 s, of all alike

@@ -185,7 +185,7 @@ def test_experiments_on_different_rows_are_not_studied(studied, capsys):
         opened.write("Other_test:\n    <<: *test\n    dataset_id: OTHER\n")
     code, _, error = benchmark(config, out, "--study", "cold", "--expids", "FiBiNET_test", "Other_test", capsys=capsys)
     assert code == 2 and error.count("\n") == 1
-    assert "--study cold: FiBiNET_test has valid_data" in error and "expected one data set" in error
+    assert "--study cold: FiBiNET_test has valid_data" in error and "expected the same for all" in error
 
 
 def test_pairs_agree_with_the_comparison_to_a_baseline():
@@ -211,7 +211,7 @@ def test_data_that_a_study_cannot_read_is_refused_before_anything_runs(tmp_path,
     rows.write_parquet(valid)
     other = tmp_path / "item_info.parquet"
     other.write_bytes((tmp_path / "TEST_DATA/item_info.parquet").read_bytes())
-    with pytest.raises(UserError, match=r"--study modality: a has item_info .*, b has .*expected one data set"):
+    with pytest.raises(UserError, match=r"--study modality: a has item_info .*, b has .*expected the same for all"):
         require(["modality"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
     require(["cold"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
 

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from conftest import list_column, make_dataset, run_script
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
+from mm_fibinet.compare import studies
 from mm_fibinet.compare.studies import modality, protocol, scale
 from mm_fibinet.compare.studies.missing import ItemVectors, write_without
 from mm_fibinet.compare.studies.rows import write_rows
@@ -289,3 +291,12 @@ def test_rows_of_parts_that_are_stored_differently(tmp_path):
     np.savez(tmp_path / "split.npz", a=np.arange(4), b=np.arange(8).reshape(4, 2))
     path = write_rows(tmp_path / "split.npz", kept, tmp_path / "out" / "npz.parquet")
     assert pq.read_table(path).to_pydict() == {"a": [0, 3], "b": [[0, 1], [6, 7]]}
+
+
+def test_a_study_that_is_stopped_leaves_the_leaderboard(studied, capsys):
+    config, _, out, _ = studied
+    (out / "leaderboard.md").unlink()
+    with trained_here(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies, "study", mock.Mock(side_effect=KeyboardInterrupt))
+        code, _, _ = benchmark(config, out, *SET, "--study", "scale", seeds=(1,), capsys=capsys)
+    assert code == 130 and "| FiBiNET_test |" in (out / "leaderboard.md").read_text()

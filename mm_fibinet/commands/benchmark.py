@@ -88,13 +88,15 @@ def run(args: argparse.Namespace, home: Home) -> int:
         kept = workers if args.gpus else None  # peak memory is told of CPU runs
         jobs.run_all(runs, command, devices, lock, kept)
         board = leaderboard.build([job.outcome() for job in runs], baseline)
+        if budget:
+            board.facts["Tuning"] = f"{budget}, on valid"
+        if args.task1:
+            board.facts["Model"] = f"{task1.EXPID} on each item_info, as task 1 is judged"
+        if args.study:
+            leaderboard.write(board, out)  # studies may train for hours
         retraining = Retraining(args.config, args.set, args.data_root, models, out, plain, devices, lock, kept)
         prefixes = {modality.name: modality.prefix for modality in MODALITIES}
         board.sections = studies.study(args.study, Bench(runs, baseline, out, devices[0], prefixes, retraining))
-    if budget:
-        board.facts["Tuning"] = f"{budget}, on valid"
-    if args.task1:
-        board.facts["Model"] = f"{task1.EXPID} on each item_info, as task 1 is judged"
     written = leaderboard.write(board, out)
     print(leaderboard.as_text(board))
     width = max(map(len, written)) + 2

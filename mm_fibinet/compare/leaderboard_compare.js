@@ -38,6 +38,7 @@ function rowButton(className, text, label, act) {
   return button;
 }
 for (const line of all("#rows tr")) {
+  line.cells[places.low]?.classList.add("interval");
   const expid = line.dataset.expid, first = line.cells[0], buttons = document.createElement("span");
   find(".tag", first)?.remove();
   buttons.className = "buttons";
@@ -77,9 +78,9 @@ let unfolded = false;
 const showColumns = count => all("#board tr").forEach(line => { [...line.cells].forEach((cell, at) => { cell.hidden = !line.closest(".failed") && at >= count; }); });
 function fold() {
   const total = all("#board thead th").length, fits = () => board.scrollWidth <= frame.clientWidth;
-  board.classList.remove("dense");
+  board.className = "";
   showColumns(total);
-  if (!fits()) board.classList.add("dense");
+  for (const closer of ["dense", "tight"]) if (innerWidth > 860 && !fits()) board.classList.add(closer);
   let count = total;
   if (!unfolded) {
     if (innerWidth < 620) showColumns(count = Math.min(3, total));

@@ -143,6 +143,6 @@ def require_same_files(runs: list[Job], study: str, keys: tuple[str, ...]) -> No
             own, first = job.params.get(key), runs[0].params.get(key)
             if own != first:
                 raise UserError(
-                    f"--study {study}: {runs[0].shown} has {key} {first}, {job.shown} has {own}; expected one data "
-                    "set for all experiments, which --set dataset_id=NAME chooses"
+                    f"--study {study}: {runs[0].shown} has {key} {first}, {job.shown} has {own}; expected the same "
+                    "for all experiments (--set dataset_id=NAME chooses a data set for all)"
                 )

@@ -16,7 +16,7 @@ SHARES = (0.125, 0.25, 0.5)  # of the training rows, beside all of them
 SEED = 2025
 NOTE = (
     "Every experiment trained anew on a share of the training rows, the same for all, and judged on all validation "
-    "rows; histories stay whole. Means over the seeds."
+    "rows; histories stay whole, settings as they are, so an epoch has fewer steps. Means over the seeds."
 )
 
 
