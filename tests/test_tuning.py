@@ -13,7 +13,7 @@ from conftest import ROOT, run_script
 import model_zoo
 from mm_fibinet import settings
 from mm_fibinet.compare import alike, jobs, tuning
-from mm_fibinet.compare.tuning_space import Budget, Line, as_changes, read_space
+from mm_fibinet.compare.tuning_space import FIELDS, Budget, Line, as_changes, read_space
 from mm_fibinet.errors import UserError
 
 SPACE = {
@@ -327,7 +327,8 @@ def test_a_line_is_the_experiment_itself_where_nothing_is_switched(dataset, tmp_
     assert lines[0].changes == {} or names == [" with similarity"]
 
 
-def test_the_shipped_space_fits_every_experiment_that_it_is_for():
+def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
+    item_info = str(dataset.parent / "TEST_DATA/item_info.parquet")
     config = ROOT / "config"
     space, experiments = read_space(config / "tuner/benchmark.yaml", model_zoo), settings.load_model_configs(config)
     datasets = {}
@@ -339,6 +340,11 @@ def test_the_shipped_space_fits_every_experiment_that_it_is_for():
             values = space.of(params, model_zoo)
             assert {"learning_rate", "embedding_regularizer", "batch_size"} <= set(values), expid
             assert values["batch_size"] == [params["batch_size"] * factor // 2 for factor in (1, 2, 4)], expid
+            for line in space.lines(expid, params | {"item_info": item_info}, model_zoo, "both"):
+                switched = settings.change_params(params, model_zoo, as_changes(line.changes))
+                assert bool(line.label) == (switched.get(FIELDS) != params.get(FIELDS) and FIELDS in switched), expid
+                to_mlp = switched.get("similarity_to_mlp")
+                assert to_mlp is None or to_mlp is switched[FIELDS], expid
             assert ("net_dropout" in values) == (params.get("net_dropout") is not None), expid
     for model in space.models:
         assert model in model_zoo.__all__, model
@@ -379,7 +385,7 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
             {"models": {"FiBiNET": {"learning_rte": [1]}}},
             "models: FiBiNET: learning_rte: unknown key, did you mean learning_rate",
         ),
-        ({"common": {"learning_rte": [1]}}, "common: learning_rte is a setting of no model"),
+        ({"common": {"learning_rte": [1]}}, "space.yaml: learning_rte is a setting of no model"),
         ({"common": {"learning_rate": []}}, "learning_rate is [], expected a list of values"),
         ({"common": {"learning_rate": 0.1}}, "learning_rate is 0.1, expected a list of values"),
         (
@@ -389,6 +395,7 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
         ({"common": {"learning_rate": {"times": [0]}}}, "{'times': [0]}, expected a list of values"),
         ({"common": {"learning_rate": [0.1, -1]}}, "learning_rate is -1, expected"),
         ({"common": {"similarity_fields": {"times": [2]}}}, "similarity_fields is times [2], but the experiment has"),
+        ({"similarity": {"with": {"similar": 1}, "without": {}}}, "space.yaml: similar is a setting of no model"),
         ({"similarity": {"with": {}}}, "similarity has ['with'], expected with and without"),
     ],
 )
