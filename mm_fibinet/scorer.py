@@ -59,7 +59,7 @@ class Scorer:
             raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
         self.card = Card.read(folder)
         self.items = ItemRows.read(folder, self.card)
-        self.session = _session(Path(folder) / GRAPH, threads)
+        self.session = open_graph(Path(folder) / GRAPH, threads)
         firsts = np.cumsum([0, *self.card.ids.values()])
         self._id_columns = dict(zip(self.card.ids, firsts.tolist(), strict=False))
         self._inputs = {each.name for each in self.session.get_inputs()}
@@ -168,9 +168,17 @@ def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
     return np.concatenate(scores)
 
 
+def _array(values: object, what: str) -> np.ndarray:
+    """What a caller gave, as an array."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:  # lists of several lengths, say
+        raise UserError(f"{what} is no array of numbers ({error})") from error
+
+
 def _ids(values: object, what: str, num_items: int) -> np.ndarray:
     """int64 [n], 0 for ids that the table does not have."""
-    ids = np.asarray(values)
+    ids = _array(values, what)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise UserError(f"{what} is {ids.dtype} {list(ids.shape)}, expected integers [n]")
     return np.where((ids > 0) & (ids < num_items), ids, 0).astype(np.int64)
@@ -184,7 +192,7 @@ def _feature(name: str, spec: dict, value: object, where: str, count: int) -> np
     kind, is_list = spec["type"], spec["type"] in ("sequence", "embedding")
     if value is None:
         value = spec.get("fill_na", 0 if kind == "categorical" else None)
-    values = np.asarray(value)
+    values = _array(value, f"{where}: {name}")
     shape, wanted = list(values.shape), "one value" if where == "user" else f"[{count}]"
     if is_list:
         wanted = "[width]" if where == "user" else f"[{count}, width]"
@@ -212,7 +220,7 @@ def _feature(name: str, spec: dict, value: object, where: str, count: int) -> np
     return np.repeat(values, count, axis=0) if where == "user" else np.ascontiguousarray(values)
 
 
-def _session(path: Path, threads: int):
+def open_graph(path: Path, threads: int):
     """onnxruntime's session; its threads sleep while they wait, as other work may need the cores."""
     extras.require("onnxruntime")
     import onnxruntime

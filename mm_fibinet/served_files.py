@@ -33,6 +33,7 @@ class Card:
         item_table: how the items' rows are stored, one of ITEM_TABLES.
         num_items: N, the padding item 0 counted.
         parts: {name: width} of an item's row, in its order.
+        of_content: the parts that do not depend on an item's id.
         ids: {feature: width} of the integers beside an item's row, in their order.
         row_features: feature specs by name, in the graph's order: what a row has of its own.
         item_features: feature specs by name: what an item that is added must have, but for its id.
@@ -50,6 +51,7 @@ class Card:
     item_table: str
     num_items: int
     parts: dict[str, int]
+    of_content: list[str]
     ids: dict[str, int]
     row_features: dict[str, dict]
     item_features: dict[str, dict]

@@ -89,6 +89,7 @@ class ItemEncoder(nn.Module):
     Attributes:
         features: the item features it reads, in the order of `forward`'s arguments.
         parts: {name: width} of a row, in its order; the first are those of the item's vector.
+        of_content: the parts that do not depend on an item's id.
     """
 
     def __init__(self, model: MultimodalModel):
@@ -101,6 +102,8 @@ class ItemEncoder(nn.Module):
         self.parts = dict(zip(model.vector_features, vector_widths(model), strict=True))
         self.parts |= {LINEAR: 1} if self.has_linear else {}
         self.parts |= {f"{UNIT}{name}": specs[name]["pretrain_dim"] for name in self.compared}
+        gated = model.feature_map.features if getattr(model, "modality_gate", None) is not None else ()
+        self.of_content = [name for name in self.parts if name not in (ITEM_ID, LINEAR, *gated)]
 
     def forward(self, *columns: Tensor) -> Tensor:
         """Encode.

@@ -14,7 +14,7 @@ def trained_here():
     """Runs of `jobs.run_all` are trained in this process, one after the other; yields the list of those that were."""
     trained = []
 
-    def run_all(planned, command, devices, lock, workers=None):
+    def run_all(planned, command, *_):
         for job in planned:
             if job.params and not job.result():
                 jobs._clear_other_run(job)

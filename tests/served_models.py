@@ -124,9 +124,11 @@ def score_rows(model: nn.Module, table: ItemTable, history, candidates, row: dic
 def make_card(model: nn.Module, item_table: str = "fp32") -> Card:
     """A card of a model of these items."""
     module, specs, items = served.served(model), model.feature_map.features, model.item_side_features()
+    of_content = served.ItemEncoder(model).of_content
     return Card(
         model=type(model).__name__, expid="test", dataset_id="test", item_table=item_table, num_items=ITEMS,
-        parts=module.parts, ids=module.ids, row_features={name: specs[name] for name in module.row_features},
+        parts=module.parts, of_content=of_content, ids=module.ids,
+        row_features={name: specs[name] for name in module.row_features},
         item_features={name: spec for name, spec in items.items() if name != "item_id"}, max_len=MAX_LEN,
         min_len=module.min_len, padded_len=0, pairs_at_once=module.pairs_at_once, files={}, about={},
     )  # fmt: skip

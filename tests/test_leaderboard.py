@@ -217,7 +217,7 @@ def test_tooltips(open_page):
     assert tip.inner_text().startswith("good\nAUC 0.") and "p DeLong" in tip.inner_text()
     page.locator("#cost [data-expid=base]").hover()
     assert "500 parameters, 10,002 rows/s\nbest after 6.3 s, 902 MiB" in tip.inner_text()
-    page.locator("#curves svg").hover()
+    page.locator("#curves > svg").hover()
     assert "of training\nAUC 0." in tip.inner_text()
     page.mouse.move(2, 2)
     assert tip.is_hidden()
@@ -270,8 +270,9 @@ def test_dark_and_light(open_page):
 def test_a_phone(open_page):
     page = open_page(width=390, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.locator("#curves svg").bounding_box()["width"] <= 390
+    assert page.locator("#curves > svg").bounding_box()["width"] <= 390
     table = page.locator(".scroll")
+    page.locator("#unfold").tap()
     assert table.evaluate("element => element.scrollWidth > element.clientWidth")
     table.evaluate("element => element.scrollLeft = 400")
     assert page.locator("#rows th").first.bounding_box()["x"] < 30  # the experiment's name stays in sight

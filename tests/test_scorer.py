@@ -9,11 +9,14 @@ import threading
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import NUM_ITEMS, ROOT, run_script
+import torch
+from conftest import NUM_ITEMS, ROOT, list_column, run_script
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.new_items import append_items
 from mm_fibinet.scorer import Request, Scorer
 from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, ItemRows
 
@@ -118,6 +121,7 @@ def test_threads_share_a_scorer(scorer):
 
 BAD_REQUESTS = {
     "ids of another shape": ((HISTORY, [[1, 2]]), {}, r"candidate_ids is int64 \[1, 2\], expected integers \[n\]"),
+    "lists of several lengths": ((HISTORY, [[1], [1, 2]]), {}, "candidate_ids is no array of numbers"),
     "ids of text": ((["a"], [1]), {}, r"history_ids is <U1 \[1\], expected integers \[n\]"),
     "ids as floats": (([1.5], [1]), {}, r"history_ids is float64 \[1\]"),
     "a feature nobody reads": ((HISTORY, [1]), {"user": {"age": 3}}, "user has 'age', expected the features .*: likes"),
@@ -231,3 +235,71 @@ def test_rows_that_are_packed():
     np.testing.assert_array_equal(half.take(np.arange(20)), rows.astype(np.float16).astype(np.float32))
     with pytest.raises(UserError, match="beyond fp16; take fp32 or int8"):
         ItemRows.pack(rows * 1e6, ids, parts, "fp16")
+
+
+def grow(exported, path, more=3, change=None):
+    """item_info of the run's data set with further items; `change` alters the columns of all, {name: matrix}."""
+    table = pq.read_table(exported.test.parent / "item_info.parquet")
+    columns = {name: np.stack(table[name].to_numpy()) for name in table.column_names}
+    new = {name: values[1 : more + 1] for name, values in columns.items()}
+    new["item_id"] = np.arange(len(table), len(table) + more)
+    new["item_emb_d16"] = new["item_emb_d16"][::-1]
+    columns = {name: np.concatenate([values, new[name]]) for name, values in columns.items()}
+    columns.update(change(columns) if change else {})
+    lists = {name: list_column(values) if values.ndim == 2 else values for name, values in columns.items()}
+    pq.write_table(pa.table(lists), path)
+    return columns
+
+
+def test_items_are_added_without_an_export(exported, tmp_path, capsys):
+    """A new item is scored as the model scores it when its rows are in the model's own item table, without an id."""
+    columns = grow(exported, tmp_path / "item_info.parquet")
+    features = exported.config.parent / "item_feature.parquet"
+    given = [exported.folder, "--item_info", tmp_path / "item_info.parquet", "--item_feature", features]
+    code, out, err = run_script("mm_fibinet.new_items", *given, "--out", tmp_path / "grown", capsys=capsys)
+    assert code == 0 and out == f"{tmp_path / 'grown'}: 3 items more, {NUM_ITEMS} to {NUM_ITEMS + 2}\n", err
+    before, after = Scorer(exported.folder), Scorer(tmp_path / "grown")
+    np.testing.assert_array_equal(after.score(HISTORY, CANDIDATES), before.score(HISTORY, CANDIDATES))
+    new, row = [NUM_ITEMS, NUM_ITEMS + 2], {"likes_level": [4, 5], "views_level": [1, 2]}
+    found = after.score([*HISTORY, NUM_ITEMS + 1], new, context=row)
+
+    model, table = exported.model()
+    more = {"item_id": [0] * 3, "likes_level": [0] * 3, "views_level": [0] * 3}
+    more.update({name: columns[name][NUM_ITEMS:] for name in ("item_tags", "item_emb_d16")})
+    grown = {name: torch.cat([table[name], torch.tensor(np.array(more[name])).to(table[name])]) for name in more}
+    places = [*HISTORY, NUM_ITEMS + 1]
+    index = torch.tensor([[*places, item] for item in new]).int()
+    levels = {name: torch.tensor(values) for name, values in row.items()}
+    items = {name: values[index.flatten().long()] for name, values in grown.items()}
+    with torch.no_grad():  # the triple, in which an item may have the id 0 and yet be there
+        expected = model((levels, items, torch.ones(2, len(places))))["y_pred"].flatten().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+BAD_GROWTH = {
+    "no new items": ({"more": 0}, "has 40 items, .* has 40, expected more of them"),
+    "another embedding": (
+        {"change": lambda c: {"item_emb_d16": c["item_emb_d16"][:, ::-1].copy()}},
+        "item 1 has another item_emb_d16 than at export, 39 of 39 items have",
+    ),
+    "other tags": ({"change": lambda c: {"item_tags": np.roll(c["item_tags"], 1, axis=1)[:, :4]}}, "item_tags"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GROWTH)
+def test_items_that_cannot_be_added(exported, tmp_path, name):
+    settings, message = BAD_GROWTH[name]
+    grow(exported, tmp_path / "item_info.parquet", **settings)
+    features = exported.config.parent / "item_feature.parquet"
+    with pytest.raises(UserError, match=message):
+        append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
+    assert [path.name for path in tmp_path.iterdir()] == ["item_info.parquet"]
+
+
+def test_levels_that_are_nowhere_are_asked_for(exported, tmp_path):
+    grow(exported, tmp_path / "item_info.parquet")
+    with pytest.raises(UserError, match=r"likes_level is missing.*--item_feature"):
+        append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown")
+    features = exported.config.parent / "item_feature.parquet"
+    with pytest.raises(UserError, match="is an input"):
+        append_items(exported.folder, tmp_path / "item_info.parquet", exported.folder, features)

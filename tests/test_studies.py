@@ -12,8 +12,10 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mm_fibinet.commands.arguments import STUDIES as NAMED
+from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.section import Section, as_html, as_markdown
-from mm_fibinet.compare.studies import STUDIES, calibration, groups
+from mm_fibinet.compare.studies import STUDIES, calibration, groups, require
+from mm_fibinet.errors import UserError
 from mm_fibinet.significance import compare_to_baseline, mean_auc_intervals
 
 EXPIDS = ("FiBiNET_test_no_emb", "FiBiNET_test")
@@ -29,7 +31,7 @@ def studied(tmp_path_factory):
     train = train[train.groupby("item_id").cumcount() < train.item_id % 14]
     pl.from_pandas(train).write_parquet(data / "train.parquet")
     with trained_here() as trained:
-        code, _, _ = benchmark(config, folder / "out", "--study", "cold", "history", "calibration")
+        code, _, _ = benchmark(config, folder / "out", "--set", "epochs=1", "--study", "cold", "history", "calibration")
     assert code == 0 and len(trained) == 4
     return data, folder / "out"
 
@@ -195,3 +197,27 @@ def test_pairs_agree_with_the_comparison_to_a_baseline():
     back = compare_to_baseline(label, user, scores, "b")["a"]
     expected = (-there.difference, there.p_delong, -there.high, -there.low, there.p_bootstrap)
     assert tuple(back) == pytest.approx(expected, abs=1e-12)
+
+
+def test_data_that_a_study_cannot_read_is_refused_before_anything_runs(tmp_path, capsys):
+    config = make_dataset(tmp_path, rows=60)
+    valid = tmp_path / "TEST_DATA/valid.parquet"
+    rows = pl.read_parquet(valid)
+    for column, study in {"item_id": "cold", "item_seq": "history"}.items():
+        rows.drop(column).write_parquet(valid)
+        code, _, error = benchmark(config, tmp_path / "out", "--study", study, capsys=capsys)
+        assert code == 2 and error.startswith(f"error: --study {study}: {valid} has no column {column}, found user_id")
+        assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    rows.write_parquet(valid)
+    other = tmp_path / "item_info.parquet"
+    other.write_bytes((tmp_path / "TEST_DATA/item_info.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"--study modality: a has item_info .*, b has .*expected one data set"):
+        require(["modality"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
+    require(["cold"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
+
+
+def planned(expid, item_info):
+    """A job as far as `require` looks at it."""
+    data = item_info.parent / "TEST_DATA" if (item_info.parent / "TEST_DATA").is_dir() else item_info.parent
+    files = {"train_data": str(data / "train.parquet"), "valid_data": str(data / "valid.parquet")}
+    return Job(expid, 1, item_info.parent, params={**files, "item_info": str(item_info), "dataset_id": "TEST"})

@@ -16,9 +16,11 @@ from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.compare.studies import modality, protocol, scale
 from mm_fibinet.compare.studies.missing import ItemVectors, write_without
+from mm_fibinet.compare.studies.rows import write_rows
 from mm_fibinet.errors import UserError
 from mm_fibinet.significance import Comparison
 
+SET = ("--set", "max_len=8", "epochs=1")
 EXPIDS = ("FiBiNET_test", "FiBiNET_test_no_emb")
 MODALITIES = {"text": "txt_emb", "image": "img_emb"}
 
@@ -37,10 +39,10 @@ def studied(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, trained_here() as trained:
         patch.setattr(modality, "SHARES", (0.5,))
         patch.setattr(scale, "SHARES", (0.25,))
-        names = ["modality", "modality_retrained", "protocol", "scale"]
-        assert benchmark(config, folder / "out", "--study", *names, seeds=(1,))[0] == 0
+        options = [*SET, "--study", "modality", "modality_retrained", "protocol", "scale"]
+        assert benchmark(config, folder / "out", *options, seeds=(1,))[0] == 0
         first = list(trained)
-        assert benchmark(config, folder / "out", "--study", *names, seeds=(1,))[0] == 0
+        assert benchmark(config, folder / "out", *options, seeds=(1,))[0] == 0
         assert len(trained) == len(first) == 2 * (1 + 3 + 1 + 1)  # nothing is trained twice
     return config, data, folder / "out", first
 
@@ -173,7 +175,7 @@ def test_scale(studied):
         assert lines[expid, "150"] == pytest.approx(auc_of(folder, expid), abs=1e-6)
         assert lines[expid, "600"] == pytest.approx(auc_of(out / f"runs/{expid}/1", expid), abs=1e-6)
         (job,) = [one for one in trained if one.model_root == folder]
-        assert job.params["valid_data"] == str(data / "valid.parquet")
+        assert job.params["valid_data"] == str(data / "valid.parquet") and job.params["max_len"] == 8  # as --set says
 
 
 def test_protocol_split_is_a_partition_of_the_training_file(studied):
@@ -253,7 +255,37 @@ def test_a_variant_that_fails_is_said(studied, capsys):
         opened.write("    use_features: [user_id, item_seq, likes_level, views_level]\n")
     with trained_here():
         code, text, _ = benchmark(
-            config, out, "--study", "protocol", "--expids", "FiBiNET_test", "Levels_test", seeds=(1,), capsys=capsys
-        )
-    assert code == 1 and "Levels_test seed 1, protocol: " in text
-    assert "Levels_test seed 1, protocol: " in (out / "leaderboard.html").read_text()
+            config, out, *SET, "--study", "protocol", "--expids", "FiBiNET_test", "Levels_test",
+            seeds=(1,), capsys=capsys,
+        )  # fmt: skip
+    assert code == 1 and "Levels_test, protocol seed 1: " in text
+    assert "Levels_test, protocol seed 1: " in (out / "leaderboard.html").read_text()
+
+
+def test_weights_that_were_replaced_are_said(studied, capsys):
+    """The other experiment is studied all the same."""
+    config, _, out, _ = studied
+    root = out / "runs/FiBiNET_test/1"
+    (root / "modality.json").unlink()
+    weights = root / "TEST_DATA/FiBiNET_test.model"
+    before = weights.read_bytes()
+    weights.write_bytes(before + b" ")
+    with trained_here(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modality, "SHARES", (0.5,))
+        code, text, _ = benchmark(config, out, *SET, "--study", "modality", seeds=(1,), capsys=capsys)
+    weights.write_bytes(before)
+    assert code == 1 and "FiBiNET_test: " in text and "the file was replaced" in text
+    assert {line["expid"] for line in lines_of(out, "modality")} == {"FiBiNET_test_no_emb"}
+
+
+def test_rows_of_parts_that_are_stored_differently(tmp_path):
+    """A folder whose part files have other column orders and widths of integers; and FuxiCTR's npz."""
+    (tmp_path / "parts").mkdir()
+    pq.write_table(pa.table({"a": pa.array([1, 2], pa.int64()), "b": [[1], [2]]}), tmp_path / "parts/0.parquet")
+    pq.write_table(pa.table({"b": [[3], [4]], "a": pa.array([3, 4], pa.int32())}), tmp_path / "parts/1.parquet")
+    kept = np.array([True, False, False, True])
+    path = write_rows(tmp_path / "parts", kept, tmp_path / "out" / "some.parquet")
+    assert pq.read_table(path).to_pydict() == {"a": [1, 4], "b": [[1], [4]]}
+    np.savez(tmp_path / "split.npz", a=np.arange(4), b=np.arange(8).reshape(4, 2))
+    path = write_rows(tmp_path / "split.npz", kept, tmp_path / "out" / "npz.parquet")
+    assert pq.read_table(path).to_pydict() == {"a": [0, 3], "b": [[0, 1], [6, 7]]}

@@ -435,11 +435,22 @@ def test_the_benchmarks_sides_train(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_on_a_gpu_waits_for_nothing():
+def test_repeats_of_a_row_are_summed_on_a_gpu_in_one_order():
+    rows = torch.randint(0, 1000, (100_000,)) * (torch.rand(100_000) < 0.5)  # half of them are row 0
+    gradients = torch.randn(100_000, 8)
+    expected = TouchedRows(rows, gradients.double()).merged()
+    first, again = (TouchedRows(rows.cuda(), gradients.cuda()).merged() for _ in range(2))
+    assert torch.equal(first.gradients, again.gradients)
+    torch.testing.assert_close(first.gradients.cpu().double(), expected.gradients, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [LazyAdam, RowwiseAdagrad])
+def test_a_step_on_a_gpu_waits_for_nothing(kind):
     table = LazyTable(torch.nn.Embedding(1000, 4, padding_idx=0, device="cuda"))
     model = torch.nn.ModuleList([table])
     tables = LazyTables(model)
-    optimizer = LazyAdam(torch.optim.Adam(model.parameters(), fused=True))
+    optimizer = kind(torch.optim.Adam(model.parameters(), fused=True))
     ids = torch.randint(0, 1000, (64,), device="cuda")
     torch.cuda.synchronize()
     for mode in ("default", "error"):  # the first step makes the state

@@ -120,6 +120,7 @@ def predict(parser: Parser, config: Path) -> None:
     parser.add_argument(
         "--original_ids", metavar="FILE", help="also a CSV of the scores with the log's own ids, after build_dataset.py"
     )
+    parser.add_argument("--labels", metavar="FILE", help="the test split's labels, by ID: print the scores' metrics")
     parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
     parser.add_argument(
         "--allow_other_data",

@@ -85,9 +85,10 @@ def run(args: argparse.Namespace, home: Home) -> int:
             tunings = alike.plan_tuning(lines, space, budget, models, fixed, args.seeds, plan, out) if budget else []
             tuning.run_all(tunings, command, devices, lock, workers, out)
             runs = alike.plan_lines(lines, tunings, args.seeds, plan, out)
-        jobs.run_all(runs, command, devices, lock, workers if args.gpus else None)  # peak memory is told of CPU runs
+        kept = workers if args.gpus else None  # peak memory is told of CPU runs
+        jobs.run_all(runs, command, devices, lock, kept)
         board = leaderboard.build([job.outcome() for job in runs], baseline)
-        retraining = Retraining(args.config, args.set, args.data_root, models, out, plain, devices, lock)
+        retraining = Retraining(args.config, args.set, args.data_root, models, out, plain, devices, lock, kept)
         prefixes = {modality.name: modality.prefix for modality in MODALITIES}
         board.sections = studies.study(args.study, Bench(runs, baseline, out, devices[0], prefixes, retraining))
     if budget:

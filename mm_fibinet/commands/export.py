@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
         item_table=args.item_table,
         num_items=table.num_items,
         parts=served.parts,
+        of_content=encoder.of_content,
         ids=served.ids,
         row_features={name: specs[name] for name in served.row_features},
         item_features={name: items[name] for name in items if name != ITEM_ID},

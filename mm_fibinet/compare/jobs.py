@@ -116,7 +116,9 @@ def finished(expid: str, seed: int, result: dict, folder: Path) -> Outcome:
     if result["metrics"]["AUC"] is None:
         error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
         return Outcome(expid, seed, None, None, error)
-    return Outcome(expid, seed, result, run_result.read_scores(folder), None)
+    run = RunFolder(folder.parent, folder.name)
+    manifest = run_manifest.read_manifest(run) if run.manifest.is_file() else None
+    return Outcome(expid, seed, result, run_result.read_scores(folder), None, manifest=manifest)
 
 
 def find_suite(config_dir: str, name: str) -> list[str]:

@@ -20,15 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_fibinet import files, significance
+from mm_fibinet import files
 from mm_fibinet.compare import section
+from mm_fibinet.compare.details import details
 from mm_fibinet.compare.section import Section
 from mm_fibinet.compare.text import html_text, markdown_text, without_nan
 from mm_fibinet.errors import printable
+from mm_fibinet.significance import P_FLOOR, Comparison, Pairs
 
 KINDS = ("csv", "md", "html")
 TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
-SCRIPT = Path(__file__).with_name("leaderboard_studies.js")
+SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "studies")]
 
 
 class Tuned(NamedTuple):
@@ -52,6 +54,7 @@ class Outcome(NamedTuple):
         scores: its validation rows, a polars DataFrame of label, score and user_id; None when it failed.
         error: why it failed, None when it did not.
         tuned: what its settings have cost, None where they were not tuned.
+        manifest: what it was made of, a dictionary; None when that is not known.
     """
 
     expid: str
@@ -60,6 +63,7 @@ class Outcome(NamedTuple):
     scores: Any
     error: str | None
     tuned: Tuned | None = None
+    manifest: Any = None
 
 
 class Column(NamedTuple):
@@ -88,6 +92,8 @@ class Board:
         failed: the runs without a result.
         curves: {expid: one list a seed of {"epoch", "seconds", "AUC"}}.
         facts: "name: value" pairs above the table.
+        pairs: {expid: {other expid: the first against the second}}, of those that have the same validation rows.
+        details: {expid: settings and manifest of its first run}.
         sections: what studies of these runs say.
     """
 
@@ -96,11 +102,18 @@ class Board:
     failed: list[Outcome]
     curves: dict[str, list[list[dict]]]
     facts: dict[str, str]
+    pairs: dict[str, dict[str, Comparison]] = field(default_factory=dict)
+    details: dict[str, dict] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
 
 
 def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _p_users(value: float) -> str:
+    """The bootstrap's, of which nothing below its floor is known."""
+    return f"<= {P_FLOOR:.3f}" if value <= P_FLOOR * (1 + 1e-9) else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:
@@ -121,8 +134,8 @@ COLUMNS = (
     Column(
         "p_bootstrap",
         "p users",
-        "Two-sided p-value of Δ AUC, bootstrap over users with their rows; 0.002 at least",
-        _p_value,
+        f"Two-sided p-value of Δ AUC, bootstrap over users with their rows; {P_FLOOR:.3f} at least",
+        _p_users,
     ),
     Column("gauc", "gAUC", "AUC within each user's rows, averaged by their number of rows", "{:.4f}"),
     Column("logloss", "logloss", "Mean negative log-likelihood of the clicks, lower is better", "{:.4f}"),
@@ -157,12 +170,13 @@ def build(outcomes: list[Outcome], baseline: str) -> Board:
     for outcome in outcomes:
         if outcome.result:
             finished.setdefault(outcome.expid, []).append(outcome)
-    compared = _comparisons(finished, baseline)
-    rows = [_row(expid, runs, compared.get(expid)) for expid, runs in finished.items()]
+    pairs = _pairs(finished)
+    rows = [_row(expid, runs, pairs.get(expid, {}).get(baseline)) for expid, runs in finished.items()]
     rows.sort(key=lambda row: -row["auc"])
     curves = {expid: [run.result["curve"] for run in runs] for expid, runs in finished.items()}
     failed = [outcome for outcome in outcomes if not outcome.result]
-    return Board(baseline, rows, failed, curves, _facts(outcomes, finished, baseline))
+    made = {expid: details(runs[0].manifest) for expid, runs in finished.items() if runs[0].manifest}
+    return Board(baseline, rows, failed, curves, _facts(outcomes, finished, baseline), pairs, made)
 
 
 def write(board: Board, folder: Path) -> dict[str, Path]:
@@ -227,6 +241,9 @@ def as_html(board: Board) -> str:
         "baseline": board.baseline,
         "rows": [{key: value for key, value in row.items() if key != "dataset"} for row in board.rows],
         "curves": board.curves,
+        "pairs": {expid: _pairs_data(others) for expid, others in board.pairs.items()},
+        "p_floor": P_FLOOR,
+        "details": board.details,
         "studies": {study.name: section.data(study) for study in board.sections},
     }
     parts = {
@@ -236,27 +253,45 @@ def as_html(board: Board) -> str:
         "failed": "".join(_failed_row(len(columns), run) for run in board.failed),
         "csv": section.download_link("leaderboard.csv", as_csv(board)),
         "studies": "".join(map(section.as_html, board.sections)),
-        "script": SCRIPT.read_text(encoding="utf-8"),
+        "scripts": "".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
         "data": json.dumps(without_nan(data)).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _comparisons(finished: dict[str, list[Outcome]], baseline: str) -> dict[str, significance.Comparison]:
-    """Each experiment on the baseline's validation rows against the baseline."""
-    if baseline not in finished:
-        return {}
-    reference = finished[baseline][0].scores
-    label, user = reference["label"].to_numpy(), reference["user_id"].to_numpy()
-    scores = {
-        expid: np.stack([run.scores["score"].to_numpy() for run in runs])
-        for expid, runs in finished.items()
-        if all(run.scores.select("label", "user_id").equals(reference.select("label", "user_id")) for run in runs)
+def _pairs(finished: dict[str, list[Outcome]]) -> dict[str, dict[str, Comparison]]:
+    """Each experiment against each other one that was judged on the same validation rows."""
+    alike: list[dict[str, list[Outcome]]] = []  # groups of experiments with the same rows
+    for expid, runs in finished.items():
+        if all(_same_rows(run, runs[0]) for run in runs):
+            group = next((group for group in alike if _same_rows(next(iter(group.values()))[0], runs[0])), None)
+            if group is None:
+                alike.append(group := {})
+            group[expid] = runs
+    compared: dict[str, dict[str, Comparison]] = {}
+    for group in alike:
+        first = next(iter(group.values()))[0].scores
+        scores = {expid: np.stack([run.scores["score"].to_numpy() for run in runs]) for expid, runs in group.items()}
+        if len(scores) > 1:
+            pairs = Pairs(first["label"].to_numpy(), first["user_id"].to_numpy(), scores)
+            for expid in scores:
+                compared[expid] = {other: pairs.compare(expid, other) for other in scores if other != expid}
+    return compared
+
+
+def _pairs_data(others: dict[str, Comparison]) -> dict[str, list[float]]:
+    """[Δ, low, high, p DeLong, p users] against each other experiment, six digits each."""
+    return {
+        other: [float(f"{value:.6g}") for value in (one.difference, one.low, one.high, one.p_delong, one.p_bootstrap)]
+        for other, one in others.items()
     }
-    return significance.compare_to_baseline(label, user, scores, baseline)
 
 
-def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | None) -> dict:
+def _same_rows(run: Outcome, other: Outcome) -> bool:
+    return run.scores.select("label", "user_id").equals(other.scores.select("label", "user_id"))
+
+
+def _row(expid: str, runs: list[Outcome], compared: Comparison | None) -> dict:
     results = [run.result for run in runs]
     aucs = [result["metrics"]["AUC"] for result in results]
 
@@ -271,7 +306,7 @@ def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | No
         "dataset": results[0]["dataset_id"],
         "auc": statistics.fmean(aucs),
         "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else None,
-        **(compared._asdict() if compared else dict.fromkeys(significance.Comparison._fields)),
+        **(compared._asdict() if compared else dict.fromkeys(Comparison._fields)),
         "gauc": mean("metrics", "gAUC"),
         "logloss": mean("metrics", "logloss"),
         "auc_warm": mean("warm", "AUC") if results[0]["cold"]["rows"] else None,

@@ -1,8 +1,10 @@
-// Figures of the studies: panels of lines over groups or numbers, in the colours of the charts above.
+// Figures of the studies: panels of lines over groups or numbers on the same axes, in the colours of the charts above.
 function drawFigure(section, figure) {
   const host = find(".panels", section), panels = Object.entries(figure.panels);
   while (host.children.length < panels.length) host.append(Object.assign(document.createElement("div"), { className: "panel" }));
-  panels.forEach(([title, series], at) => drawPanel(host.children[at], section.id, figure, title, series));
+  const shown = panels.flatMap(([, series]) => Object.entries(series)), seen = shown.filter(([expid]) => inView(expid));
+  const points = (seen.some(([, line]) => line.length) ? seen : shown).flatMap(([, line]) => line);
+  if (points.length) panels.forEach(([title, series], at) => drawPanel(host.children[at], figure, title, series, points));
 }
 function panelScales(figure, points, box) {
   const xs = points.map(point => point[0]), ys = points.flatMap(point => [point[1], point[2], point[3]]).filter(value => value != null);
@@ -28,7 +30,7 @@ function panelAxes(svg, figure, scales, box) {
   add(svg, "text", { x: (box.left + box.right) / 2, y: box.bottom + 36, "text-anchor": "middle" }, figure.x);
   if (figure.diagonal) add(svg, "line", { class: "zero", x1: scales.x(0), y1: scales.y(0), x2: scales.x(scales.xs[1]), y2: scales.y(scales.ys[1]) });
 }
-function drawPanel(host, id, figure, title, series) {
+function drawPanel(host, figure, title, series, inAll) {
   if (!host.children.length) {
     if (title) host.append(Object.assign(document.createElement("h3"), { textContent: title }));
     add(host, "svg", { role: "group", "aria-label": `${figure.y} by ${figure.x}${title && `: ${title}`}` });
@@ -38,19 +40,18 @@ function drawPanel(host, id, figure, title, series) {
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.style.height = `${height}px`;
   const shown = Object.entries(series).filter(([, points]) => points.length), box = { left: 46, right: width - 12, top: 10, bottom: height - 44 };
-  if (!shown.length) return;
-  const scales = panelScales(figure, shown.flatMap(([, points]) => points), box);
+  const scales = panelScales(figure, inAll, box);
   panelAxes(svg, figure, scales, box);
   const rank = expid => expid === lit ? 2 : slots.includes(expid) ? 1 : 0, ordered = [...shown].sort((a, b) => rank(a[0]) - rank(b[0]));
-  const tickText = Object.fromEntries(figure.ticks.map(([value, text]) => [value, text]));
+  const tickText = Object.fromEntries(figure.ticks), inside = clipped(svg, box.left - 4, box.top - 8, box.right + 8, box.bottom + 6);
   ordered.forEach(([expid, points], place) => {
     const ink = inked(expid), strong = rank(expid), dodge = figure.ticks.length ? (place - (ordered.length - 1) / 2) * Math.min(8, 40 / ordered.length) : 0;
     const at = point => scales.x(point[0]) + dodge;
-    add(svg, "polyline", { "data-expid": expid, fill: "none", stroke: ink, "stroke-width": strong ? 2 : 1.2, opacity: strong ? 1 : 0.55, "stroke-dasharray": expid === data.baseline ? "6 4" : "none", points: points.map(point => `${at(point)},${scales.y(point[1])}`).join(" ") });
+    add(inside, "polyline", { "data-expid": expid, fill: "none", stroke: ink, "stroke-width": strong ? 2 : 1.2, opacity: strong ? 1 : 0.55, "stroke-dasharray": expid === data.baseline ? "6 4" : "none", points: points.map(point => `${at(point)},${scales.y(point[1])}`).join(" ") });
     for (const point of points) {
       const [x, y, low, high] = point, where = tickText[x] ?? (figure.diagonal ? x.toFixed(3) : short(x));
       const text = `${expid}\n${figure.x}: ${where}\n${figure.y} ${fixed(y)}${low == null ? "" : ` (${fixed(low)} to ${fixed(high)})`}`;
-      const group = mark(svg, expid, text);
+      const group = mark(inside, expid, text);
       group.setAttribute("tabindex", -1);
       if (low != null && strong) add(group, "line", { x1: at(point), x2: at(point), y1: scales.y(low), y2: scales.y(high), stroke: ink, "stroke-width": 1.5 });
       add(group, "circle", { class: "ring", cx: at(point), cy: scales.y(y), r: strong ? 4 : 3, fill: ink, opacity: strong ? 1 : 0.6 });

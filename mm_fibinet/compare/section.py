@@ -15,6 +15,7 @@ from typing import Any
 from mm_fibinet import files
 from mm_fibinet.compare.text import csv_value, html_text, markdown_text
 
+OPEN_ROWS = 12  # a longer table is folded on the page
 Point = tuple[float, float, float | None, float | None]  # x, y, and the interval of y where there is one
 
 
@@ -119,14 +120,17 @@ def as_html(section: Section) -> str:
     head = "".join(f'<th scope="col">{html_text(text)}</th>' for text in section.headings)
     body = "".join(_body_row(row) for row in section.rows)
     figure = '<div class="panels"></div>' if section.figure else ""
+    wide = " wide" if section.figure and len(section.figure.panels) > 1 else ""
+    unfolded = " open" if len(section.rows) <= OPEN_ROWS else ""
     failed = "".join(f"<li>{html_text(text)}</li>" for text in section.failed)
     return (
-        f'<section class="card study" id="study-{section.name}">'
+        f'<section class="card study{wide}" id="study-{section.name}">'
         f'<div class="title"><h2>{html_text(section.title)}</h2>'
         f"{download_link(section.file, section_csv(section))}</div>"
         f"<p>{html_text(section.note)}</p>{figure}"
-        f'<div class="table" tabindex="0" role="region" aria-label="{html_text(section.title)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<details{unfolded}><summary>Table</summary><div class="table" tabindex="0" role="region" '
+        f'aria-label="{html_text(section.title)}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        "</details>"
         f"{f'<ul>{failed}</ul>' if failed else ''}</section>\n"
     )
 

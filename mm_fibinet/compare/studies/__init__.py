@@ -6,7 +6,8 @@ from typing import NamedTuple
 from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.section import Section
 from mm_fibinet.compare.studies import calibration, groups, modality, protocol, scale
-from mm_fibinet.compare.studies.bench import Bench, require_one_data_set
+from mm_fibinet.compare.studies.bench import ROWS, Bench, require_same_files
+from mm_fibinet.errors import UserError
 
 
 class Study(NamedTuple):
@@ -15,20 +16,22 @@ class Study(NamedTuple):
     Attributes:
         run: what it says of the runs.
         check: refuses settings, of `load_params`, whose data it cannot study.
+        files: settings that name files of which all experiments must have the same.
     """
 
     run: Callable[[Bench], Section]
     check: Callable[[dict], None] = lambda params: None
+    files: tuple[str, ...] = ROWS
 
 
 STUDIES = {
     "cold": Study(groups.cold, groups.require_targets),
     "history": Study(groups.history, groups.require_histories),
     "calibration": Study(calibration.calibration),
-    "modality": Study(modality.at_test_time, modality.require_items),
+    "modality": Study(modality.at_test_time, modality.require_items, (*ROWS, "item_info")),
     "protocol": Study(protocol.protocol, protocol.require_histories),
     "scale": Study(scale.scale),
-    "modality_retrained": Study(modality.retrained, modality.require_items),
+    "modality_retrained": Study(modality.retrained, modality.require_items, (*ROWS, "item_info")),
 }
 
 
@@ -44,16 +47,23 @@ def require(names: list[str], runs: list[Job]) -> None:
     """
     loaded = [job for job in runs if job.params]
     for name in names:
-        require_one_data_set(runs, name)
+        require_same_files(loaded, name, STUDIES[name].files)
         if loaded:
             STUDIES[name].check(loaded[0].params)
 
 
 def study(names: list[str], bench: Bench) -> list[Section]:
-    """The sections of these studies, each once; none where no run has finished.
+    """The sections of these studies, each once; none where no run has finished. One that fails says why.
 
     Args:
         names: keys of STUDIES.
         bench: the runs.
     """
-    return [STUDIES[name].run(bench) for name in dict.fromkeys(names)] if bench.finished() else []
+    return [_section(name, bench) for name in dict.fromkeys(names)] if bench.finished() else []
+
+
+def _section(name: str, bench: Bench) -> Section:
+    try:
+        return STUDIES[name].run(bench)
+    except UserError as error:
+        return Section(name, f"Study {name}", "It failed.", ["Experiment"], [], [], failed=[str(error)])

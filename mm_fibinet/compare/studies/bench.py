@@ -18,7 +18,7 @@ from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.studies.retraining import Retraining, Variant, Variants
 from mm_fibinet.errors import UserError, printable
 
-DATA = ("train_data", "valid_data", "user_info")  # what the rows of a study are
+ROWS = ("train_data", "valid_data", "user_info")  # the settings that say which rows there are
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def auc_of(job: Job) -> float:
 def failures(variants: list[Variant]) -> list[str]:
     """What went wrong, a sentence a run."""
     lost = [one for one in variants if not has_auc(one.job)]
-    return [printable(f"{one.base.name}, {one.name}: {one.job.outcome().error}") for one in lost]
+    return [printable(f"{one.job.name}: {one.job.outcome().error}") for one in lost]
 
 
 def set_path(key: str, path: Path) -> str:
@@ -127,22 +127,22 @@ def set_path(key: str, path: Path) -> str:
     return f"{key}={json.dumps(str(path), ensure_ascii=False)}"
 
 
-def require_one_data_set(runs: list[Job], study: str) -> None:
-    """Refuse to study experiments that were judged on different rows.
+def require_same_files(runs: list[Job], study: str, keys: tuple[str, ...]) -> None:
+    """Refuse to study experiments that were judged on different rows, or with different items where that matters.
 
     Args:
-        runs: planned, whether done or not.
+        runs: with settings, whether done or not.
         study: its name.
+        keys: settings that name files.
 
     Raises:
-        UserError: two experiments have different files of DATA.
+        UserError: two experiments have different files.
     """
-    loaded = [job for job in runs if job.params]
-    for job in loaded:
-        for key in DATA:
-            own, first = job.params.get(key), loaded[0].params.get(key)
+    for job in runs:
+        for key in keys:
+            own, first = job.params.get(key), runs[0].params.get(key)
             if own != first:
                 raise UserError(
-                    f"--study {study}: {loaded[0].shown} has {key} {first}, {job.shown} has {own}; expected one data "
+                    f"--study {study}: {runs[0].shown} has {key} {first}, {job.shown} has {own}; expected one data "
                     "set for all experiments, which --set dataset_id=NAME chooses"
                 )

@@ -133,7 +133,7 @@ def _real_items(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _shown(interval: Interval) -> str:
-    return "-" if math.isnan(interval.auc) else f"{interval.auc:.4f} ({interval.low:.4f} to {interval.high:.4f})"
+    return "-" if math.isnan(interval.auc) else f"{interval.auc:.4f} ({interval.low:.4f}-{interval.high:.4f})"
 
 
 def _require_column(params: dict, column: str, study: str) -> None:

@@ -35,10 +35,14 @@ def at_test_time(bench: Bench) -> Section:
     vectors = ItemVectors(bench.params["item_info"], bench.modalities)
     written = _written(bench, vectors)
     found: dict[str, list[Auc]] = {}
+    failed = []
     for expid, runs in track(bench.finished().items(), "modality", unit="experiment"):
-        found[expid] = [_rescored(job, bench, written) for job in runs]
+        try:
+            found[expid] = [_rescored(job, bench, written) for job in runs]
+        except UserError as error:
+            failed.append(printable(f"{expid}: {error}"))
     note = "The trained runs score the validation rows while a share of the items, the same for all, lacks a modality. "
-    return _section("modality", "AUC by share of items that lack a modality", note, vectors, found, [])
+    return _section("modality", "AUC by share of items that lack a modality", note, vectors, found, failed)
 
 
 def retrained(bench: Bench) -> Section:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mm_fibinet import settings
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.jobs import Job
+from mm_fibinet.compare.workers import Workers
 
 Variants = dict[str, list[str]]  # {name, which a folder can have: changes to settings}
 
@@ -35,7 +36,7 @@ class Retraining:
         config_dir, data_root, models: of `jobs.plan`.
         overrides: what --set says for all runs.
         out: the leaderboard's folder.
-        command, devices, lock: of `jobs.run_all`; the command without --set.
+        command, devices, lock, workers: of `jobs.run_all`; the command without --set.
     """
 
     config_dir: str
@@ -46,6 +47,7 @@ class Retraining:
     command: list[str]
     devices: list[int]
     lock: int
+    workers: Workers | None = None
 
     def run(self, study: str, bases: list[Job], variants: Callable[[Job], Variants]) -> list[Variant]:
         """Run each of some runs with each of its variants, but for what is finished.
@@ -65,8 +67,10 @@ class Retraining:
             planned = jobs.plan(
                 self.config_dir, [base.expid], [base.seed], self.models, out, [], self.data_root, changed, known
             )
-            found += [Variant(base, name, job) for name, job in zip(changed, planned, strict=True)]
-        jobs.run_all([variant.job for variant in found], self.command, self.devices, self.lock)
+            for name, job in zip(changed, planned, strict=True):
+                job.label = f"{base.shown}, {name}"  # as it is shown; its folder is made
+                found.append(Variant(base, name, job))
+        jobs.run_all([variant.job for variant in found], self.command, self.devices, self.lock, self.workers)
         return found
 
 

@@ -28,13 +28,13 @@ def write_rows(source: str | Path, kept: np.ndarray, output: Path) -> Path:
     """
     files.make_folder(output.parent)
     opened, first = open_parquet(source), 0
-    with files.atomic_path(output) as temporary, open(temporary, "wb") as target:
-        writer = None
+    with (
+        files.atomic_path(output) as temporary,
+        open(temporary, "wb") as target,
+        pq.ParquetWriter(target, opened.schema_arrow) as writer,
+    ):
         for batch in opened.iter_batches(opened.schema_arrow.names, SLICE_ROWS):
-            rows = batch.filter(pa.array(kept[first : first + batch.num_rows]))
-            writer = writer or pq.ParquetWriter(target, rows.schema)
-            writer.write_batch(rows)
+            rows = pa.Table.from_batches([batch]).filter(pa.array(kept[first : first + batch.num_rows]))
+            writer.write_table(rows.select(opened.schema_arrow.names).cast(opened.schema_arrow))  # parts may differ
             first += batch.num_rows
-        if writer:
-            writer.close()
     return output
