@@ -1,5 +1,6 @@
 """The same tuning for every experiment: its own settings first, equal budgets, one rule, the same trials each time."""
 
+import argparse
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ from conftest import ROOT, run_script
 
 import model_zoo
 from mm_fibinet import settings
+from mm_fibinet.commands import Home, benchmark
 from mm_fibinet.compare import alike, jobs, tuning
 from mm_fibinet.compare.tuning_space import FIELDS, Budget, Line, as_changes, read_space
 from mm_fibinet.errors import UserError
@@ -332,7 +334,7 @@ def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
     config = ROOT / "config"
     space, experiments = read_space(config / "tuner/benchmark.yaml", model_zoo), settings.load_model_configs(config)
     datasets = {}
-    for suite in ("small", "rankers", "multimodal", "demo", "MicroLens_1M_x1"):
+    for suite in settings.read_yaml(config / "benchmark_config.yaml"):
         for expid in jobs.find_suite(str(config), suite):
             name = experiments[expid]["dataset_id"]
             datasets[name] = datasets.get(name) or settings.load_dataset_config(config, name)
@@ -344,10 +346,22 @@ def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
                 switched = settings.change_params(params, model_zoo, as_changes(line.changes))
                 assert bool(line.label) == (switched.get(FIELDS) != params.get(FIELDS) and FIELDS in switched), expid
                 to_mlp = switched.get("similarity_to_mlp")
-                assert to_mlp is None or to_mlp is switched[FIELDS], expid
-            assert ("net_dropout" in values) == (params.get("net_dropout") is not None), expid
+                assert not line.label or to_mlp in (None, switched[FIELDS]), expid
+            assert "net_dropout" in values or params.get("net_dropout") is None, expid
     for model in space.models:
         assert model in model_zoo.__all__, model
+
+
+def test_a_config_folder_without_a_space_takes_ours(dataset, tmp_path):
+    home = Home.repository(ROOT)
+    args = argparse.Namespace(config=str(dataset), tune_space=None)
+    assert benchmark.find_space(args, home) == ROOT / "config/tuner/benchmark.yaml"
+    (tmp_path / "tuner").mkdir()
+    (tmp_path / "tuner/benchmark.yaml").touch()
+    args.config = str(tmp_path)
+    assert benchmark.find_space(args, home) == tmp_path / "tuner/benchmark.yaml"
+    args.tune_space = "mine.yaml"
+    assert benchmark.find_space(args, home) == Path("mine.yaml")
 
 
 def test_what_set_fixes_is_not_varied(dataset, tmp_path):
