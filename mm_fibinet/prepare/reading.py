@@ -155,7 +155,8 @@ def collect(frame: pl.LazyFrame, table: Table, rows_at_once: int | None = None) 
         table: that it is of.
         rows_at_once: pieces of the stream, where rows are long; None for as many as polars takes, some 100,000.
     """
-    with explained(table), pl.Config(streaming_chunk_size=rows_at_once):
+    pieces = pl.Config(streaming_chunk_size=rows_at_once) if rows_at_once else contextlib.nullcontext()
+    with explained(table), pieces:
         return frame.collect(engine="streaming")
 
 
