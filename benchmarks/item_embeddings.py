@@ -99,7 +99,8 @@ def build_variants(
         if "semantic_ids" in given:
             given = {**given, "code_size": code_size}
         if given.get("fusion") in CLICK_FUSIONS:
-            given = {**given, "train": entry["train_data"], "valid": entry["valid_data"]}
+            clicks = {"train": "train_data", "valid": "valid_data", "user_info": "user_info"}
+            given = {**given, **{option: entry.get(key) for option, key in clicks.items()}}
         make(
             entry["item_info"],
             files[name],

@@ -22,7 +22,7 @@ from mm_fibinet.items import encoders, encoders_text
 from mm_fibinet.items import lite0 as lite0_module
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder, resolve_device
-from mm_fibinet.items.encoding import Encoder, Loading
+from mm_fibinet.items.encoding import Encoder, Loading, stack
 
 CPU = torch.device("cpu")
 
@@ -233,6 +233,17 @@ def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
     together = minilm.encode(texts)
     np.testing.assert_array_equal(minilm.encode(texts[::-1]), together[::-1])
     np.testing.assert_array_equal(minilm.encode(texts[2:3]), together[2:3])
+
+
+def test_pictures_are_stacked_a_pixel_after_the_other_however_they_lie():
+    rng = np.random.default_rng(0)
+    channels = [torch.from_numpy(rng.integers(0, 256, (3, 5, 7), dtype=np.uint8)) for _ in range(4)]
+    pixels = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in channels]  # as Pillow has them
+    for pictures in (channels, pixels):
+        batch = stack(pictures)
+        assert torch.equal(batch, torch.stack(pictures)) and batch.is_contiguous(memory_format=torch.channels_last)
+    tokens = [torch.arange(4), torch.arange(4) + 9]
+    assert stack(tokens).tolist() == [[0, 1, 2, 3], [9, 10, 11, 12]]
 
 
 def test_weights_other_than_the_official_ones_are_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """The same tuning for every experiment: its own settings first, equal budgets, one rule, the same trials each time."""
 
+import argparse
 import csv
 import json
 import math
@@ -12,8 +13,9 @@ from conftest import ROOT, run_script
 
 import model_zoo
 from mm_fibinet import settings
+from mm_fibinet.commands import Home, benchmark
 from mm_fibinet.compare import alike, jobs, tuning
-from mm_fibinet.compare.tuning_space import Budget, Line, as_changes, read_space
+from mm_fibinet.compare.tuning_space import FIELDS, Budget, Line, as_changes, read_space
 from mm_fibinet.errors import UserError
 
 SPACE = {
@@ -327,11 +329,12 @@ def test_a_line_is_the_experiment_itself_where_nothing_is_switched(dataset, tmp_
     assert lines[0].changes == {} or names == [" with similarity"]
 
 
-def test_the_shipped_space_fits_every_experiment_that_it_is_for():
+def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
+    item_info = str(dataset.parent / "TEST_DATA/item_info.parquet")
     config = ROOT / "config"
     space, experiments = read_space(config / "tuner/benchmark.yaml", model_zoo), settings.load_model_configs(config)
     datasets = {}
-    for suite in ("small", "rankers", "multimodal", "demo", "MicroLens_1M_x1"):
+    for suite in settings.read_yaml(config / "benchmark_config.yaml"):
         for expid in jobs.find_suite(str(config), suite):
             name = experiments[expid]["dataset_id"]
             datasets[name] = datasets.get(name) or settings.load_dataset_config(config, name)
@@ -339,9 +342,26 @@ def test_the_shipped_space_fits_every_experiment_that_it_is_for():
             values = space.of(params, model_zoo)
             assert {"learning_rate", "embedding_regularizer", "batch_size"} <= set(values), expid
             assert values["batch_size"] == [params["batch_size"] * factor // 2 for factor in (1, 2, 4)], expid
-            assert ("net_dropout" in values) == (params.get("net_dropout") is not None), expid
+            for line in space.lines(expid, params | {"item_info": item_info}, model_zoo, "both"):
+                switched = settings.change_params(params, model_zoo, as_changes(line.changes))
+                assert bool(line.label) == (switched.get(FIELDS) != params.get(FIELDS) and FIELDS in switched), expid
+                to_mlp = switched.get("similarity_to_mlp")
+                assert not line.label or to_mlp in (None, switched[FIELDS]), expid
+            assert "net_dropout" in values or params.get("net_dropout") is None, expid
     for model in space.models:
         assert model in model_zoo.__all__, model
+
+
+def test_a_config_folder_without_a_space_takes_ours(dataset, tmp_path):
+    home = Home.repository(ROOT)
+    args = argparse.Namespace(config=str(dataset), tune_space=None)
+    assert benchmark.find_space(args, home) == ROOT / "config/tuner/benchmark.yaml"
+    (tmp_path / "tuner").mkdir()
+    (tmp_path / "tuner/benchmark.yaml").touch()
+    args.config = str(tmp_path)
+    assert benchmark.find_space(args, home) == tmp_path / "tuner/benchmark.yaml"
+    args.tune_space = "mine.yaml"
+    assert benchmark.find_space(args, home) == Path("mine.yaml")
 
 
 def test_what_set_fixes_is_not_varied(dataset, tmp_path):
@@ -379,7 +399,7 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
             {"models": {"FiBiNET": {"learning_rte": [1]}}},
             "models: FiBiNET: learning_rte: unknown key, did you mean learning_rate",
         ),
-        ({"common": {"learning_rte": [1]}}, "common: learning_rte is a setting of no model"),
+        ({"common": {"learning_rte": [1]}}, "space.yaml: learning_rte is a setting of no model"),
         ({"common": {"learning_rate": []}}, "learning_rate is [], expected a list of values"),
         ({"common": {"learning_rate": 0.1}}, "learning_rate is 0.1, expected a list of values"),
         (
@@ -389,6 +409,7 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
         ({"common": {"learning_rate": {"times": [0]}}}, "{'times': [0]}, expected a list of values"),
         ({"common": {"learning_rate": [0.1, -1]}}, "learning_rate is -1, expected"),
         ({"common": {"similarity_fields": {"times": [2]}}}, "similarity_fields is times [2], but the experiment has"),
+        ({"similarity": {"with": {"similar": 1}, "without": {}}}, "space.yaml: similar is a setting of no model"),
         ({"similarity": {"with": {}}}, "similarity has ['with'], expected with and without"),
     ],
 )

@@ -148,11 +148,11 @@ class Space:
             return [Line(expid)]
         own = "on" if params.get(FIELDS) else "off"
         wanted = [own, *({"on", "off"} - {own})] if which == "both" else [which]
-        return [Line(expid) if one == own else self._switched(expid, params, one) for one in wanted]
+        return [Line(expid) if one == own else self._switched(expid, params, one, known) for one in wanted]
 
-    def _switched(self, expid: str, params: dict, to: str) -> Line:
+    def _switched(self, expid: str, params: dict, to: str, known: Set[str]) -> Line:
         name = SIMILARITIES[to]
-        changes = dict(self.similarity[name])
+        changes = {key: value for key, value in self.similarity[name].items() if key in known}
         if changes.get(COMPARED):
             columns = set(open_parquet(params["item_info"]).schema_arrow.names)
             changes[COMPARED] = [name for name in changes[COMPARED] if name in columns]
@@ -208,13 +208,13 @@ def _require_values(values: Any, where: str) -> None:
 
 
 def _require_read(space: Space, models) -> None:
-    """Refuse a setting of all models that none of them reads: a slip would mean that nothing is tuned."""
-    left = set(space.common)
+    """Refuse a setting for all models that none of them reads: a slip would mean that nothing is changed."""
+    left = {*space.common, *(key for part in space.similarity.values() for key in part)}
     for name in models.__all__ if left else ():
         found = getattr(models, name)
         left -= settings.known_settings(found) if isinstance(found, type) else set()
     if left:
-        raise UserError(f"{space.path}: common: {min(left)} is a setting of no model")
+        raise UserError(f"{space.path}: {min(left)} is a setting of no model")
 
 
 def _times(values: Any, base: Any, where: str) -> Any:
