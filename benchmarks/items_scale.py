@@ -30,6 +30,7 @@ from mm_fibinet.files import make_folder
 from mm_fibinet.items import modalities
 from mm_fibinet.items.build import build
 from mm_fibinet.items.contents import Entry
+from mm_fibinet.items.encoding import Encoder
 from mm_fibinet.items.feature_store import SHARD_ROWS, content_key, open_store
 from mm_fibinet.items.modalities import Modality, Reading
 from mm_fibinet.memory import keep_freed_memory, peak_memory
@@ -38,7 +39,7 @@ VIEWS = {"text": ("text", "opening"), "image": ("image",)}
 WIDTHS = {"text": 384, "image": 1280}
 
 
-class Known:
+class Known(Encoder):
     """An encoder whose features are all in the store."""
 
     batch_size = 16

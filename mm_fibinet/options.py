@@ -14,6 +14,7 @@ ENGINES = ("local", "ray")  # where items are encoded
 CODE_LEVELS, CODE_SIZE = 3, 256  # of semantic ids
 STORE_NAME = ".mm_fibinet_features"
 SUITES = "benchmark_config.yaml"
+STUDIES = ("cold", "history", "calibration", "modality", "protocol", "scale", "modality_retrained")  # of a benchmark
 ITEM_TABLES = ("fp32", "fp16", "int8")  # how an exported model stores its items
 
 

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mm_fibinet.gather import take_rows
 from mm_fibinet.precision import autocast_dtype
 
 TOP = 4  # history items nearest to the target
 RECENCY = 0.85  # the weight of a history item, to the power of the positions after it
 ITEMS_PER_POSITION = 16  # up to this many items a position, all cosines at once are cheaper than gathered vectors
-NUMBERS_AT_ONCE = 1 << 22  # of gathered vectors: 16 MB of float32, whatever the history's length
+NUMBERS_AT_ONCE = 1 << 19  # of gathered vectors: 2 MB of float32 stay in a core's cache, whatever the history's length
+NUMBERS_ON_A_GPU = 1 << 26  # 256 MB: few starts of kernels
 
 OF_EMBEDDING = ("mean", "top", "max", "recent")  # what each function computes, in its order
 OF_TAGS = ("shared", "mean", "recent")
@@ -66,17 +68,19 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
         items = items if whole_numbers else items / lengths.unsqueeze(-1)
     product_type = autocast_dtype(own)  # float32 without it
     found = torch.empty(batch, length, device=items.device)
-    rows = max(NUMBERS_AT_ONCE // max(length * items.shape[1], 1), 1)
+    numbers = NUMBERS_AT_ONCE if items.device.type == "cpu" else NUMBERS_ON_A_GPU
+    rows = max(numbers // max(length * items.shape[1], 1), 1)
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         places = history[part].reshape(-1)
-        theirs = items.index_select(0, places).unflatten(0, history[part].shape)
+        theirs = take_rows(items, places).unflatten(0, history[part].shape)
         if lengths is None and not whole_numbers:
             theirs = F.normalize(theirs.float(), dim=-1)
         theirs = theirs.to(product_type)
-        found[part] = torch.bmm(theirs, own[part].to(product_type).unsqueeze(-1)).squeeze(-1)
+        products = torch.bmm(own[part].to(product_type).unsqueeze(1), theirs.transpose(1, 2))
+        found[part] = products.squeeze(1)  # the other way round, products of one column take torch twice as long
         if whole_numbers:
-            found[part] /= _lengths(theirs) if lengths is None else lengths[places].view_as(found[part])
+            found[part] /= _lengths(theirs) if lengths is None else take_rows(lengths, places).view_as(found[part])
     return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
 
 

@@ -132,6 +132,11 @@ def user_slices(
         yield UserSlice(first, items, lengths, columns)
 
 
+def user_lengths(path: str | Path, num_items: int | None) -> np.ndarray:
+    """How many items each user of user_info has: int64 [U]; see `user_slices`."""
+    return np.concatenate([part.lengths for part in user_slices(path, {}, num_items)])
+
+
 def row_columns(
     path: str | Path,
     features: dict[str, dict],

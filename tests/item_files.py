@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 import build_item_emb
 from mm_fibinet.errors import run_cli
 from mm_fibinet.items.contents import BadContent
+from mm_fibinet.items.encoding import Encoder
 from mm_fibinet.items.sources import ImageSource
 
 WORDS = ["cat", "dog", "river", "night", "city", "song", "dance", "cook", "travel", "game", "snow", "robot", "garden"]
@@ -101,7 +102,7 @@ def embedding(path: Path, emb_dim: int = 8) -> np.ndarray:
     return column.flatten().to_numpy().reshape(-1, emb_dim)
 
 
-class Hashes:
+class Hashes(Encoder):
     """An encoder whose vector is drawn from the content's hash: quick, and another one for every content."""
 
     def __init__(self, id: str, dim: int, batch_size: int = 4):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from conftest import ROOT
 from PIL import Image
+from small_models import bert_folder
 
-from benchmarks import busy, contenders, figure, items_scale, measure, speed
+from benchmarks import busy, contenders, encoding, figure, items_scale, measure, random_weights, speed
 from benchmarks.contenders import Ours, Reference, Task
 from benchmarks.encoding import Encoding, Notebook
 from benchmarks.figure import Result
@@ -133,14 +136,14 @@ def test_a_gpus_name_stands_above_its_figures():
 
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_an_encoder_is_timed_on_full_batches(task, modality):
-    encoding = Encoding(modality, task, batch_size=2)
-    assert len(encoding.samples) == encoding.encoder.batch_size == 2
-    flops = encoding.flops_per_item()
+    ours = Encoding(modality, task, batch_size=2)
+    assert len(ours.samples) == ours.encoder.batch_size == 2
+    flops = ours.flops_per_item()
     # both networks are published with their cost: 6 layers of 384 on 16 tokens, and 0.4 G multiplications at 224 pixels
     layer = 16 * (4 * 384 * 384 + 2 * 384 * 1536) + 2 * 16 * 16 * 384
     expected = {"text": 2 * 6 * layer, "image": 2 * 0.40e9}[modality]
     assert flops == pytest.approx(expected, rel=0.05)
-    assert encoding.items_per_second(1) > 0 and encoding.built_per_second(3) > 0
+    assert ours.items_per_second(1) > 0 and ours.built_per_second(3) > 0
     assert Notebook(modality, task).built_per_second(1) > 0
 
 
@@ -157,11 +160,38 @@ def test_the_loop_runs_the_encoder_that_is_asked_for(task, modality, encoder, di
 def test_the_encoder_that_is_asked_for_is_measured(task, tmp_path, monkeypatch):
     weights = str(tmp_path / "weights.pth")
     torch.save(timm.create_model("test_vit").state_dict(), weights)
-    encoding = Encoding("image", dataclasses.replace(task, image_encoder=f"timm:test_vit:{weights}"), batch_size=2)
-    assert encoding.encoder.id.startswith("timm test_vit ") and encoding.items_per_second(1) > 0
+    ours = Encoding("image", dataclasses.replace(task, image_encoder=f"timm:test_vit:{weights}"), batch_size=2)
+    assert ours.encoder.id.startswith("timm test_vit ") and ours.items_per_second(1) > 0
     monkeypatch.setattr(sys, "argv", ["speed.py", "--image_encoder", "column:img_emb", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="--image_encoder column:img_emb: no loop to compare it with"):
         speed.main()
+
+
+def test_encoders_alone_are_measured_without_fuxictr(tmp_path, monkeypatch, capsys):
+    """As on a machine that has the networks' libraries and no more."""
+    asked = "import benchmarks.encoding, sys; print({'fuxictr', 'ray', 'polars'} & set(sys.modules))"
+    line, environment = [sys.executable, "-c", asked], os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout == "set()\n"
+    rates = iter([300.0, 600.0, 50.0])  # a build, the network alone, the loop
+    monkeypatch.setattr(encoding, "in_turns", lambda repeats, *works: [[next(rates)] * repeats for _ in works])
+    line = ["--modalities", "text", "--items", "3", "--text_encoder", f"sentence_transformers:{bert_folder(tmp_path)}"]
+    monkeypatch.setattr(sys, "argv", ["encoding.py", *line])
+    encoding.main()
+    said = "text: a build 300 items/s, 50% of the network's own 600, 6.0 times a notebook's 50 (sentence-transformers "
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_random_weights_are_of_the_default_encoders_sizes(tmp_path):
+    name = random_weights.text_folder(tmp_path, encoding.WORDS)
+    text = Encoding("text", encoding.Encoders({"text": name}), batch_size=1)
+    weights = text.encoder._model.model.parameters()
+    assert sum(weight.numel() for weight in weights) == pytest.approx(22.7e6, rel=0.01)
+    assert text.encoder.dim == 384 and text.encoder._tokens is not None
+    assert text.encoder.tokenizer.unk_token_id not in text.samples[0], "the made-up titles' words are whole"
+    name = random_weights.image_file(tmp_path)
+    image = Encoding("image", encoding.Encoders({"image": name}), batch_size=1)
+    assert sum(weight.numel() for weight in image.encoder.network.parameters()) == 3_371_008  # without its classifier
 
 
 def test_step_flops_counts_forward_and_backward():

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 import build_item_emb
 from mm_fibinet.errors import run_cli
-from mm_fibinet.items import decoding, feature_store
+from mm_fibinet.items import decoding, pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,7 +169,7 @@ def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_store, "_encode", interrupt)
+    monkeypatch.setattr(pipeline._Network, "take", interrupt)
     monkeypatch.setattr(sys, "argv", ["build_item_emb.py", *arguments(data, tmp_path / "out.parquet")])
     with pytest.raises(SystemExit) as stopped:
         run_cli(build_item_emb.main)

@@ -113,3 +113,19 @@ def test_the_table_is_the_mean_over_the_seeds(config, tmp_path, monkeypatch):
         "| FiBiNET_recommended | pca | 2 | 0.7150 | 0.0071 | 0.9000 | 0.7500 |",
         "| FiBiNET_recommended | text | 0 | | | | |",
     ]
+
+
+def test_what_learns_from_clicks_is_given_the_splits_and_their_histories(tmp_path):
+    asked = {}
+    names = ("item_info", "item_feature", "train_data", "valid_data", "user_info")
+    entry = {name: f"{name}.parquet" for name in names}
+    item_embeddings.build_variants(
+        ["whiten", "item2vec"],
+        entry,
+        "images",
+        tmp_path,
+        8,
+        lambda _, out, **given: asked.update({out.parent.name: given}),
+    )
+    read = {"train": "train_data.parquet", "valid": "valid_data.parquet", "user_info": "user_info.parquet"}
+    assert asked["item2vec"].items() >= read.items() and not asked["whiten"].keys() & read.keys()

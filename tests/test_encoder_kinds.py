@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,11 @@ from mm_fibinet.items import blocks, encoders_text
 from mm_fibinet.items.contents import Entry
 from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder, resolve_precision
 from mm_fibinet.items.encoding import Encoder, Loading
+from mm_fibinet.items.feature_store import FeatureStore
+from mm_fibinet.items.pipeline import fill
 
 CPU = torch.device("cpu")
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 TEXTS = ["cat dog", "the river of the night", "a song", "snow"]
 
 
@@ -55,6 +59,20 @@ def bert(tmp_path_factory):
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory):
     return joint_folder(tmp_path_factory.mktemp("joint"))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_the_store_has_what_the_models_own_encode_gives(bert, tmp_path, device):
+    """Of texts of several lengths in full and short batches; on a GPU from a thread of the network's own."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["cat", "dog", "river", "the", "song"], rng.integers(1, 40))) for _ in range(50)]
+    encoder = load_encoder("text", str(bert), Loading(torch.device(device), 4), TEXT_ENCODERS)
+    assert encoder._tokens is not None
+    store = FeatureStore(tmp_path, encoder.id, encoder.dim)
+    entries = [Entry(row, "", partial(bytes, content), len(content)) for row, content in enumerate(encoded(texts), 1)]
+    filled = fill(store, encoder, entries, "", own_thread=device == "cuda")
+    expected = reference(bert).to(device).encode(texts)
+    np.testing.assert_allclose(store.read(store.places(filled.keys)), expected, atol=1e-5)
 
 
 def test_pooling_is_the_models_and_part_of_the_id(bert, tmp_path):

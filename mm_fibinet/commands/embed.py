@@ -65,6 +65,8 @@ def print_summary(built: Built) -> None:
         line("output", "none, only features in the store; when all shards are done, run the command without --shard")
         return
     line("fusion", fusion_line(built.fusion))
+    for name, facts in built.fusion.get("also", {}).items():
+        line("also", fusion_line({"fusion": name, "fusion_facts": facts}))
     if codes := built.fusion.get("semantic_ids"):
         line("codes", codes_line(codes))
     if built.explained:

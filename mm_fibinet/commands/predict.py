@@ -22,8 +22,10 @@ from mm_fibinet.commands import Home
 from mm_fibinet.commands.train import checked_gpu, own_item_table
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
-from mm_fibinet.feature_map import build_feature_map, load_feature_map
+from mm_fibinet.feature_map import build_feature_map, label_names, load_feature_map
+from mm_fibinet.labelled import KnownLabels
 from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.metrics import METRICS
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
 from mm_fibinet.prepare import originals
@@ -108,7 +110,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     scorers = [Scorer.of(each, home, gpu) for each in named_runs(args)]
     test = one_test_split(scorers, args.test)
     num_rows = len(schema.read_test_ids(test))
-    read = [test, *part_files(test), *(path for scorer in scorers for path in scorer.reads())]
+    labels = labels_of(args.labels, test, scorers[0].params) if args.labels else None
+    read = [test, args.labels, *part_files(test), *(path for scorer in scorers for path in scorer.reads())]
     name = "average" if args.average else args.expid
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{name}.zip"], read)
     ids = originals.require_originals(args.original_ids, test, read, outputs) if args.original_ids else None
@@ -129,6 +132,9 @@ def run(args: argparse.Namespace, home: Home) -> None:
             originals.write_originals(args.original_ids, ids, test, combined)
         for path in outputs:
             print(printable(submission.check_submission(path, test)))
+        if labels is not None:
+            found = labels.metrics(combined)
+            print(f"metrics     {' - '.join(f'{name}: {value:.6f}' for name, value in found.items())}")
     distributed.stop()
 
 
@@ -166,6 +172,13 @@ def one_test_split(scorers: list[Scorer], given: str | None) -> str:
                 "the one to score with --test"
             )
     return splits[0]
+
+
+def labels_of(path: str, test: str, params: dict) -> KnownLabels:
+    """The test split's labels, for all metrics that there are groups for."""
+    group = params.get("group_id")
+    names = [name for name in METRICS if name != "gAUC" or group]
+    return KnownLabels.read(path, test, label_names(params)[0], names, group)
 
 
 def average(scores: list[np.ndarray], by: str) -> np.ndarray:

@@ -86,6 +86,8 @@ def build(
     fusion: str | None = None,
     train: str | Path | None = None,
     valid: str | Path | None = None,
+    user_info: str | Path | None = None,
+    also: str | list[str] | None = None,
     mix: list[str] | dict[str, float] | None = None,
     levels_from: str | Path | None = None,
     semantic_ids: str | None = None,
@@ -113,6 +115,8 @@ def build(
         fusion: one of `fusion.NAMES`; None for pca, or mix where `mix` is given.
         train: the split whose clicks item2vec and contrastive learn from.
         valid: the split that auto chooses on, and whose clicks `train` must not know; None for one beside `train`.
+        user_info: the histories of both, where they are once a user.
+        also: further fusions, each written as a column of its own, NAME_emb_dN; one or a list.
         mix: {column: weight} or ["column=weight"] of the fusion mix: columns of item_info or item_feature.
         levels_from: parquet with likes_level and views_level to write; None for those of item_feature that item_info
             lacks.
@@ -142,7 +146,7 @@ def build(
             "give it, or leave these out"
         )
     _check_kinds(text_columns, {"per_modality": per_modality, "strict": strict})
-    fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix)
+    fusing = make_fusing(fusion, emb_dim, seed, per_modality, train, valid, mix, user_info, also)
     chosen = choose(given, optional=bool(fusing.mix))
     share = None if shard is None else Share.parse(shard)
     _check_engine(engine, share)

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mm_fibinet import schema
 from mm_fibinet.errors import UserError
+from mm_fibinet.items.click_files import LABEL, RowClicks, UserClicks
 from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.schema import ITEM_ID, ITEM_SEQ, Column
+from mm_fibinet.schema import ITEM_SEQ
+from mm_fibinet.user_info import USER_ID
 
-LABEL, USER_ID = "label", "user_id"
 MERGE_PAIRS = 1 << 24  # clicks that are held before those of the same user and item are merged
 VALID_NAMES = ("valid.parquet", "valid")  # of the split that is looked for beside the training split
 
@@ -60,13 +60,17 @@ class Clicks:
         return self.items[places], self.items[others]
 
 
-def read_clicks(train: str | Path, num_items: int, valid: str | Path | None = None) -> Clicks:
+def read_clicks(
+    train: str | Path, num_items: int, valid: str | Path | None = None, users: str | Path | None = None
+) -> Clicks:
     """The clicks of a training split.
 
     Args:
-        train: parquet with item_seq, item_id, label, and user_id (without it, each row is a user of its own).
+        train: parquet with item_id, label, item_seq and user_id (without it, each row is a user of its own); with
+            `users` there is no item_seq.
         num_items: the ids of item_info are 0 .. num_items.
         valid: the validation split, which the clicks must not know; None looks for one beside `train`.
+        users: user_info.parquet, where the histories are there.
 
     Raises:
         UserError: the file is no training split, breaks the contract, knows the validation split's clicks, or no user
@@ -77,17 +81,20 @@ def read_clicks(train: str | Path, num_items: int, valid: str | Path | None = No
         raise UserError(
             f"--train {train}: has no column {LABEL}, expected the training split; a test split teaches nothing"
         )
-    if ITEM_SEQ not in present:
+    if users is None and ITEM_SEQ not in present:
         raise UserError(
-            f"--train {train}: has no column {ITEM_SEQ}, found {', '.join(present)}; clicks are read from histories in "
-            "the rows (build_dataset.py without --user_info)"
+            f"--train {train}: has no column {ITEM_SEQ}, found {', '.join(present)}; where histories are once a user, "
+            "name their file with --user_info"
         )
     valid = valid if valid is not None else beside(train)
     _refuse_same_file(train, valid)
-    users, items = _distinct_clicks(train, num_items, USER_ID in present)
+    files = RowClicks(num_items) if users is None else UserClicks(users, num_items)
+    owners, items = _distinct(files.read(train))
+    if not len(owners):
+        raise UserError(f"--train {train}: has no clicks, expected histories or rows of label 1")
     if valid is not None and USER_ID in present:
-        _refuse_answers(train, users, items, valid, num_items)
-    first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        _refuse_answers(train, owners, items, valid, files.read_new(valid))
+    first = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
     clicks = Clicks(items, np.r_[first, len(items)], num_items)
     if not (np.diff(clicks.starts) > 1).any():
         raise UserError(f"--train {train}: no user clicked two items, expected some; there is nothing to learn from")
@@ -143,33 +150,18 @@ def _refuse_same_file(train: str | Path, valid: str | Path | None) -> None:
         )
 
 
-def _columns(num_items: int, with_users: bool) -> list[Column]:
-    columns = schema.split_columns({}, [LABEL], num_items + 1)
-    return [*columns, Column(USER_ID, "group")] if with_users else columns
-
-
-def _distinct_clicks(train: str | Path, num_items: int, with_users: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(user, item) of each click once, sorted: int64 [T] and [T]; without user_id the row's number is the user."""
+def _distinct(clicks: Iterator[np.ndarray]) -> np.ndarray:
+    """(user, item) of each click once, sorted: int64 [2, T], of such parts."""
     parts: list[np.ndarray] = []
     held, most = 0, MERGE_PAIRS
-    for start, blocks in schema.checked_slices(train, _columns(num_items, with_users)):
-        history, target = blocks[ITEM_SEQ], blocks[ITEM_ID]
-        user = blocks[USER_ID] if with_users else np.arange(start, start + len(target))
-        rows, places = np.nonzero(history)
-        clicked = blocks[LABEL] == 1
-        pairs = np.stack(
-            [np.r_[user[rows], user[clicked]], np.r_[history[rows, places], target[clicked]]], dtype=np.int64
-        )
+    for pairs in clicks:
         parts.append(_unique(pairs))
         held += parts[-1].shape[1]
         if held > most:  # rows of one user are far apart, and most of their clicks are the same
             parts = [_unique(np.concatenate(parts, axis=1))]
             held = parts[0].shape[1]
             most = max(2 * held, MERGE_PAIRS)
-    users, items = _unique(np.concatenate(parts, axis=1))
-    if not len(users):
-        raise UserError(f"--train {train}: has no clicks, expected histories or rows of label 1")
-    return users, items
+    return _unique(np.concatenate(parts, axis=1))
 
 
 def _unique(pairs: np.ndarray) -> np.ndarray:
@@ -180,25 +172,27 @@ def _unique(pairs: np.ndarray) -> np.ndarray:
     return pairs[:, np.r_[True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)]]
 
 
-def _refuse_answers(train: str | Path, users: np.ndarray, items: np.ndarray, valid: str | Path, num_items: int) -> None:
+def _refuse_answers(
+    train: str | Path, users: np.ndarray, items: np.ndarray, valid: str | Path, asked: np.ndarray
+) -> None:
     """Refuse clicks that are the validation rows' answers.
 
     A row's history is what its user clicked before, so an item that a user clicks in a validation row, that is not in
     that row's history, and that is among the user's training clicks all the same was learned from what came after.
-    Histories that are cut (no padding in front) may have lost the item, and prove nothing.
+
+    Args:
+        train: where the clicks are from.
+        users, items: int64 [T], the clicks.
+        valid: the validation split.
+        asked: int64 [2, A], (user, item) of those rows.
     """
-    asked = []
-    for _, blocks in schema.checked_slices(valid, _columns(num_items, with_users=True)):
-        history, target, user = blocks[ITEM_SEQ], blocks[ITEM_ID], blocks[USER_ID]
-        new = (blocks[LABEL] == 1) & (history[:, 0] == 0) & (history != target[:, None]).all(axis=1)
-        asked += zip(user[new].tolist(), target[new].tolist(), strict=True)
-    theirs = np.isin(users, [user for user, _ in asked])
+    theirs = np.isin(users, asked[0])
     known = set(zip(users[theirs].tolist(), items[theirs].tolist(), strict=True))
-    leaks = [pair for pair in asked if pair in known]
+    leaks = [pair for pair in zip(*asked.tolist(), strict=True) if pair in known]
     if leaks:
         user, item = leaks[0]
         raise UserError(
-            f"--train {train}: knows {len(leaks):,} of {len(asked):,} clicks of {valid} (user {user}, item {item}, for "
-            "one), expected none: an embedding learned from it has seen the answers; give the training split whose "
+            f"--train {train}: knows {len(leaks):,} of {asked.shape[1]:,} clicks of {valid} (user {user}, item {item}, "
+            "for one), expected none: an embedding learned from it has seen the answers; give the training split whose "
             "histories end before the validation rows"
         )

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import BadContent, Entry, require_new_item
-from mm_fibinet.items.encoding import Loading
+from mm_fibinet.items.encoding import Encoder, Loading
 from mm_fibinet.parquet_reader import RowError, is_list
 
 ROWS_AT_ONCE = 4096
@@ -80,7 +80,7 @@ class Vectors:
         return [f"read {self.name} of {self.path.name}, {self.dim} numbers an item"]
 
 
-class VectorEncoder:
+class VectorEncoder(Encoder):
     """Takes vectors as they are.
 
     Args:

@@ -10,13 +10,13 @@ from torch import nn
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoders_text import SentenceModel, open_model, pad_in_steps, shortened
-from mm_fibinet.items.encoding import Loading
+from mm_fibinet.items.encoding import Encoder, Loading
 from mm_fibinet.items.weights import quiet_transformers
 
 PROBES = ((64, 64), (128, 320))  # width, height
 
 
-class PictureEncoder:
+class PictureEncoder(Encoder):
     """A sentence-transformers model over decoded pictures.
 
     Models that cut a picture into as many patches as it needs see pictures of one number of tokens together, so that

@@ -8,17 +8,20 @@ was not trained so has no such beginnings, and is refused.
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import hub
-from mm_fibinet.items.encoding import Loading, run
+from mm_fibinet.items.contents import BadContent
+from mm_fibinet.items.encoding import Encoder, Loading, run, to_device
+from mm_fibinet.items.tokens import IDS, Tokens, tokens_of
 from mm_fibinet.items.weights import check_weights, fingerprint, quiet_logging, quiet_transformers
 from mm_fibinet.options import DEFAULT_TEXT, NONE
 
@@ -26,8 +29,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 STEP = 16  # tokens
 # In a model's README; every one that sentence-transformers writes has a link of this title to an introduction.
 MATRYOSHKA = re.compile(r"(?<!Introduction to )matryoshka|\bMRL\b", re.IGNORECASE)
-# Texts that tell whether tokens may be counted in the quicker way: letters, signs, no token, more than a model reads.
-PROBES = ("A title: 10 ways, 2nd part!", " ÅNGSTRÖM  naïve\t漢字 🙂\n", "", "word " * 5000)
+WARM_UP = "warm up"
 TEXTS_COUNTED = 1000  # of a catalogue, for the share of unknown tokens
 CHARS_COUNTED = 4096  # of each: more than encoders read
 MUCH_UNKNOWN = 0.1
@@ -48,6 +50,7 @@ class SentenceModel:
         self.model = model.eval()
         self.batch_size = batch_size
         self.prompt = _resolve_prompt(model, prompt)
+        self._dim: int | None = dim if dim is not None else getattr(model, "truncate_dim", None)
         self._asked = {
             "batch_size": batch_size,
             "show_progress_bar": False,
@@ -61,9 +64,23 @@ class SentenceModel:
         vectors = run(lambda full: self.model.encode(full, **self._asked), samples, self.batch_size)
         return vectors.astype(np.float32, copy=False)
 
+    @torch.inference_mode()
+    def vectors_of(self, rows: list[list[int]], tokens: Tokens) -> np.ndarray:
+        """The same of texts' tokens, as `model.encode` would go on from there."""
 
-class TextEncoder:
+        def forward(full: list[list[int]]) -> torch.Tensor:
+            tensors = {name: to_device(value, self.model.device) for name, value in tokens.tensors(full).items()}
+            vectors = self.model({**tensors, **tokens.others})["sentence_embedding"]
+            vectors = vectors if self._dim is None else vectors[..., : self._dim]
+            return F.normalize(vectors, dim=1) if self._asked["normalize_embeddings"] else vectors
+
+        return run(forward, rows, self.batch_size).float().cpu().numpy()
+
+
+class TextEncoder(Encoder):
     """A sentence-transformers model over UTF-8 texts; one longer than the model's limit is cut, as the model defines.
+
+    A sample is a text's tokens or, of a model that has a way of its own (`tokens_of`), the text.
 
     Args:
         id: see `Encoder`.
@@ -75,55 +92,50 @@ class TextEncoder:
         self.batch_size = batch_size
         self.tokenizer: Any = getattr(model, "tokenizer", None)  # before it is told to pad
         self._model = SentenceModel(model, batch_size, prompt, dim)
-        self._tokenize = _tokenizing(model, self._model.prompt)
-        self._count: Callable[[str], int] = self._padded
-        self.dim: int = self._model.vectors(["warm up"]).shape[1]  # a prompt of the model's is measured without padding
+        self._tensors = _tensors_of(model, self._model.prompt)
+        warm_up = self._model.vectors([WARM_UP])
+        self.dim: int = warm_up.shape[1]  # a prompt of the model's is measured without padding
         pad_in_steps(model)
-        self.prepare(b"warm up")  # the first call sets the tokenizer up, which must not happen in two threads at once
-        count = _counting(self.tokenizer, _longest(model), self._model.prompt)
-        if count and all(count(text) == self._padded(text) for text in PROBES):
-            self._count = count
+        self._padded(WARM_UP)  # the first call sets the tokenizer up, which must not happen in two threads at once
+        longest = _longest(model)
+        self._tokens = tokens_of(
+            self.tokenizer, longest, math.gcd(STEP, longest or STEP), self._model.prompt, self._tensors
+        )
+        if self._tokens and not np.array_equal(
+            self._model.vectors([WARM_UP]), self.encode(self._tokens.read([WARM_UP]))
+        ):
+            self._tokens = None
 
-    def prepare(self, content: bytes) -> tuple[str, int]:
-        """The text and its padded number of tokens (0 for models that do not pad, such as word averages)."""
-        text = content.decode("utf-8")
-        return text, self._count(text)
+    def prepare(self, content: bytes) -> tuple[Any, int]:
+        """A text's tokens and their padded number (0 for models that do not pad, such as word averages)."""
+        [prepared] = self.prepare_all([content])
+        assert not isinstance(prepared, BadContent)
+        return prepared
+
+    def prepare_all(self, contents: Sequence[bytes]) -> list[tuple[Any, int] | BadContent]:
+        """See `Encoder`."""
+        texts = [content.decode("utf-8") for content in contents]
+        if self._tokens is None:
+            return [(text, self._padded(text)) for text in texts]
+        return [(tokens, self._tokens.padded(tokens)) for tokens in self._tokens.read(texts)]
+
+    def encode(self, samples: list[Any]) -> np.ndarray:
+        """Texts of equal padded length -> float32 [n, D]."""
+        if self._tokens is None:
+            return self._model.vectors(samples)
+        return self._model.vectors_of(samples, self._tokens)
 
     def _padded(self, text: str) -> int:
         """The padded number of tokens as the model itself makes them."""
-        tokens: Any = self._tokenize(text).get("input_ids")
-        return tokens.shape[1] if torch.is_tensor(tokens) and tokens.dim() == 2 else 0
-
-    def encode(self, samples: list[str]) -> np.ndarray:
-        """Texts of equal padded length -> float32 [n, D]."""
-        return self._model.vectors(samples)
+        ids: Any = self._tensors([text]).get(IDS)
+        return ids.shape[1] if torch.is_tensor(ids) and ids.dim() == 2 else 0
 
 
-def _tokenizing(model: nn.Module, prompt: str | None) -> Callable[[str], dict[str, Any]]:
-    """What a model makes of one text with the prompt before it."""
+def _tensors_of(model: nn.Module, prompt: str | None) -> Callable[[list[str]], dict[str, Any]]:
+    """What a model makes of texts with the prompt before them."""
     if hasattr(model, "preprocess"):  # since 5.4
-        return lambda text: model.preprocess([text], prompt=prompt)
-    return lambda text: model.tokenize([(prompt or "") + text])
-
-
-def _counting(tokenizer: Any, longest: int | None, prompt: str | None) -> Callable[[str], int] | None:
-    """A function that counts a text's padded tokens without making tensors of them: a sixth of the time.
-
-    It asks the tokenizer that is inside those of transformers. Asking these would set whether it pads, under the hands
-    of the thread that runs the network; so it may pad and cut or not, and both are done here once more.
-
-    Returns:
-        None for tokenizers that have none inside.
-    """
-    inside = getattr(tokenizer, "backend_tokenizer", None)
-    if longest is None or inside is None:
-        return None
-    step = math.gcd(STEP, longest)
-
-    def count(text: str) -> int:
-        return math.ceil(min(len(inside.encode((prompt or "") + text.strip()).ids), longest) / step) * step
-
-    return count
+        return lambda texts: model.preprocess(texts, prompt=prompt)
+    return lambda texts: model.tokenize([(prompt or "") + text for text in texts])
 
 
 def pad_in_steps(model: nn.Module) -> None:

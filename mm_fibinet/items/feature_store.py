@@ -17,29 +17,18 @@ import os
 import re
 import sys
 import time
-from array import array
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from operator import length_hint
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mm_fibinet.distributed import current
-from mm_fibinet.errors import UserError, explain_os_error, printable
+from mm_fibinet.errors import explain_os_error, printable
 from mm_fibinet.files import atomic_path, locked, make_folder
-from mm_fibinet.items.contents import BadContent, Entry
-from mm_fibinet.items.encoders import Encoder
 from mm_fibinet.items.shards import KEY, KEY_BYTES, Damaged, KeyIndex, Shard, open_shard, pack_shard
-from mm_fibinet.progress import track
 
 SHARD_ROWS = 1024
 SHARD_SECONDS = 20.0  # what a killed run loses at most
-WORKERS = 16
-MAX_BYTES_AHEAD = 256 * 2**20  # of contents that wait for the encoder
 
 
 def content_key(content: bytes) -> bytes:
@@ -86,8 +75,14 @@ class FeatureStore:
         self._take_in([each for each in read if each is not None])
 
     def __contains__(self, key: bytes) -> bool:
+        return self.has([key])[0]
+
+    def has(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of some contents' features are there."""
         # In this order: another thread may be flushing, which moves keys from the one to the other.
-        return key in self._pending or bool(self._index.find(np.frombuffer(key, KEY))[0] >= 0)
+        pending = [key in self._pending for key in keys]
+        found = (self._index.find(np.frombuffer(b"".join(keys), KEY)) >= 0).tolist()
+        return [either or other for either, other in zip(pending, found, strict=True)]
 
     def __len__(self) -> int:
         return len(self._index) + len(self._pending)
@@ -226,109 +221,3 @@ class StoredFeatures:
     def read(self, rows: np.ndarray) -> np.ndarray:
         """See `Features`."""
         return np.hstack([self.store.read(view[rows]) for view in self.places])
-
-
-@dataclass
-class Filled:
-    """What `fill` did.
-
-    Attributes:
-        items: int64 [m], the items whose content could be used.
-        keys: KEY [m], the keys of their contents.
-        bad: (name, "corrupt" or "oversized", reason) of the others.
-        computed: distinct contents that went through the encoder in this run.
-        seconds: the time it took.
-    """
-
-    items: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, KEY))
-    bad: list[tuple[str, str, str]] = field(default_factory=list)
-    computed: int = 0
-    seconds: float = 0.0
-
-
-def fill(store: FeatureStore, encoder: Encoder, entries: Iterable[Entry], title: str) -> Filled:
-    """Bring the features of all entries into the store, encoding those that are not there.
-
-    Background threads load, hash and prepare contents ahead of the encoder. Whatever ends the loop early, what was
-    encoded so far is written.
-
-    Args:
-        title: the progress bar's label.
-    """
-
-    def prepare(entry: Entry) -> tuple[bytes | None, Any, int]:
-        try:
-            content = entry.load()
-            key = content_key(content)
-            if key in store:
-                return key, None, 0
-            return key, *encoder.prepare(content)
-        except BadContent as error:
-            return None, (error.kind, str(error)), 0  # not the error, whose traceback holds the content
-
-    filled = Filled()
-    items, keys = array("q"), bytearray()
-    queued: set[bytes] = set()
-    batches: dict[int, dict[bytes, Any]] = defaultdict(dict)
-    begun = time.monotonic()
-    try:
-        for item_id, name, (key, sample, shape) in _in_background(prepare, entries, title, 2 * encoder.batch_size):
-            if key is None:
-                filled.bad.append((name, *sample))
-                continue
-            items.append(item_id)
-            keys += key
-            if key in queued or key in store:
-                continue
-            queued.add(key)
-            batches[shape][key] = sample
-            if len(batches[shape]) == encoder.batch_size:
-                batch = batches.pop(shape)
-                filled.computed += _encode(store, encoder, batch)
-                queued.difference_update(batch)
-        for batch in batches.values():
-            filled.computed += _encode(store, encoder, batch)
-    finally:
-        store.flush()
-    filled.items, filled.keys = np.array(items, np.int64), np.frombuffer(bytes(keys), KEY)
-    filled.seconds = time.monotonic() - begun
-    return filled
-
-
-def _encode(store: FeatureStore, encoder: Encoder, batch: dict[bytes, Any]) -> int:
-    features = encoder.encode(list(batch.values()))
-    if not np.isfinite(features).all():
-        raise UserError(f"encoder {encoder.id} gave NaN or infinity, expected finite features; choose another encoder")
-    store.add(list(batch), features)
-    return len(batch)
-
-
-def _in_background(
-    work: Callable[[Entry], Any], entries: Iterable[Entry], title: str, depth: int
-) -> Iterator[tuple[int, str, Any]]:
-    """Run `work` over entries in threads and yield (item_id, name, result) in order, under a bar.
-
-    The threads run ahead by `depth` entries at most, and by fewer when these hold MAX_BYTES_AHEAD: an entry of an
-    archive has its bytes with it.
-    """
-    waiting: deque[tuple[int, str, int, Future]] = deque()  # without the entries, which would keep their bytes
-    held = 0
-    with (
-        ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="prepare") as pool,
-        track(desc=title, total=length_hint(entries) or None, unit="item", shown=current().is_main) as bar,
-    ):
-        try:
-            for entry in entries:
-                while waiting and (len(waiting) > depth or held + entry.size > MAX_BYTES_AHEAD):
-                    item_id, name, size, future = waiting.popleft()
-                    held -= size
-                    yield item_id, name, future.result()
-                    bar.update()
-                waiting.append((entry.item_id, entry.name, entry.size, pool.submit(work, entry)))
-                held += entry.size
-            for item_id, name, _, future in waiting:
-                yield item_id, name, future.result()
-                bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

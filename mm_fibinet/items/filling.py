@@ -17,9 +17,10 @@ from mm_fibinet.items.contents import Source
 from mm_fibinet.items.decoding import quiet_pillow
 from mm_fibinet.items.encoders import deterministic, resolve_device, resolve_precision
 from mm_fibinet.items.encoding import Encoder, Loading
-from mm_fibinet.items.feature_store import FeatureStore, Filled, StoredFeatures, fill, open_store
+from mm_fibinet.items.feature_store import FeatureStore, StoredFeatures, open_store
 from mm_fibinet.items.features import Features
 from mm_fibinet.items.modalities import Modality, Reading
+from mm_fibinet.items.pipeline import Filled, fill
 from mm_fibinet.items.shares import Share
 from mm_fibinet.options import NONE
 
@@ -129,7 +130,8 @@ class Filling:
         num_items = self.work.reading.num_items
         views: list[Filled] = []
         for title, entries in source.views.items():
-            views.append(fill(store, encoder, share.select(entries) if share else entries, title))
+            own = share.select(entries) if share else entries
+            views.append(fill(store, encoder, own, title, own_thread=self.device.type == "cuda"))
             if len(views) == 1:
                 _check_found(chosen, views[0], source, self.work.strict, every_item=share is None)
         whole = views[0]

@@ -30,7 +30,9 @@ class Fusing:
         per_modality: each modality's PCA is a column, too.
         train: the split whose clicks item2vec and contrastive learn from.
         valid: the split that auto chooses on, and whose clicks `train` must not know.
+        users: user_info, where the histories of both are there.
         mix: {column: weight} of the fusion mix.
+        also: further fusions, each a column of its own.
     """
 
     fusion: str
@@ -39,16 +41,18 @@ class Fusing:
     per_modality: bool = True
     train: str | Path | None = None
     valid: str | Path | None = None
+    users: str | Path | None = None
     mix: Mapping[str, float] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> list[str | Path | None]:
         """The files that are read."""
-        return [self.train, self.valid]
+        return [self.train, self.valid, self.users]
 
     def read_clicks(self, num_items: int) -> Clicks | None:
         """The training split's clicks, where there is something to learn; the ids of item_info are 0 .. num_items."""
-        return None if self.train is None else read_clicks(self.train, num_items, self.valid)
+        return None if self.train is None else read_clicks(self.train, num_items, self.valid, self.users)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,11 @@ class Columns:
     """What was fused.
 
     Attributes:
-        embeddings: {column: float32 [n, emb_dim]}, the fusion first, then each modality alone.
+        embeddings: {column: float32 [n, emb_dim]}, the fusion first, then each modality alone, then further fusions.
         fusion: the name of the one that was taken.
         explained, facts: of `Fused`.
         tried: {fusion: AUC on valid}, where it was chosen.
+        also: {further fusion: its facts}.
     """
 
     embeddings: dict[str, np.ndarray]
@@ -67,6 +72,7 @@ class Columns:
     explained: dict[str, float]
     facts: dict[str, float]
     tried: dict[str, float]
+    also: dict[str, dict[str, float]]
 
     @property
     def fused(self) -> np.ndarray:
@@ -79,9 +85,11 @@ def make_fusing(
     emb_dim: int,
     seed: int,
     per_modality: bool,
-    train: str | Path | None,
-    valid: str | Path | None,
-    mix: list[str] | dict[str, float] | None,
+    train: str | Path | None = None,
+    valid: str | Path | None = None,
+    mix: list[str] | dict[str, float] | None = None,
+    users: str | Path | None = None,
+    also: str | list[str] | None = None,
 ) -> Fusing:
     """The options, checked: what a fusion needs is there, and nothing is given that it does not read.
 
@@ -94,20 +102,47 @@ def make_fusing(
     if (fusion == MIX) != bool(mix):
         expected = f"expected --mix COLUMN=WEIGHT ... with --fusion {MIX}, and only there"
         raise UserError(f"--fusion {fusion} with{'' if mix else 'out'} --mix: {expected}")
-    if fusion in CLICK_FUSIONS and train is None:
-        raise UserError(f"--fusion {fusion}: --train is missing, expected the training split, which it learns from")
+    further = [also] if isinstance(also, str) else list(also or ())
+    _check_also(further, fusion)
+    learned = [name for name in (fusion, *further) if name in CLICK_FUSIONS]
+    if learned and train is None:
+        option = "--fusion" if learned[0] == fusion else "--also"
+        raise UserError(f"{option} {learned[0]}: --train is missing, expected the training split, which it learns from")
     if fusion == AUTO and valid is None:
         valid = beside(train) if train is not None else None
         if valid is None:
             raise UserError(f"--fusion {AUTO}: --valid is missing, expected the validation split, which it chooses on")
-    if train is not None and fusion not in (*CLICK_FUSIONS, AUTO):
+    if not learned and fusion != AUTO:
+        _refuse_in_vain(fusion, train, valid, users)
+    weights = parse_weights(mix) if mix else {}
+    return Fusing(fusion, emb_dim, seed, per_modality, train, valid, users, weights, tuple(further))
+
+
+def _check_also(also: list[str], fusion: str) -> None:
+    """Further fusions are such as can be columns of their own, each once."""
+    known = [*FUSIONS, *CLICK_FUSIONS]
+    for place, name in enumerate(also):
+        if name not in known:
+            raise UserError(f"--also {name}: unknown, expected {' or '.join(known)}")
+        if name == fusion or name in also[:place]:
+            raise UserError(f"--also {name}: it is there already, expected each fusion once, and not that of --fusion")
+
+
+def _refuse_in_vain(fusion: str, train: str | Path | None, valid: str | Path | None, users: str | Path | None) -> None:
+    """Refuse splits where no fusion reads any."""
+    if train is not None:
+        learning = " or ".join(CLICK_FUSIONS)
         raise UserError(
-            f"--train {train}: --fusion {fusion} learns nothing from clicks; choose {' or '.join(CLICK_FUSIONS)}, or "
-            "leave --train out"
+            f"--train {train}: --fusion {fusion} learns nothing from clicks; choose {learning}, or one of these "
+            "for --also, or leave --train out"
         )
-    if valid is not None and fusion not in (*CLICK_FUSIONS, AUTO):
+    if valid is not None:
         raise UserError(f"--valid {valid}: --fusion {fusion} does not read it; choose {AUTO}, or leave --valid out")
-    return Fusing(fusion, emb_dim, seed, per_modality, train, valid, parse_weights(mix) if mix else {})
+    if users is not None:
+        raise UserError(
+            f"--user_info {users}: --fusion {fusion} reads no histories; leave it out, or name the split that they are "
+            "of with --train"
+        )
 
 
 def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups: dict[Modality, list[str]]) -> None:
@@ -120,10 +155,13 @@ def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups
         groups: the names of each modality's blocks.
     """
     if not blocks:
+        if fusing.also:
+            raise UserError(f"--also {fusing.also[0]}: all encoders are none, expected one or more to fuse")
         return
-    if fusing.fusion == "mean":
+    names = (fusing.fusion, *fusing.also)
+    if "mean" in names:
         require_one_space(blocks, fusing.emb_dim)
-    if fusing.fusion == "cca":
+    if "cca" in names:
         require_two(blocks)
     widths = {modality.name: sum(blocks[name] for name in names) for modality, names in groups.items()}
     most, alone = min(num_items - 1, sum(widths.values())), min(num_items - 1, *widths.values())
@@ -149,7 +187,7 @@ def fuse(
     device: torch.device,
     mixed: np.ndarray | None = None,
 ) -> Columns:
-    """The embedding of all modalities, and the PCA of each alone.
+    """The embedding of all modalities, the PCA of each alone, and further fusions.
 
     Args:
         fusing: how.
@@ -173,7 +211,22 @@ def fuse(
             embeddings[column] = pca({name: features[name] for name in blocks}, fusing.emb_dim).embedding
         except UserError as error:
             raise UserError(f"{column}: {error}; or leave such columns out with --fused_only") from error
-    return Columns(embeddings, name, fused.explained, fused.facts, tried)
+    also = {}
+    for further in fusing.also:
+        result = _fuse_by(further, fusing, features, clicks, device)
+        embeddings[f"{further}_emb_d{fusing.emb_dim}"] = result.embedding
+        also[further] = result.facts
+    return Columns(embeddings, name, fused.explained, fused.facts, tried, also)
+
+
+def _fuse_by(
+    name: str, fusing: Fusing, features: dict[str, Features], clicks: Clicks | None, device: torch.device
+) -> Fused:
+    """What one fusion gives."""
+    if name in FUSIONS:
+        return FUSIONS[name](features, fusing.emb_dim, fusing.seed)
+    assert clicks is not None  # make_fusing has seen to it
+    return CLICK_FUSIONS[name](features, fusing.emb_dim, fusing.seed, clicks, device)
 
 
 def _fuse_features(
@@ -182,17 +235,14 @@ def _fuse_features(
     """The fusion's name, what it gives, and where it is chosen each one's AUC."""
 
     def of(name: str) -> Fused:
-        if name in FUSIONS:
-            return FUSIONS[name](features, fusing.emb_dim, fusing.seed)
-        assert clicks is not None  # make_fusing has seen to it
-        return CLICK_FUSIONS[name](features, fusing.emb_dim, fusing.seed, clicks, device)
+        return _fuse_by(name, fusing, features, clicks, device)
 
     if fusing.fusion != AUTO:
         return fusing.fusion, of(fusing.fusion), {}
     assert fusing.valid is not None
     widths = {name: each.width for name, each in features.items()}
     num_items = len(next(iter(features.values())).present)
-    return choose(candidates(widths, clicks is not None), of, fusing.valid, num_items)
+    return choose(candidates(widths, clicks is not None), of, fusing.valid, num_items, fusing.users)
 
 
 def facts_of(columns: Columns) -> dict[str, Any]:
@@ -201,4 +251,5 @@ def facts_of(columns: Columns) -> dict[str, Any]:
         "fusion": columns.fusion,
         **({"chosen_by_auc_on_valid": columns.tried} if columns.tried else {}),
         **({"fusion_facts": columns.facts} if columns.facts else {}),
+        **({"also": columns.also} if columns.also else {}),
     }

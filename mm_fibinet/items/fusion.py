@@ -43,7 +43,11 @@ def candidates(widths: dict[str, int], with_clicks: bool) -> list[str]:
 
 
 def choose(
-    names: list[str], fuse: Callable[[str], Fused], valid: str | Path, num_items: int
+    names: list[str],
+    fuse: Callable[[str], Fused],
+    valid: str | Path,
+    num_items: int,
+    users: str | Path | None = None,
 ) -> tuple[str, Fused, dict[str, float]]:
     """The fusion that tells clicks best: by the AUC of a target's cosine to its history.
 
@@ -52,6 +56,7 @@ def choose(
         fuse: gives a fusion over items 1 .. n by its name.
         valid: the validation split.
         num_items: n.
+        users: user_info, where the histories are there.
 
     Returns:
         the best one's name, what it gives, and every one's AUC over the rows with a direction to compare.
@@ -62,7 +67,7 @@ def choose(
     # No other build needs what these need.
     from mm_fibinet.items.report.evidence import history_cosine, read_rows, usable_rows
 
-    rows = read_rows(valid, num_items + 1)
+    rows = read_rows(valid, num_items + 1, users)
     best, tried = ("", Fused(np.zeros((0, 0)))), {}
     for name in names:
         fused = fuse(name)

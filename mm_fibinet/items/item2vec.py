@@ -44,9 +44,7 @@ def item2vec(modalities: dict[str, Features], emb_dim: int, seed: int, clicks: C
     counts = clicks.counts
     taught = present & (counts >= min(LEAST_CLICKS, counts.max()))
     if taught.sum() < 3:
-        raise UserError(
-            f"--fusion item2vec: {int(taught.sum())} items have content and clicks in --train, expected at least 3"
-        )
+        raise UserError(f"item2vec: {int(taught.sum())} items have content and clicks in --train, expected at least 3")
     said, error = ridge(inputs, skip_gram(clicks, emb_dim, seed, device), taught)
     said[~present] = 0
     return Fused(with_unit_variance(said), facts={"items_learned_from": float(taught.sum()), "unexplained": error})

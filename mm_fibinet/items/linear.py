@@ -116,7 +116,7 @@ def cca(modalities: dict[str, Features], emb_dim: int, seed: int = 0) -> Fused:
 def require_two(modalities: Collection[str]) -> None:
     """Refuse what `cca` cannot take: modalities, by name, of which there is one."""
     if len(modalities) < 2:
-        raise UserError(f"--fusion cca: there is {', '.join(modalities)} alone, expected two modalities or more")
+        raise UserError(f"cca: there is {', '.join(modalities)} alone, expected two modalities or more")
 
 
 @one_thread
@@ -165,13 +165,11 @@ def require_one_space(widths: dict[str, int], emb_dim: int) -> None:
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{name} has {width} numbers" for name, width in widths.items())
         raise UserError(
-            f"--fusion mean: {found}, expected encoders of one space, as a CLIP model's for both; --opening_words 0 "
+            f"mean: {found}, expected encoders of one space, as a CLIP model's for both; --opening_words 0 "
             "leaves the second text vector out"
         )
     if emb_dim > width:
-        raise UserError(
-            f"--fusion mean: emb_dim is {emb_dim}, but vectors have {width} numbers; choose so many or less"
-        )
+        raise UserError(f"mean: emb_dim is {emb_dim}, but vectors have {width} numbers; choose so many or less")
 
 
 class _Mean:
@@ -246,7 +244,7 @@ def _shares(ranks: list[int], emb_dim: int, joined: Joined) -> list[int]:
         raise _too_many(emb_dim, sum(ranks), joined)
     if emb_dim < len(ranks):
         raise UserError(
-            f"--fusion pca_per_modality: emb_dim is {emb_dim} for {joined.title}, expected a number for each or more"
+            f"pca_per_modality: emb_dim is {emb_dim} for {joined.title}, expected a number for each or more"
         )
     shares = [0] * len(ranks)
     for _ in range(emb_dim):

@@ -5,8 +5,9 @@ the inputs and the store at the same paths. What was written before an interrupt
 engine that has, and for the next try of a task whose process was killed. A task computes with as many threads as this
 process would, and thus the same bits.
 
-Tasks and not Ray Data: that reads ahead in threads of its own, and where Ctrl-C or a mistake shuts Ray down before they
-are done, Ray ends this process at once and without a word.
+Tasks and not Ray Data: no rows travel here, and of Ray 2.55 its reading ahead in threads of its own ends this process
+without a word where Ctrl-C shuts Ray down under them. Its internal iterator over blocks does not, but then Ray's core
+prints a warning of actors that may be restarted, or where that is turned off the setting that did it.
 """
 
 import dataclasses

@@ -2,9 +2,12 @@
 
 The embedding is quantised in levels: the first code says which of K groups an item is in, the second which group of
 what the first one's centre leaves of it, and so on. Groups are those of k-means (QARM, arXiv 2411.11739; TIGER, arXiv
-2305.05065) or the components of a Gaussian mixture (RQ-GMM, arXiv 2602.12593), which knows that groups differ in size
-and width. What is left is always taken from the chosen group's centre: the codes alone then rebuild the vector, and how
-well they do is a figure of the codes.
+2305.05065) or the components of a Gaussian mixture, which knows that groups differ in size and width (RQ-GMM, arXiv
+2602.12593). What is left is always taken from the chosen group's centre: the codes alone then rebuild the vector, and
+how well they do is a figure of the codes.
+
+RQ-GMM is what its summaries describe, the paper's own text not being at hand: at each level a mixture with diagonal
+covariances, fitted by EM; an item's code is its likeliest component, whose mean is taken off.
 
 K-means is SciPy's, with starts of its own (k-means++), since SciPy's releases do not agree on how to seed theirs.
 """

@@ -194,7 +194,8 @@ def _entry(made: Dataset, recipe: Recipe, folder: Path) -> dict:
             vocabulary = _vocabulary(made.catalogue, name) if name in made.catalogue.categorical else None
             columns.append({**_column(name, values, vocabulary), "source": "item"})
     if made.embedding is not None:
-        columns.append({"name": embedding_name(made.embedding), "type": "embedding", "source": "item"})
+        scale = {"scale": recipe.embedding_scale} if made.embedding.dtype == np.int8 else {}
+        columns.append({"name": embedding_name(made.embedding), "type": "embedding", "source": "item", **scale})
     if made.people is not None:
         for name, values in _user_columns(made).items():
             vocabulary = _vocabulary(made.people, name) if name in made.people.categorical else None

@@ -14,11 +14,12 @@ from fuzz.oracle import Fault, Place
 
 PLACES = (
     *("train.parquet", "valid.parquet", "test.parquet", "levels.parquet", "item_info.parquet", "item_feature.parquet"),
-    *("nowhere.parquet", "images", ".", "images/1.jpg"),
+    *("nowhere.parquet", "images", ".", "images/1.jpg", "users.parquet", "pointing.parquet"),
 )
-FILES = ("train", "valid", "levels_from", "output")  # options whose value is a place of what is given
+FILES = ("train", "valid", "user_info", "levels_from", "output")  # options whose value is a place of what is given
 OPTIONS = {  # option: values that are right, nearly right, or not; devices and Ray start processes, which takes long
     "fusion": ("pca", "pca_per_modality", "whiten", "cca", "mean", "mix", "auto", "item2vec", "contrastive", "PCA"),
+    "also": ("pca", "pca_per_modality", "whiten", "cca", "mean", "mix", "item2vec", "contrastive", "PCA", ""),
     **dict.fromkeys(FILES, PLACES),
     "output": [place for place in PLACES if place != "nowhere.parquet"],  # a new file there is allowed
     "mix": ("vec=1", "vec=-0.5", "vec=0", "vec=nan", "vec=1e308", "vec", "=1", "item_tags=1", "short=1", "vec=1=1"),
@@ -98,6 +99,12 @@ def make_base(base: Path) -> None:
         if name == "test":
             del columns["label"]
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    histories = [rng.integers(1, ITEMS + 1, user).tolist() for user in range(6)]
+    users = {"user_id": range(6), "item_seq": pa.array(histories, pa.list_(pa.int64()))}
+    pq.write_table(pa.table(users), folder / "users.parquet")
+    pointing = pq.read_table(folder / "train.parquet").drop_columns(["item_seq"])
+    ends = pa.array(pointing["user_id"].to_numpy() // 2)
+    pq.write_table(pointing.append_column("history_end", ends), folder / "pointing.parquet")
 
 
 def run_options(place: Place, base: Path, case: list[tuple]) -> list[int]:

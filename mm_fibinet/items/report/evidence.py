@@ -76,7 +76,7 @@ def read_rows(
     if users is None:
         slices = schema.checked_slices(split, schema.split_columns({}, [LABEL], num_items, group))
     else:
-        lengths = _lengths(users, num_items)
+        lengths = user_info.user_lengths(users, num_items)
         known = Users(lengths, frozenset())
         slices = user_info.checked_rows(split, user_info.row_columns(split, {}, [LABEL], num_items, None, known), known)
     parts = [
@@ -215,11 +215,6 @@ def judge_clicks(
         for name, interval in zip(cosines, auc_intervals(clicked, scores, user, seed), strict=True):
             found[name][subset] = interval
     return Clicks(found, counts, left_out, used.of, used.user is not None, cosines, used.clicked)
-
-
-def _lengths(users: str | Path, num_items: int) -> np.ndarray:
-    """How many items each user has: int64 [users]."""
-    return np.concatenate([part.lengths for part in user_info.user_slices(users, {}, num_items)])
 
 
 def _histories(users: str | Path, num_items: int, user: np.ndarray, end: np.ndarray) -> np.ndarray:
