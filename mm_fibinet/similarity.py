@@ -170,7 +170,8 @@ def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: T
     cells = row_of[tags] * length + torch.arange(length, device=tags.device).repeat_interleave(width)
     counts = torch.zeros((length * width + 1) * length, device=tags.device)
     counts = counts.scatter_add(0, cells, (tags != 0).float()).view(-1, length)  # row 0: of tags that do not occur
-    twice = (own.unsqueeze(2) == own.unsqueeze(1)).tril(-1).any(dim=-1)
+    place = torch.arange(own.shape[1], device=own.device)
+    twice = ((own.unsqueeze(2) == own.unsqueeze(1)) & (place.unsqueeze(1) > place)).any(dim=-1)
     found = row_of[own.long()] * ((own != 0) & ~twice)
     common = torch.stack([F.embedding(found[:, i], counts) for i in range(own.shape[1])]).sum(dim=0)
     return _jaccard(common, own, theirs.unsqueeze(0), weights)
