@@ -150,8 +150,13 @@ def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
     Raises:
         UserError: the file breaks the contract.
     """
-    from mm_fibinet import schema  # and with it pyarrow, which a server may do without
+    from mm_fibinet import parquet_reader, schema  # and with them pyarrow, which a server may do without
 
+    if schema.ITEM_SEQ not in parquet_reader.open_parquet(path).schema_arrow.names:
+        raise UserError(
+            f"{path}: has no column {schema.ITEM_SEQ}, the rows' histories; where they are in user_info, prediction.py "
+            "scores it, or a program that gives them to Scorer.score"
+        )
     columns = schema.split_columns(scorer.card.row_features, [], None)
     scores = []
     for _, blocks in schema.checked_slices(path, columns):

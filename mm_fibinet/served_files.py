@@ -88,6 +88,7 @@ class Card:
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise UserError(f"{path}: not an exported model's card of format {FORMAT}; export it again")
         wrong = [name for name, kind in names.items() if not isinstance(content.get(name), _python_type(kind))]
+        wrong += [name for name in ("parts", "ids", "files") if name not in wrong and not _are_sizes(content[name])]
         if wrong or content.keys() - names.keys():
             named = [*wrong, *(content.keys() - names.keys())][0]
             raise UserError(f"{path}: not an exported model's card: {named} is damaged; export it again")
@@ -99,6 +100,10 @@ class Card:
         if card.item_table not in TYPES or not {GRAPH, ROWS} <= card.files.keys():
             raise UserError(f"{path}: not an exported model's card: files or item_table are damaged; export it again")
         return card
+
+
+def _are_sizes(sizes: dict) -> bool:
+    return all(type(size) is int and size > 0 for size in sizes.values())
 
 
 def _python_type(annotation) -> type:

@@ -145,21 +145,46 @@ def tag_features(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor)
         float [B, 3].
     """
     theirs = F.embedding(history, tags.float()).to(tags.dtype)
-    return tag_numbers(tags.index_select(0, target), theirs, weights)
+    own = tags.index_select(0, target)
+    same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
+    return _jaccard(same.any(dim=-1).sum(dim=-1).float(), own, theirs, weights)
 
 
-def tag_numbers(own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
-    """What `tag_features` says of a row's tags and its history's.
+def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: Tensor) -> Tensor:
+    """`tag_features` where all rows have one history: a row of counts for each tag that occurs in it, then look-ups.
+
+    Comparing each of a row's tags with each of every history item's takes longer than all the rest of a model.
 
     Args:
-        own: integer [B, W], theirs: integer [B, L, W], or [1, L, W] where all rows have one history.
-        weights: of `history_weights`.
+        own: integer [B, W], the rows' tags, theirs: integer [L, W], the history's.
+        vocab_size: all tags are below it.
+        weights: float [1, 2, L], of `history_weights`.
 
     Returns:
         float [B, 3].
     """
-    same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
-    common = same.any(dim=-1).sum(dim=-1).float()
+    length, width = theirs.shape
+    tags = theirs.reshape(-1).long()
+    rows = torch.arange(1, length * width + 1, device=tags.device)
+    row_of = torch.zeros(vocab_size, dtype=torch.long, device=tags.device).scatter_reduce(0, tags, rows, "amax")
+    cells = row_of[tags] * length + torch.arange(length, device=tags.device).repeat_interleave(width)
+    counts = torch.zeros((length * width + 1) * length, device=tags.device)
+    counts = counts.scatter_add(0, cells, (tags != 0).float()).view(-1, length)  # row 0: of tags that do not occur
+    place = torch.arange(own.shape[1], device=own.device)
+    twice = ((own.unsqueeze(2) == own.unsqueeze(1)) & (place.unsqueeze(1) > place)).any(dim=-1)
+    found = row_of[own.long()] * ((own != 0) & ~twice)
+    common = torch.stack([F.embedding(found[:, i], counts) for i in range(own.shape[1])]).sum(dim=0)
+    return _jaccard(common, own, theirs.unsqueeze(0), weights)
+
+
+def _jaccard(common: Tensor, own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """The numbers of `tag_features`.
+
+    Args:
+        common: float [B, L], how many of an item's tags are the row's.
+        own: integer [B, W], theirs: integer [B, L, W], or [1, L, W] where all rows have one history.
+        weights: of `history_weights`.
+    """
     either = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True) - common
     shared = weighted_means((common > 0).float(), weights)[:, :1]
     return torch.cat([shared, weighted_means(common / either.clamp(min=1), weights)], dim=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.schema import ITEM_ID
-from mm_fibinet.similarity import TOP, cosine_numbers, history_weights, level_numbers, tag_numbers
+from mm_fibinet.similarity import TOP, cosine_numbers, history_weights, level_numbers, tag_features_of_one
 
 from .base import Inputs, MultimodalModel
 from .dcnv2 import DCNv2
@@ -258,7 +258,8 @@ class ServedFields(Served):
         own_ids = dict(zip(self.ids, candidate_ids.split(widths, dim=1), strict=True)) if widths else {}
         their_ids = dict(zip(self.ids, history_ids.split(widths, dim=1), strict=True)) if widths else {}
         if similarity.tags:
-            found.append(tag_numbers(own_ids[similarity.tags], their_ids[similarity.tags].unsqueeze(0), weights))
+            size = self.model.feature_map.features[similarity.tags]["vocab_size"]
+            found.append(tag_features_of_one(own_ids[similarity.tags], their_ids[similarity.tags], size, weights))
         if similarity.levels:
             levels = [level_numbers(own_ids[name][:, 0], their_ids[name].T, weights) for name in similarity.levels]
             found.append(torch.cat(levels, dim=1))

@@ -17,7 +17,7 @@ from conftest import NUM_ITEMS, ROOT, list_column, run_script
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.new_items import append_items
-from mm_fibinet.scorer import Request, Scorer
+from mm_fibinet.scorer import Request, Scorer, score_split
 from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, ItemRows
 
 HISTORY, CANDIDATES = [3, 9, 14, 2], [7, 1, 30]
@@ -172,6 +172,7 @@ DAMAGES = {
     "a card that is cut": (lambda f: _cut(f / CARD), "card.json: not an exported model's card .damaged JSON"),
     "a card of another format": (lambda f: _replace(f / CARD, format=9), "not an exported model's card of format 1"),
     "a card without parts": (lambda f: _replace(f / CARD, parts=3), "card.json: .*: parts is damaged"),
+    "a card with a width of text": (lambda f: _replace(f / CARD, parts={"a": "2"}), "card.json: .*: parts is damaged"),
     "a card of more items": (
         lambda f: _replace(f / CARD, num_items=99), rf"{ROWS}: is float32 \[40, .*card.json says float32 \[99",
     ),
@@ -201,6 +202,9 @@ def test_a_split_that_breaks_the_contract_writes_nothing(exported, tmp_path, cap
     given = [exported.folder, "--test", tmp_path / "test.parquet", "--out", tmp_path / "s.zip"]
     code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
     assert code == 2 and "likes_level" in err and not (tmp_path / "s.zip").exists()
+    pq.write_table(pq.read_table(exported.test).drop_columns("item_seq"), tmp_path / "users.parquet")
+    with pytest.raises(UserError, match=r"users.parquet: has no column item_seq.*user_info, prediction.py scores it"):
+        score_split(Scorer(exported.folder), tmp_path / "users.parquet")
     given = [exported.folder, "--test", exported.test, "--out", exported.folder / "s.zip"]
     code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
     assert code == 2 and "is inside the input folder" in err

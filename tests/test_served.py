@@ -9,6 +9,7 @@ from served_models import CASES, ITEMS, VARIANTS
 from test_model_contract import EMBEDDING, FEATURES, SIZES
 
 import model_zoo
+from mm_fibinet import similarity
 from mm_fibinet.errors import UserError
 from mm_fibinet.onnx_export import encode_items, item_ids
 from model_zoo import served
@@ -69,6 +70,18 @@ def test_settings_that_read_pairs_otherwise_are_refused_by_name(setting):
     model = model_zoo.DIN(make_feature_map(FEATURES), **SIZES["DIN"], **setting)
     with pytest.raises(UserError, match=rf"^DIN with {next(iter(setting))} cannot be exported"):
         served.served(model)
+
+
+def test_tags_of_one_history_are_compared_as_those_of_rows():
+    generator = torch.Generator().manual_seed(0)
+    tags = torch.randint(0, 6, (30, 4), generator=generator).int()  # many are there twice
+    target, history = torch.randint(30, (50,), generator=generator), torch.randint(30, (1, 9), generator=generator)
+    real = torch.rand(1, 9, generator=generator) < 0.7
+    weights = similarity.history_weights(real)
+    rows = history.expand(50, -1), weights.expand(50, -1, -1)
+    expected = similarity.tag_features(tags, target, *rows)
+    found = similarity.tag_features_of_one(tags[target], tags[history[0]], 6, weights)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_new_item_is_encoded_as_one_without_an_id():
