@@ -44,6 +44,14 @@ def test_scores_are_those_of_torch(exported):
     assert np.ptp(found) > 0.01
 
 
+@pytest.mark.parametrize("exported", ["QIN"], indirect=True)
+def test_the_same_model_gives_the_same_bytes(exported, tmp_path):
+    model, first = exported
+    second = served_models.export(tmp_path / "again", model)
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
 def require_plain_graph(path):
     content = path.read_bytes()
     assert b".py" not in content and b"stack_trace" not in content
