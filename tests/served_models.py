@@ -34,8 +34,9 @@ RECOMMENDED = {
     "features": MODALITIES,
 }
 ONE_LAYER = {"num_layers": 1, "dnn_hidden_units": [8]}
-CASES = {  # one of each class, and the settings of the strong recipe
-    "FiBiNET recommended": RECOMMENDED,
+FEWER_FIELDS = {"similarity_only": ["item_emb_d128", "item_tags"], "features": FEATURES}
+CASES = {  # one of each class, FiBiNET with the settings of the strong recipe; exporting a field takes long
+    "FiBiNET recommended": {**RECOMMENDED, **FEWER_FIELDS},
     "DeepFM": {"features": {**FEATURES, **USER}},
     "DCNv2": {"num_cross_layers": 1},
     "DIN": {"dnn_hidden_units": [8]},
@@ -46,6 +47,7 @@ CASES = {  # one of each class, and the settings of the strong recipe
 }
 VARIANTS = {  # of which only the torch side is tried
     "FiBiNET": {},
+    "FiBiNET recommended with all fields": RECOMMENDED,
     "FiBiNET with target_attention": {"history_pooling": "target_attention"},
     "FiBiNET without history": {"history_pooling": "none"},
     "FiBiNET with modality_gating": {"modality_gating": True},
@@ -135,9 +137,9 @@ def make_card(model: nn.Module, item_table: str = "fp32") -> Card:
     )  # fmt: skip
 
 
-def export(folder: Path, model: nn.Module, item_table: str = "fp32", takes_items: bool = False) -> Path:
-    """A folder as export_onnx.py writes it; exporting the encoder of new items takes as long as many tests."""
+def export(folder: Path, model: nn.Module, item_table: str = "fp32") -> Path:
+    """A folder as export_onnx.py writes it, without the encoder of new items, which takes as long as many tests."""
     folder.mkdir(parents=True)
-    modules = served.served(model), served.ItemEncoder(model), served.NewItemEncoder(model) if takes_items else None
+    modules = served.served(model), served.ItemEncoder(model), None
     onnx_export.write_model(folder, *modules, make_table(), make_card(model, item_table))
     return folder

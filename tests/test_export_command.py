@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import run_script
+from test_onnx_export import require_plain_graph
 
 from mm_fibinet import files, onnx_export
 from mm_fibinet.commands import export
@@ -38,6 +39,11 @@ def test_the_card_says_what_was_exported(exported, run):
     assert about["settings"]["similarity_fields"] is True and about["exported_with"]["opset"] == 18
     assert "/" not in json.dumps(card).replace("N/A", "")  # no path of ours
     assert card["max_len"] == 10 and card["min_len"] == 4 and card["num_items"] == 40
+
+
+def test_graphs_say_nothing_of_this_machine(exported):
+    for name in (GRAPH, ENCODER):
+        require_plain_graph(exported.folder / name)
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(exported, run, tmp_path, monkeypatch, capsys):
