@@ -122,6 +122,9 @@ def test_vectors_of_int8_stay_int8(tmp_path):
     assert vectors.removable == ["both"] and not vectors.explained()
     after = vectors.without("both", 0.5)["emb"]
     assert after.type == values.type and sorted(map(sum, after.to_pylist())) in ([0, 0, 0], [0, 0, 10])
+    one = pa.table({"item_id": [0, 1], "txt_emb_d1": [[0.0], [1.0]], "item_emb_d1": [[0.0], [2.0]]})
+    pq.write_table(one, tmp_path / "one.parquet")  # without the text nothing is left
+    assert ItemVectors(tmp_path / "one.parquet", MODALITIES).removable == ["both"]
     pq.write_table(pa.table({"item_id": [0, 1], "tags": [[0], [1]]}), tmp_path / "none.parquet")
     with pytest.raises(UserError, match="has no column of vectors, found item_id, tags"):
         ItemVectors(tmp_path / "none.parquet", MODALITIES)

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 from mm_fibinet import files
 from mm_fibinet.compare.workers import Meter, Workers
@@ -170,3 +170,8 @@ def test_peak_memory_is_counted_anew():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 300_000_000  # of 320 million bytes
+
+
+def test_a_run_that_is_no_worker_needs_an_experiment(capsys):
+    code, _, error = run_script("run_expid", "--gpu", "-1", capsys=capsys)
+    assert code == 2 and error.endswith("error: the following arguments are required: --expid\n")

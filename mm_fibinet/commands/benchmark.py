@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         jobs.run_all(runs, command, devices, lock, kept)
         board = leaderboard.build([job.outcome() for job in runs], baseline)
         if budget:
-            board.facts["Tuning"] = f"{budget}, on valid"
+            board.facts["Tuning"] = f"{budget.shown(bool(args.gpus))}, on valid"
         if args.task1:
             board.facts["Model"] = f"{task1.EXPID} on each item_info, as task 1 is judged"
         if args.study:

@@ -80,7 +80,7 @@ function fold() {
   const total = all("#board thead th").length, fits = () => board.scrollWidth <= frame.clientWidth;
   board.className = "";
   showColumns(total);
-  for (const closer of ["dense", "tight"]) if (innerWidth > 860 && !fits()) board.classList.add(closer);
+  for (const closer of ["dense", "tight", "tightest"]) if (innerWidth > 860 && !fits()) board.classList.add(closer);
   let count = total;
   if (!unfolded) {
     if (innerWidth < 620) showColumns(count = Math.min(3, total));

@@ -40,11 +40,11 @@ class Budget:
     trials: float = math.inf
     seconds: float = math.inf
 
-    def __str__(self) -> str:
+    def shown(self, on_gpu: bool) -> str:
         """As the leaderboard's page tells it."""
         if math.isinf(self.seconds):
             return f"{self.trials:g} trial{'s' * (self.trials > 1)} each"
-        return f"{self.seconds / 60:g} min of one core each"
+        return f"{self.seconds / 60:g} min {'on a GPU' if on_gpu else 'of one core'} each"
 
     @classmethod
     def read(cls, text: str) -> "Budget":

@@ -50,8 +50,8 @@ class ItemVectors:
 
     @property
     def removable(self) -> list[str]:
-        """What items may lack: the modalities that have columns of their own, and all together."""
-        return [*(modality for modality, names in self.own.items() if names), BOTH]
+        """What items may lack: a modality, where each has columns of its own, and all together."""
+        return [*(self.own if all(self.own.values()) else ()), BOTH]
 
     @property
     def fused(self) -> list[str]:
@@ -83,7 +83,7 @@ class ItemVectors:
 
     def explained(self) -> dict[str, float]:
         """{fused column: share of its variance that the modalities' own columns explain}; empty without such."""
-        if not self._stacked.size:
+        if self.removable == [BOTH]:
             return {}
         shares = {}
         for name in self.fused:
@@ -105,8 +105,7 @@ class ItemVectors:
     @cached_property
     def _stacked(self) -> np.ndarray:
         """All modalities' own columns side by side, centred over the items: float64 [N - 1, P]."""
-        names = [name for names in self.own.values() for name in names]
-        return np.hstack([self._centred(name) for name in names]) if names else np.empty((len(self.table) - 1, 0))
+        return np.hstack([self._centred(name) for names in self.own.values() for name in names])
 
     @cached_property
     def _coefficients(self) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from mm_fibinet import files, run_result
 from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.section import Figure, Point, Section
 from mm_fibinet.compare.studies.bench import Bench, auc_of, failures, has_auc, set_path
-from mm_fibinet.compare.studies.missing import ItemVectors, write_without
+from mm_fibinet.compare.studies.missing import BOTH, ItemVectors, write_without
 from mm_fibinet.compare.studies.rescoring import Rescorer
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.metrics import auc
@@ -130,13 +130,13 @@ def _section(
 
 def _of_fused(vectors: ItemVectors) -> str:
     """What is said of columns that are of several modalities."""
-    explained = vectors.explained()
-    if not explained:
-        return (
-            "item_info has no column of one modality alone, so an item lacks all of its vectors. Means over the seeds."
-        )
-    parts = [f"{share:.0%} of {printable(name)}" for name, share in explained.items()]
+    if vectors.removable == [BOTH]:
+        return "Not each modality has a column of its own, so an item lacks all of its vectors. Means over the seeds."
+    zeros = "Its vectors of that modality are zeros"
+    parts = [f"{share:.0%} of {printable(name)}" for name, share in vectors.explained().items()]
+    if not parts:
+        return f"{zeros}. Means over the seeds."
     return (
-        "Its vectors of that modality are zeros, and a fused vector loses the part that they explain of it "
-        f"(least squares over the items; all modalities together explain {', '.join(parts)}). Means over the seeds."
+        f"{zeros}, and a fused vector loses the part that they explain of it (least squares over the items; all "
+        f"modalities together explain {', '.join(parts)}). Means over the seeds."
     )
