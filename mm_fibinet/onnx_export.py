@@ -62,9 +62,8 @@ def write_model(
 def encode_items(encoder: nn.Module, table: ItemTable) -> np.ndarray:
     """float32 [N, width], the rows of all items."""
     encoder.eval()
-    starts = range(0, table.num_items, ITEMS_AT_ONCE)
-    columns = [table[name] for name in encoder.features]
-    return torch.cat([encoder(*(c[start : start + ITEMS_AT_ONCE] for c in columns)) for start in starts]).numpy()
+    parts = (table.rows(part) for part in torch.arange(table.num_items).split(ITEMS_AT_ONCE))
+    return torch.cat([encoder(*(rows[name] for name in encoder.features)) for rows in parts]).numpy()
 
 
 def item_ids(table: ItemTable, ids: dict[str, int]) -> np.ndarray:

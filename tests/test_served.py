@@ -11,6 +11,7 @@ from test_model_contract import EMBEDDING, FEATURES, SIZES
 import model_zoo
 from mm_fibinet import similarity
 from mm_fibinet.errors import UserError
+from mm_fibinet.item_table import ItemTable
 from mm_fibinet.onnx_export import encode_items, item_ids
 from model_zoo import served
 
@@ -82,6 +83,16 @@ def test_tags_of_one_history_are_compared_as_those_of_rows():
     expected = similarity.tag_features(tags, target, *rows)
     found = similarity.tag_features_of_one(tags[target], tags[history[0]], 6, weights)
     torch.testing.assert_close(found, expected)
+
+
+def test_an_embedding_that_is_kept_as_int8_is_encoded_with_its_scale():
+    model, plain = served_models.make_model("FiBiNET"), served_models.make_table()
+    columns = {name: plain[name] for name in model.item_side_features()}
+    small = {**columns, "item_emb_d128": (columns["item_emb_d128"] * 20).to(torch.int8)}
+    scaled = {**columns, "item_emb_d128": small["item_emb_d128"].float() * 0.05}
+    encoder = served.ItemEncoder(model)
+    found = encode_items(encoder, ItemTable(small, {"item_emb_d128": 0.05}))
+    np.testing.assert_array_equal(found, encode_items(encoder, ItemTable(scaled)))
 
 
 def test_a_new_item_is_encoded_as_one_without_an_id():
