@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv/bin
 DEMO := data/demo
 CASES ?= 5000
+GPU ?= -1
+RAW ?= Taobao-MM
 
-.PHONY: venv demo test fuzz lint bench clean
+.PHONY: venv demo microlens taobao_mm test fuzz lint bench clean
 
 venv: .venv/.installed
 
@@ -21,6 +23,22 @@ demo: venv
 	$(VENV)/python run_expid.py --expid FiBiNET_demo
 	$(VENV)/python prediction.py --expid FiBiNET_demo
 	$(VENV)/python -m mm_fibinet.demo.score --data $(DEMO) --expid FiBiNET_demo
+
+# The files of data/README.md to a score on valid and a submission: make microlens EXPID=DIN_MicroLens_1M_x1 GPU=0
+microlens: EXPID ?= DIN_att_emb_rms_MicroLens_1M_x1
+microlens: venv
+	$(VENV)/python -m mm_fibinet check data/MicroLens_1M_x1
+	$(VENV)/python run_expid.py --expid $(EXPID) --gpu $(GPU)
+	$(VENV)/python prediction.py --expid $(EXPID) --gpu $(GPU)
+
+# Taobao-MM as it was downloaded, RAW, to a score on test: make taobao_mm RAW=../Taobao-MM GPU=0
+taobao_mm: EXPID ?= MUSE_Taobao_MM
+taobao_mm: venv data/taobao_mm/dataset_config.yaml
+	$(VENV)/python run_expid.py --expid $(EXPID) --gpu $(GPU)
+	$(VENV)/python prediction.py --expid $(EXPID) --gpu $(GPU) --labels data/taobao_mm/test_labels.parquet
+
+data/taobao_mm/dataset_config.yaml: | venv
+	$(VENV)/python build_dataset.py --recipe taobao_mm --data_root $(RAW) --out data/taobao_mm
 
 test: venv
 	$(VENV)/python -m pytest tests -n 2 --dist loadfile

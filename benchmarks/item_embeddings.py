@@ -26,6 +26,7 @@ import yaml
 
 from mm_fibinet import commands, settings
 from mm_fibinet.compare import jobs, leaderboard, task1
+from mm_fibinet.compare.workers import Workers
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.files import write_text
 from mm_fibinet.items.build import build
@@ -63,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--expids", nargs="+", default=list(EXPIDS), metavar="EXPID", help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025, 2026, 2027])
     parser.add_argument("--code_size", type=int, default=64, help="semantic ids' codes a level (default: %(default)s)")
+    parser.add_argument("--gpu", type=int, default=jobs.CPU, help="of all runs (default: the CPU)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     return parser.parse_args()
 
@@ -162,6 +164,7 @@ def main() -> int:
     args = parse_arguments()
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: expected at least 1")
+    settings.require_device(args.gpu)
     home, out = commands.Home.repository(ROOT), Path(args.out)
     entry = settings.load_dataset_config(Path(args.config), args.dataset_id)
     missing = [name for name in ("item_info", "item_feature", "train_data", "valid_data") if not entry.get(name)]
@@ -172,8 +175,9 @@ def main() -> int:
     variants = {name: changes(name, path, ids) for name, path in files.items()}
     models = home.import_models()
     runs = jobs.plan(str(out / "config"), args.expids, args.seeds, models, out, [], None, variants)
-    with jobs.locked(out) as lock:
-        jobs.run_all(runs, [*home.train, "--config", str(out / "config")], [jobs.CPU] * args.workers, lock)
+    command = [*home.train, "--config", str(out / "config")]
+    with jobs.locked(out) as lock, Workers(home.train, lock) as workers:
+        jobs.run_all(runs, command, [args.gpu] * args.workers, lock, workers)
     for expid in args.expids:
         board = leaderboard.build([job.outcome() for job in runs if job.expid == expid], args.variants[0])
         (out / expid).mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.gather import real_positions
-from mm_fibinet.item_table import ItemTable, item_side_features, load_item_table
+from mm_fibinet.item_table import ItemTable, item_side_features, shared_item_table
 from mm_fibinet.memory import give_back_read_buffers
 from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.split import PointingSplit, Split, read_split
@@ -139,7 +139,7 @@ class MMCTRDataLoader:
         self.device = torch.device("cuda", gpu) if gpu >= 0 and torch.cuda.is_available() else torch.device("cpu")
         if item_info is not None and not isinstance(item_info, ItemTable):
             features = item_side_features(feature_map.features, history_levels)
-            item_info = load_item_table(item_info, features, item_feature)
+            item_info = shared_item_table(item_info, features, item_feature, self.device)
         self.item_table = item_info.to(self.device) if item_info is not None else None
         self.num_items = self.item_table.num_items if self.item_table else None
         self.users = self._load_users(user_info, storage)

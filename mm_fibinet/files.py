@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -58,6 +59,40 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes its place, on any failure it is removed.
+
+    A folder that is there is replaced: `require_output_folder` says whose it is.
+    """
+    target, temporary = Path(path), None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        os.chmod(temporary, 0o777 & ~_umask())
+        yield temporary
+        for written in temporary.iterdir():
+            with open(written, "rb") as opened:
+                os.fsync(opened.fileno())
+        if target.exists():
+            before = temporary.with_suffix(".before")
+            os.replace(target, before)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                os.replace(before, target)
+                raise
+            shutil.rmtree(before)
+        else:
+            os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -140,6 +175,43 @@ def require_output(
         raise explain_os_error(error, path) from error
     except ValueError as error:  # a NUL character
         raise UserError(f"{option} {path}: not a file name ({error})") from error
+    return target
+
+
+def require_output_folder(
+    path: str | os.PathLike, inputs: Iterable[str | os.PathLike | None], own: Iterable[str], option: str = "--out"
+) -> Path:
+    """Refuse a folder to write that is an input, or holds one, or anything but what such a folder holds.
+
+    Args:
+        path: the folder that will be written, or replaced.
+        inputs: files and folders that are read; None is passed over.
+        own: the names that an earlier one may hold, the first of them always.
+        option: how the user named the path.
+
+    Returns:
+        the path.
+    """
+    target, own = Path(path), tuple(own)
+    try:
+        resolved = target.resolve()
+        if resolved.exists() and not resolved.is_dir():
+            raise UserError(f"{option} {path}: this is no folder, expected the name of a folder to write")
+        for source in (Path(source).resolve() for source in inputs if source is not None):
+            if source.is_relative_to(resolved) or (source.is_dir() and resolved.is_relative_to(source)):
+                raise UserError(f"{option} {path} is an input; inputs are never modified, choose another folder")
+        present = sorted(each.name for each in resolved.iterdir()) if resolved.exists() else []
+        other = [name for name in present if name not in own]
+        if other or (present and own[0] not in present):
+            raise UserError(
+                f"{option} {path}: there is {(other or present)[0]}, which is no part of an earlier one; "
+                "choose another folder"
+            )
+        _require_writable(next(folder for folder in resolved.parents if folder.exists()), path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except ValueError as error:  # a NUL character
+        raise UserError(f"{option} {path}: not a folder's name ({error})") from error
     return target
 
 

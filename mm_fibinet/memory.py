@@ -7,7 +7,9 @@ that a process keeps its peak memory until it ends; it is the whole process's, s
 does.
 """
 
+import contextlib
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -41,6 +43,20 @@ def give_back_read_buffers() -> None:
     this after the function that read has returned.
     """
     pa.default_memory_pool().release_unused()
+
+
+def forget_run() -> None:
+    """Free what a run of this process held, on the GPU too, and count the peaks of the next one from here.
+
+    Where the system is not Linux, or does not let its peak be reset, `peak_memory` stays that of all runs so far.
+    """
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes what is held now
 
 
 def peak_memory() -> int:

@@ -14,6 +14,8 @@ ENGINES = ("local", "ray")  # where items are encoded
 CODE_LEVELS, CODE_SIZE = 3, 256  # of semantic ids
 STORE_NAME = ".mm_fibinet_features"
 SUITES = "benchmark_config.yaml"
+STUDIES = ("cold", "history", "calibration", "modality", "protocol", "scale", "modality_retrained")  # of a benchmark
+ITEM_TABLES = ("fp32", "fp16", "int8")  # how an exported model stores its items
 
 
 def add_check_arguments(parser: argparse.ArgumentParser, config: object = "config") -> None:

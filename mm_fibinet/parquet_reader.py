@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from mm_fibinet.errors import UserError, explain_os_error
 
 SLICE_ROWS = 65_536
+BYTES_AT_ONCE = 1 << 20  # of a column's chunk
 SUFFIX = ".parquet"
 NPZ = ".npz"  # of FuxiCTR: an array a column
 IDS_OF_TEXT = "build_dataset.py makes ids of text: python build_dataset.py --recipe RECIPE.yaml --out data/NAME"
@@ -414,8 +415,11 @@ def _mode(path: str | Path) -> int | None:
 
 
 def _open_file(path: Path) -> pq.ParquetFile:
-    """Arrow takes str for UTF-8 text and bytes as they are, which is what file names are."""
-    return pq.ParquetFile(pa.OSFile(os.fsencode(path)))
+    """Open a file to be read piece by piece; told nothing, Arrow reads all of it before the first rows, and keeps it.
+
+    Arrow takes str for UTF-8 text and bytes as they are, which is what file names are.
+    """
+    return pq.ParquetFile(pa.OSFile(os.fsencode(path)), pre_buffer=False, buffer_size=BYTES_AT_ONCE)
 
 
 def _not_complete(path: str | Path, error: Exception) -> UserError:

@@ -22,9 +22,11 @@ from mm_fibinet.parquet_reader import (
     ParquetData,
     RowError,
     identities,
+    is_list,
     is_number_list,
     matrix,
     open_parquet,
+    read_column,
     read_slices,
     require_columns,
     scalars,
@@ -250,10 +252,9 @@ def require_padding_in_front(history: np.ndarray, path: str | Path, first_row: i
 
 
 def read_item_info(path: str | Path, noted: Noted = nullcontext) -> pa.Table:
-    """Read item_info.parquet whole and check what every use of it relies on.
+    """Read item_info.parquet whole and check what every use of it relies on, as `item_slices` does.
 
-    item_id must be 0, 1, 2, ... in order (row = id), row 0 the padding item with zeros in every list of numbers, such
-    lists of equal lengths, embeddings finite. Other columns (text, lists of text, structs) are kept as they are.
+    Other columns (text, lists of text, structs) are kept as they are.
 
     Returns:
         the table as it is in the file: columns, order and types untouched.
@@ -263,12 +264,39 @@ def read_item_info(path: str | Path, noted: Noted = nullcontext) -> pa.Table:
     table = opened.read()
     with noted():
         _require_id_order(scalars(whole_column(table, ITEM_ID), path, ITEM_ID), path)
-    for column in table.column_names:
-        kind = table.schema.field(column).type
-        if is_number_list(kind):
-            with noted():
-                _require_item_lists(whole_column(table, column), path, column, pa.types.is_integer(kind.value_type))
+    for column in _number_lists(table.schema):
+        with noted():
+            _require_item_lists(whole_column(table, column), path, column)
     return table
+
+
+def item_slices(
+    path: str | Path, columns: list[str], noted: Noted = nullcontext
+) -> Iterator[tuple[int, dict[str, pa.Array]]]:
+    """Read columns of item_info.parquet slice by slice, and check what every use of the file relies on.
+
+    item_id must be 0, 1, 2, ... in order (row = id), row 0 the padding item with zeros in every list of numbers, such
+    lists of equal lengths, embeddings finite; those of all columns are checked, also where nobody reads them.
+
+    Args:
+        path: a parquet file or folder.
+        columns: those that are read, of any type.
+        noted: what a fault is handed to; by default it is raised.
+
+    Yields:
+        (first row of the slice, {column: arrow array}).
+    """
+    opened = open_parquet(path)
+    require_columns(path, opened, [ITEM_ID, *columns])
+    with noted():
+        _require_id_order(read_column(path, ITEM_ID), path)
+    lists: dict[str, int | None] = dict.fromkeys(_number_lists(opened.schema_arrow))  # {column: its width}
+    read = [name for name in opened.schema_arrow.names if name in lists or name in columns]
+    for first, arrays in read_slices(path, read) if read else ():
+        for column, width in lists.items():
+            with noted():
+                lists[column] = _require_item_lists(arrays[column], path, column, first, width)
+        yield first, {name: arrays[name] for name in columns}
 
 
 def read_item_feature(
@@ -344,12 +372,21 @@ def _float32(values: np.ndarray, path: str | Path, name: str, first_row: int) ->
     raise RowError(path, name, "has a number beyond float32", "up to 3.4e38", bad, first_row)
 
 
-def _require_item_lists(array: pa.Array, path: str | Path, column: str, integer: bool) -> None:
-    values = matrix(array, path, column, integer=integer)
+def _number_lists(columns: pa.Schema) -> list[str]:
+    return [column.name for column in columns if is_number_list(column.type)]
+
+
+def _require_item_lists(
+    array: pa.Array, path: str | Path, column: str, first_row: int = 0, width: int | None = None
+) -> int:
+    """The width of lists of numbers of items, which must be that of the lists before, and finite."""
+    integer = is_list(array.type) and pa.types.is_integer(array.type.value_type)
+    values = matrix(array, path, column, first_row, width, integer)
     if not integer:
-        require_finite(values, path, column)
-    if np.any(values[0] != 0):
+        require_finite(values, path, column, first_row)
+    if not first_row and np.any(values[0] != 0):
         raise UserError(f"{path}: column {column} is not zero in row 0, expected zeros (the padding item)")
+    return values.shape[1]
 
 
 def _require_id_order(ids: np.ndarray, path: str | Path) -> None:

@@ -179,6 +179,7 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*dropout|.*dropout_rates?", (float, int), Share),
     (r"ema_decay", (float, int), Share),
     (r"learning_rate|max_gradient_norm", (float, int), Positive),
+    (r"table_learning_rate", (type(None),), Positive),
     (r"lr_decay_factor", (float, int), Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]),
     (r".*regularizer", (float, int, str, type(None)), Regularizer),
     (r"(dcn|mlp1|mlp2|cin)_hidden_units", (tuple, list), SomeUnits),

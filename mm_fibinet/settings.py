@@ -276,7 +276,10 @@ def _dataset_entry(config_dir: Path, dataset_id: object, data_root: str | None) 
     if dataset_id not in found and built.is_file():
         found = {name: (built, content) for name, content in read_yaml(built).items()}
     if dataset_id not in found:
-        raise UserError(f"dataset_id {dataset_id}: not in {config_dir}, {expected_one_of(dataset_id, found)}")
+        expected = expected_one_of(dataset_id, found)
+        raise UserError(
+            f"dataset_id {dataset_id}: not in {config_dir}, nor is there {built}, as build_dataset.py makes; {expected}"
+        )
     return {**_settings(found, dataset_id), "dataset_id": dataset_id}
 
 

@@ -242,12 +242,12 @@ def _check_activations(params: dict, origin) -> None:
 
 
 def _check_table_optimizer(params: dict, origin) -> None:
-    """Lazy tables are Adam's (see mm_fibinet.table_optimizer, which brings torch)."""
-    optimizer = params.get("optimizer", "adam")
-    if params.get("table_optimizer") == "lazy" and optimizer.lower() != "adam":
+    """Tables trained in their touched rows need Adam (see mm_fibinet.table_optimizer, which brings torch)."""
+    optimizer, of_tables = params.get("optimizer", "adam"), params.get("table_optimizer", "dense")
+    if of_tables != "dense" and optimizer.lower() != "adam":
         raise UserError(
-            f"{origin('table_optimizer')}: table_optimizer is lazy, which is Adam on the touched rows, and optimizer "
-            f"is {optimizer}; set optimizer: adam, or table_optimizer: dense"
+            f"{origin('table_optimizer')}: table_optimizer is {of_tables}, which needs Adam for the rest of the model, "
+            f"and optimizer is {optimizer}; set optimizer: adam, or table_optimizer: dense"
         )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from mm_fibinet.errors import UserError
 
 RESAMPLES = 1000
+P_FLOOR = 2 / (RESAMPLES + 1)  # the bootstrap's smallest p-value: all draws on one side
 CONFIDENCE = 0.95
 NORMAL_95 = 1.959964  # half the width of a 95 % interval, in standard deviations
 
@@ -31,7 +32,7 @@ class Comparison(NamedTuple):
         difference: AUC of the model minus AUC of the other, means over their seeds.
         p_delong: two-sided p-value of DeLong's test.
         low, high: the 95 % interval of the difference, percentiles of the bootstrap over users.
-        p_bootstrap: two-sided p-value of the bootstrap; it cannot fall below 2 / (RESAMPLES + 1).
+        p_bootstrap: two-sided p-value of the bootstrap; it cannot fall below P_FLOOR.
     """
 
     difference: float
@@ -49,35 +50,72 @@ class Interval(NamedTuple):
     high: float
 
 
+class Pairs:
+    """Any model against any other on the same rows; both methods' work for all models is done once.
+
+    Args:
+        label: [N], 0 or 1.
+        user: integer [N].
+        scores: {model: float [S, N]}, a row for each of its S seeds; S may differ between models.
+        seed: of the bootstrap.
+    """
+
+    def __init__(self, label: np.ndarray, user: np.ndarray, scores: dict[str, np.ndarray], seed: int = 2025):
+        stacked = np.concatenate(list(scores.values()))
+        self._owner = np.repeat(list(scores), [len(own) for own in scores.values()])
+        self._auc, self._covariance = delong(label, stacked)
+        self._resampled = bootstrap_auc(label, stacked, user, seed=seed)
+
+    def compare(self, model: str, other: str) -> Comparison:
+        """The model against the other."""
+        contrast = self._mean_of(model) - self._mean_of(other)
+        difference = float(contrast @ self._auc)
+        variance = float(contrast @ self._covariance @ contrast)
+        low, high, p_bootstrap = _interval(self._resampled @ contrast)
+        return Comparison(difference, _normal_p(difference, variance), low, high, p_bootstrap)
+
+    def _mean_of(self, model: str) -> np.ndarray:
+        return (self._owner == model) / np.sum(self._owner == model)
+
+
 def compare_to_baseline(
     label: np.ndarray, user: np.ndarray, scores: dict[str, np.ndarray], baseline: str, seed: int = 2025
 ) -> dict[str, Comparison]:
     """Every model against the baseline.
 
     Args:
-        label: [N], 0 or 1.
-        user: integer [N].
-        scores: {model: float [S, N]}, a row for each of its S seeds; S may differ between models.
+        label, user, scores, seed: of `Pairs`.
         baseline: the model that the others are compared to.
-        seed: of the bootstrap.
 
     Returns:
         {model: Comparison}, without the baseline.
     """
+    pairs = Pairs(label, user, scores, seed)
+    return {name: pairs.compare(name, baseline) for name in scores if name != baseline}
+
+
+def mean_auc_intervals(
+    label: np.ndarray, user: np.ndarray, scores: dict[str, np.ndarray], seed: int = 2025
+) -> dict[str, Interval]:
+    """Each model's AUC, the mean over its seeds, with its 95 % interval by the bootstrap over users.
+
+    Args:
+        label, user, scores, seed: of `Pairs`.
+
+    Returns:
+        {model: Interval}.
+
+    Raises:
+        UserError: fewer than two rows of one class.
+    """
     stacked = np.concatenate(list(scores.values()))
-    owner = np.repeat(list(scores), [len(own) for own in scores.values()])
-    auc, covariance = delong(label, stacked)
-    resampled = bootstrap_auc(label, stacked, user, seed=seed)
-    compared = {}
-    for name in scores:
-        if name == baseline:
-            continue
-        contrast = (owner == name) / np.sum(owner == name) - (owner == baseline) / np.sum(owner == baseline)
-        difference = float(contrast @ auc)
-        variance = float(contrast @ covariance @ contrast)
-        low, high, p_bootstrap = _interval(resampled @ contrast)
-        compared[name] = Comparison(difference, _normal_p(difference, variance), low, high, p_bootstrap)
-    return compared
+    auc, resampled = delong(label, stacked)[0], bootstrap_auc(label, stacked, user, seed=seed)
+    found, first = {}, 0
+    for model, own in scores.items():
+        seeds = slice(first, first + len(own))
+        found[model] = Interval(float(auc[seeds].mean()), *_interval(resampled[:, seeds].mean(axis=1))[:2])
+        first = seeds.stop
+    return found
 
 
 def auc_intervals(

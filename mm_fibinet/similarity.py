@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mm_fibinet.gather import take_rows
 from mm_fibinet.precision import autocast_dtype
 
 TOP = 4  # history items nearest to the target
 RECENCY = 0.85  # the weight of a history item, to the power of the positions after it
 ITEMS_PER_POSITION = 16  # up to this many items a position, all cosines at once are cheaper than gathered vectors
-NUMBERS_AT_ONCE = 1 << 22  # of gathered vectors: 16 MB of float32, whatever the history's length
+NUMBERS_AT_ONCE = 1 << 19  # of gathered vectors: 2 MB of float32 stay in a core's cache, whatever the history's length
+NUMBERS_ON_A_GPU = 1 << 26  # 256 MB: few starts of kernels
 
 OF_EMBEDDING = ("mean", "top", "max", "recent")  # what each function computes, in its order
 OF_TAGS = ("shared", "mean", "recent")
@@ -35,7 +37,9 @@ def history_weights(real: Tensor) -> Tensor:
 
 
 def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
-    """float [B, L] and [B, 2, L] to [B, 2]."""
+    """float [B, L] and [B, 2, L], or [1, 2, L] for all rows, to [B, 2]."""
+    if len(weights) == 1:
+        return values @ weights[0].T
     return torch.bmm(weights, values.unsqueeze(-1)).squeeze(-1)
 
 
@@ -64,17 +68,19 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
         items = items if whole_numbers else items / lengths.unsqueeze(-1)
     product_type = autocast_dtype(own)  # float32 without it
     found = torch.empty(batch, length, device=items.device)
-    rows = max(NUMBERS_AT_ONCE // max(length * items.shape[1], 1), 1)
+    numbers = NUMBERS_AT_ONCE if items.device.type == "cpu" else NUMBERS_ON_A_GPU
+    rows = max(numbers // max(length * items.shape[1], 1), 1)
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         places = history[part].reshape(-1)
-        theirs = items.index_select(0, places).unflatten(0, history[part].shape)
+        theirs = take_rows(items, places).unflatten(0, history[part].shape)
         if lengths is None and not whole_numbers:
             theirs = F.normalize(theirs.float(), dim=-1)
         theirs = theirs.to(product_type)
-        found[part] = torch.bmm(theirs, own[part].to(product_type).unsqueeze(-1)).squeeze(-1)
+        products = torch.bmm(own[part].to(product_type).unsqueeze(1), theirs.transpose(1, 2))
+        found[part] = products.squeeze(1)  # the other way round, products of one column take torch twice as long
         if whole_numbers:
-            found[part] /= _lengths(theirs) if lengths is None else lengths[places].view_as(found[part])
+            found[part] /= _lengths(theirs) if lengths is None else take_rows(lengths, places).view_as(found[part])
     return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
 
 
@@ -105,10 +111,24 @@ def unit_cosine_features(unit: Tensor, target: Tensor, history: Tensor, real: Te
         cosines = (chosen @ unit.T).gather(1, history.long())
     else:
         cosines = torch.bmm(F.embedding(history, unit), chosen.unsqueeze(-1)).squeeze(-1)
+    return cosine_numbers(cosines, real, weights)
+
+
+def cosine_numbers(cosines: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+    """What `cosine_features` says of cosines that are there.
+
+    Args:
+        cosines: float [B, L].
+        real: bool [B, L], or [1, L] where all rows have one history.
+        weights: of `history_weights`.
+
+    Returns:
+        float [B, 4].
+    """
+    if not cosines.shape[1]:
+        return cosines.new_zeros(len(cosines), 4)
     mean, recent = weighted_means(cosines, weights).split(1, dim=1)
-    if not history.shape[1]:
-        return cosines.new_zeros(len(target), 4)
-    nearest = cosines.masked_fill(~real, -2).topk(min(TOP, history.shape[1]), dim=1).values
+    nearest = cosines.masked_fill(~real, -2).topk(min(TOP, cosines.shape[1]), dim=1).values
     there = nearest > -2
     top = (nearest * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.cat([mean, top, (nearest * there)[:, :1], recent], dim=1)
@@ -124,10 +144,47 @@ def tag_features(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor)
     Returns:
         float [B, 3].
     """
-    own = tags.index_select(0, target)
     theirs = F.embedding(history, tags.float()).to(tags.dtype)
+    own = tags.index_select(0, target)
     same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
-    common = same.any(dim=-1).sum(dim=-1).float()
+    return _jaccard(same.any(dim=-1).sum(dim=-1).float(), own, theirs, weights)
+
+
+def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: Tensor) -> Tensor:
+    """`tag_features` where all rows have one history: a row of counts for each tag that occurs in it, then look-ups.
+
+    Comparing each of a row's tags with each of every history item's takes longer than all the rest of a model.
+
+    Args:
+        own: integer [B, W], the rows' tags, theirs: integer [L, W], the history's.
+        vocab_size: all tags are below it.
+        weights: float [1, 2, L], of `history_weights`.
+
+    Returns:
+        float [B, 3].
+    """
+    length, width = theirs.shape
+    tags = theirs.reshape(-1).long()
+    rows = torch.arange(1, length * width + 1, device=tags.device)
+    row_of = torch.zeros(vocab_size, dtype=torch.long, device=tags.device).scatter_reduce(0, tags, rows, "amax")
+    cells = row_of[tags] * length + torch.arange(length, device=tags.device).repeat_interleave(width)
+    counts = torch.zeros((length * width + 1) * length, device=tags.device)
+    counts = counts.scatter_add(0, cells, (tags != 0).float()).view(-1, length)  # row 0: of tags that do not occur
+    place = torch.arange(own.shape[1], device=own.device)
+    twice = ((own.unsqueeze(2) == own.unsqueeze(1)) & (place.unsqueeze(1) > place)).any(dim=-1)
+    found = row_of[own.long()] * ((own != 0) & ~twice)
+    common = torch.stack([F.embedding(found[:, i], counts) for i in range(own.shape[1])]).sum(dim=0)
+    return _jaccard(common, own, theirs.unsqueeze(0), weights)
+
+
+def _jaccard(common: Tensor, own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """The numbers of `tag_features`.
+
+    Args:
+        common: float [B, L], how many of an item's tags are the row's.
+        own: integer [B, W], theirs: integer [B, L, W], or [1, L, W] where all rows have one history.
+        weights: of `history_weights`.
+    """
     either = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True) - common
     shared = weighted_means((common > 0).float(), weights)[:, :1]
     return torch.cat([shared, weighted_means(common / either.clamp(min=1), weights)], dim=1)
@@ -143,9 +200,19 @@ def level_features(levels: list[Tensor], target: Tensor, history: Tensor, weight
     Returns:
         float [B, 4 * len(levels)].
     """
-    features = []
-    for level in levels:
-        own = level.index_select(0, target).unsqueeze(1)
-        difference = (own - level[history.long()]).float() / 10
-        features += [weighted_means(difference, weights), weighted_means(difference.abs(), weights)]
+    features = [level_numbers(level.index_select(0, target), level[history.long()], weights) for level in levels]
     return torch.cat(features, dim=1)
+
+
+def level_numbers(own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """What `level_features` says of one level.
+
+    Args:
+        own: integer [B], theirs: integer [B, L], or [1, L] where all rows have one history.
+        weights: of `history_weights`.
+
+    Returns:
+        float [B, 4].
+    """
+    difference = (own.unsqueeze(1) - theirs).float() / 10
+    return torch.cat([weighted_means(difference, weights), weighted_means(difference.abs(), weights)], dim=1)

@@ -33,7 +33,7 @@ from mm_fibinet.objective import Objective
 from mm_fibinet.precision import Precision, Scaling
 from mm_fibinet.progress import log_lines_above_bars, track
 from mm_fibinet.scoring import evaluate
-from mm_fibinet.table_optimizer import TABLE_OPTIMIZERS, LazyAdam, LazyTables
+from mm_fibinet.table_optimizer import ROW_OPTIMIZERS, TABLE_OPTIMIZERS, LazyTables, set_table_rate
 from mm_fibinet.weight_average import WeightAverage
 
 LR_SCHEDULES = ("plateau", "linear")
@@ -61,7 +61,9 @@ class Trainer:
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
         accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
         table_optimizer: "dense" trains all rows of the embedding tables at every step, as FuxiCTR does; "lazy" those of
-            large tables that the step touches (see mm_fibinet.table_optimizer), by Adam alone.
+            large tables that the step touches, by Adam, "rowwise_adagrad" the same by Adagrad with one number of state
+            a row (see mm_fibinet.table_optimizer); both need Adam for all else.
+        table_learning_rate: of the embedding tables, small and large; None for that of all else.
         precision: one of PRECISIONS (see mm_fibinet.precision); weights stay fp32.
         compile: run the model through torch.compile.
         cuda_graphs: replay forward and backward of full batches as one CUDA graph; "auto" where that can be done.
@@ -92,6 +94,7 @@ class Trainer:
         max_gradient_norm: float = 10.0,
         accumulation_steps: int = 1,
         table_optimizer: str = "dense",
+        table_learning_rate: float | None = None,
         precision: str = "fp32",
         compile: bool = False,
         cuda_graphs: step_graph.CudaGraphs = "auto",
@@ -120,9 +123,12 @@ class Trainer:
         if isinstance(mixed, losses.MixedLoss):
             model.loss_fn = mixed
         refuse_untrained(model)
-        self.tables = LazyTables(model, table_optimizer == "lazy")
-        if table_optimizer == "lazy" and type(model.optimizer) is not LazyAdam:
-            model.optimizer = LazyAdam(model.optimizer)
+        of_rows = ROW_OPTIMIZERS.get(table_optimizer)
+        self.tables = LazyTables(model, of_rows is not None)
+        if of_rows and type(model.optimizer) is not of_rows:
+            model.optimizer = of_rows(model.optimizer)
+        if table_learning_rate is not None:
+            set_table_rate(model, table_learning_rate)
         self.optimizer = model.optimizer
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)
@@ -131,7 +137,7 @@ class Trainer:
         self.accumulation_steps = max(int(accumulation_steps), 1)
         self.lr_schedule = lr_schedule
         self.lr_decay_factor = lr_decay_factor
-        self.first_lr = self.optimizer.param_groups[0]["lr"]
+        self.first_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.planned_steps = 0
         self.average = WeightAverage(model, ema_decay) if ema_decay else None
         self.checkpoints = checkpoints
@@ -307,8 +313,8 @@ class Trainer:
         self.scaling.unscale(self.optimizer)
         self.objective.add_penalty_gradients()
         if self.lr_schedule == "linear":
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.first_lr * (1 - (self.total_steps - 1) / self.planned_steps)
+            for group, first in zip(self.optimizer.param_groups, self.first_rates, strict=True):
+                group["lr"] = first * (1 - (self.total_steps - 1) / self.planned_steps)
         clipped = [*self.parameters, *self.tables.clippable()]
         nn.utils.clip_grad_norm_(clipped, self.max_gradient_norm, foreach=True)
         self.scaling.step(self.optimizer)

@@ -183,7 +183,8 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
 
     def item_side_features(self) -> dict[str, dict]:
         """What the item table must hold for this model: FuxiCTR feature specs by name, each of source `item`."""
-        embedded = {name: {**self.feature_map.features[name], "source": "item"} for name in self.vector_features}
+        kept = {"source": "item", "keep_int8": True}  # rows of it get their scale when they are taken
+        embedded = {name: {**self.feature_map.features[name], **kept} for name in self.vector_features}
         compared = {name: {**self.feature_map.features[name], "compared_only": True} for name in self.compared_features}
         return {**embedded, **compared}
 
@@ -310,7 +311,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             distinct, positions = distinct_items(index, table.num_items)
             return Inputs(user, self._item_columns(table.rows(distinct)), positions, mask, 0)
         if index.numel() >= table.num_items:
-            return Inputs(user, self._item_columns(table.columns), index, mask, 0)
+            return Inputs(user, self._item_columns(table.all_rows()), index, mask, 0)
         rows = self._item_columns(table.rows(index))  # finding the distinct ones would make the GPU wait
         return Inputs(user, rows, torch.arange(index.numel(), device=index.device).view(index.shape), mask, None)
 

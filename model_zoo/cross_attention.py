@@ -48,8 +48,8 @@ class TargetAttention(nn.Module):
 
         Args:
             target: float [B, W].
-            history: float [B, L, W].
-            mask: [B, L], non-zero = a real history item.
+            history: float [B, L, W], or [1, L, W] where all rows have one history.
+            mask: [B, L] or [1, L], non-zero = a real history item.
 
         Returns:
             float [B, W].

@@ -131,20 +131,28 @@ class FieldModel(InterestModel):
             row = {**target, **row}
         else:
             interest = self._interest_fields(batch, torch.empty(0), torch.empty(0))
+        return self.stack_fields(row, history, batch.similarities, interest)
+
+    def stack_fields(
+        self, row: dict[str, Tensor], history: list[Tensor], similarities: list[Tensor], interest: list[Tensor]
+    ) -> Tensor:
+        """The fields in the order that weights were trained in: float [B, F, D].
+
+        Args:
+            row: {feature: float [B, D]} of the row's own and the target's fields.
+            history, interest: float [B, D] each.
+            similarities: as Inputs has them.
+        """
         fields = [row[name] for name in self.feature_map.features if name in row] + history
         if self.similarity is not None:
-            fields += self.similarity(batch.similarities)
+            fields += self.similarity(similarities)
         return torch.stack(fields + interest, dim=1)
 
     def _item_fields(self, batch: Inputs) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
         """The target's fields by name, the pooled history's and the interest layers', each float [B, D]."""
-        columns = {name: batch.items[name] for name in self.vector_features}
-        embedded = self.embed(self.embedding_layer, columns)
-        items = torch.cat([embedded[name] for name in self.vector_features], dim=-1)
-        if self.modality_gate is not None:
-            items = self.modality_gate(items)
+        items = self.item_vectors(batch)
         vectors = items.index_select(0, batch.target)
-        target = self._by_feature(vectors)
+        target = self.by_feature(vectors)
         for name, share in self.dropped_fields.items():
             if self.training and share:
                 target[name] = target[name] * (torch.rand(len(vectors), 1, device=vectors.device) >= share)
@@ -152,14 +160,30 @@ class FieldModel(InterestModel):
         if self.interest is not None:
             own = torch.cat([target[name] for name in self.vector_features], dim=-1)
             interest = self._interest_fields(batch, items, own)
+        return target, self.history_fields(batch, items, vectors), interest
+
+    def item_vectors(self, batch: Inputs) -> Tensor:
+        """float [M, W], a vector for each item of the batch: its fields side by side, gated."""
+        embedded = self.embed(self.embedding_layer, {name: batch.items[name] for name in self.vector_features})
+        items = torch.cat([embedded[name] for name in self.vector_features], dim=-1)
+        return items if self.modality_gate is None else self.modality_gate(items)
+
+    def history_fields(self, batch: Inputs, items: Tensor, target: Tensor) -> list[Tensor]:
+        """The pooled history's fields, float [B, D] each; [1, D] of a mean where all rows have one history.
+
+        Args:
+            batch: the batch.
+            items: float [M, W], the items' vectors.
+            target: float [B, W], the targets'.
+        """
         if self.history_pooling == "none":
-            return target, [], interest
+            return []
         if self.history_pooling == "mean":
             pooled = mean_pooling(items, batch.history, batch.mask, batch.padding_row)
         else:
-            pooled = self.history_attention(vectors, items, batch.history, batch.mask)
-        pooled = self._by_feature(pooled)
-        return target, [pooled[name] for name in self.pooled_features], interest
+            pooled = self.history_attention(target, items, batch.history, batch.mask)
+        fields = self.by_feature(pooled)
+        return [fields[name] for name in self.pooled_features]
 
     def _interest_fields(self, batch: Inputs, items: Tensor, target: Tensor) -> list[Tensor]:
         """The interest layers' outputs as fields: float [B, D] each."""
@@ -168,7 +192,7 @@ class FieldModel(InterestModel):
         outputs = self.interest(batch, items, target)
         return [project(output) for project, output in zip(self.interest_projections, outputs, strict=True)]
 
-    def _by_feature(self, vectors: Tensor) -> dict[str, Tensor]:
+    def by_feature(self, vectors: Tensor) -> dict[str, Tensor]:
         """float [B, W] to {feature: float [B, D]}."""
         return dict(zip(self.vector_features, vectors.split(self.embedding_dim, dim=-1), strict=True))
 

@@ -82,7 +82,7 @@ class HistoryModel(InterestModel):
             items: float [M, W], of `item_vectors`.
             target: float [B, W], of `target_vectors`.
         """
-        vectors = [torch.empty(len(batch.target), 0, device=self.device)]
+        vectors = [torch.empty(batch.target.shape[0], 0, device=self.device)]
         if self.user_features:
             embedded = self.embed(self.embedding_layer, batch.user)
             vectors = [embedded[name] for name in self.user_features]

@@ -165,11 +165,9 @@ class LinearPart(nn.Module):
         Returns:
             float [B, 1].
         """
-        terms = []
-        if self.embedding_layer is not None:
-            rest = {name: values for name, values in inputs.items() if name not in self.embedding_weights}
-            terms.append(self.embedding_layer(rest).sum(dim=1))
-        terms += [weights(inputs[name].float()) for name, weights in self.embedding_weights.items()]
+        rest = {name: values for name, values in inputs.items() if name not in self.embedding_weights}
+        terms = [self.embedding_layer(rest).sum(dim=1)] if self.embedding_layer is not None and rest else []
+        terms += [weights(inputs[name].float()) for name, weights in self.embedding_weights.items() if name in inputs]
         return sum(terms)
 
 
@@ -220,8 +218,8 @@ class DINAttention(nn.Module):
         Args:
             target: float [B, W].
             items: float [M, W], vectors of items.
-            positions: integer [B, L], each history position's row in `items`.
-            mask: [B, L], non-zero = a real history item.
+            positions: integer [B, L], each history position's row in `items`; [1, L] where all rows have one history.
+            mask: [B, L] or [1, L] as they, non-zero = a real history item.
 
         Returns:
             float [B, W].
@@ -236,8 +234,8 @@ class DINAttention(nn.Module):
         # The largest tensors there are, in the type that the products read.
         items, target = items.to(autocast_dtype(items)), target.to(autocast_dtype(target))
 
-        batch, length = positions.shape
-        skips_padding = self.skips_padding(positions)
+        batch, length = target.shape[0], positions.shape[1]
+        skips_padding = positions.shape[0] == batch and self.skips_padding(positions)
         if skips_padding:
             row, column = mask.nonzero(as_tuple=True)
             position = positions[row, column]
@@ -260,7 +258,7 @@ class DINAttention(nn.Module):
             full = masked_softmax(full, mask)
         if skips_padding:
             history = look_up(items, positions)
-        return torch.bmm(full.unsqueeze(1).to(history.dtype), history).squeeze(1)
+        return weighted_sum(full.to(history.dtype), history)
 
     def skips_padding(self, positions: Tensor) -> bool:
         """Whether to leave out positions without an item: finding them costs a GPU a wait, which training avoids."""
@@ -381,6 +379,20 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     real = mask > 0
     weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(dim=-1)
     return weights * real
+
+
+def dot_products(query: Tensor, history: Tensor) -> Tensor:
+    """float [B, W] and [B, L, W], or [1, L, W] where all rows have one history, to [B, L]."""
+    if len(history) == 1:
+        return query @ history[0].T
+    return torch.bmm(history, query.unsqueeze(2)).squeeze(2)
+
+
+def weighted_sum(weights: Tensor, history: Tensor) -> Tensor:
+    """float [B, L] and [B, L, W], or [1, L, W] where all rows have one history, to [B, W]."""
+    if len(history) == 1:
+        return weights @ history[0]
+    return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
 
 
 def mean_pooling(items: Tensor, positions: Tensor, mask: Tensor, padding_row: int | None) -> Tensor:

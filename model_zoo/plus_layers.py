@@ -31,18 +31,23 @@ class FieldNorm(nn.Module):
         self.register_buffer("embedded", torch.tensor(embedded), persistent=False)
         self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), persistent=False)
         self.register_buffer("place", torch.tensor(embedded + numbers).argsort(), persistent=False)
+        self.split = len(embedded) if embedded + numbers == list(range(len(numeric))) else None  # nothing to reorder
         self.weight = nn.Parameter(torch.ones(len(embedded), embedding_dim))
         self.bias = nn.Parameter(torch.zeros(len(embedded), embedding_dim))
         self.batch_norm = nn.BatchNorm1d(len(numbers) * embedding_dim) if numbers else None
 
     def forward(self, fields: Tensor) -> Tensor:
         """float [B, F, D] to the same shape."""
-        embedded = F.layer_norm(fields.index_select(1, self.embedded), fields.shape[-1:]) * self.weight + self.bias
+        if self.split is None:
+            embedded, numbers = fields.index_select(1, self.embedded), fields.index_select(1, self.numbers)
+        else:
+            embedded, numbers = fields[:, : self.split], fields[:, self.split :]
+        embedded = F.layer_norm(embedded, fields.shape[-1:]) * self.weight + self.bias
         if self.batch_norm is None:
             return embedded
-        numbers = fields.index_select(1, self.numbers)
         numbers = self.batch_norm(numbers.flatten(1)).view_as(numbers)
-        return torch.cat([embedded, numbers], dim=1).index_select(1, self.place)
+        normed = torch.cat([embedded, numbers], dim=1)
+        return normed if self.split is not None else normed.index_select(1, self.place)
 
 
 class SENETPlus(nn.Module):
@@ -126,6 +131,6 @@ class BilinearPlus(nn.Module):
         products = []
         for i, pairs in pairs_by_field(fields.shape[1]):
             blocks = weights[pairs].transpose(0, 1).flatten(1)
-            left = (fields[:, i] @ blocks).view(len(fields), -1, fields.shape[2])
+            left = (fields[:, i] @ blocks).view(fields.shape[0], -1, fields.shape[2])
             products.append((left * fields[:, i + 1 :]).sum(dim=-1, dtype=torch.float32))
         return torch.cat(products, dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .history import HistoryModel
+from .layers import dot_products, weighted_sum
 from .lookup import look_up
 
 
@@ -61,11 +62,20 @@ class ReLUTargetAttention(nn.Module):
         self.W_o = nn.Linear(attention_dim, item_dim, bias=False)
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """float [B, W], float [B, L, W] and a mask [B, L], non-zero = a real history item, to float [B, W]."""
+        """Attend.
+
+        Args:
+            target: float [B, W].
+            history: float [B, L, W], or [1, L, W] where all rows have one history.
+            mask: [B, L] or [1, L], non-zero = a real history item.
+
+        Returns:
+            float [B, W].
+        """
         query = self.W_q(target) @ self.W_k.weight * self.scale
-        scores = torch.bmm(history, query.unsqueeze(2)).squeeze(2)
+        scores = dot_products(query, history)
         weights = F.relu(scores) * mask.to(scores.dtype)
-        pooled = torch.bmm(weights.unsqueeze(1), history).squeeze(1)
+        pooled = weighted_sum(weights, history)
         return self.W_o(self.W_v(pooled)) + target
 
 
@@ -111,4 +121,4 @@ class QuadraticLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, D] to float [B, D]."""
-        return x * self.linear(x).view(len(x), self.num_row, -1).sum(dim=1)
+        return x * self.linear(x).view(x.shape[0], self.num_row, -1).sum(dim=1)

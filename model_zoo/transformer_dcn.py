@@ -101,9 +101,9 @@ class Transformer_DCN(HistoryModel):
 
     def compute_logit(self, batch: Inputs, items: Tensor, target: Tensor) -> Tensor:
         """Cross network and MLP read the row, the target and the history's summary; one more MLP reads both."""
-        history = look_up(items, batch.history)
+        history = look_up(items, batch.history).expand(target.shape[0], -1, -1)  # where all rows have one
         tokens = torch.cat([history, target.unsqueeze(1).expand_as(history)], dim=-1)
-        visible = batch.mask > 0
+        visible = (batch.mask > 0).expand(target.shape[0], -1)
         if self.mask_polarity == "published":
             visible = open_last(~visible)
         summary = self.transformer_encoder(tokens, visible)

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -196,6 +197,35 @@ FiBiNET_test_no_emb:
 def dataset(tmp_path_factory) -> Path:
     """The config folder of a data set that no test may change."""
     return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def exported(dataset, tmp_path_factory) -> SimpleNamespace:
+    """A trained run and its export.
+
+    `config`, `expid` and `root` of the run, `folder` of the export, `test`, the split to score, and `model()`, the
+    torch model with its item table.
+    """
+    root = tmp_path_factory.mktemp("exported")
+    expid, run = "FiBiNET_test", ["--config", dataset, "--expid", "FiBiNET_test", "--model_root", root]
+    changes = ["model=DeepFM", "history_levels=True", "similarity_fields=True", "epochs=1"]
+    assert run_script("run_expid", *run, "--set", *changes)[0] == 0
+    assert run_script("export_onnx", *run[2:], "--out", root / "served")[0] == 0
+    test = dataset.parent / "TEST_DATA" / "test.parquet"
+
+    def model():
+        from mm_fibinet import commands
+        from mm_fibinet.commands.predict import Scorer
+        from mm_fibinet.commands.train import own_item_table
+
+        home = commands.Home.repository(ROOT)
+        args = commands.parse("export", home, [*map(str, run[2:]), "--out", "nowhere"])
+        args.config_given, args.config = False, str(home.config)
+        scorer = Scorer.of(args, home, -1)
+        made, feature_map = scorer.model()
+        return made.eval(), own_item_table(scorer.params, made, feature_map)
+
+    return SimpleNamespace(config=dataset, expid=expid, root=root, folder=root / "served", test=test, model=model)
 
 
 def run_script(script: str, *arguments: object, capsys=None) -> tuple[int, str, str]:

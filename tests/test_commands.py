@@ -12,7 +12,7 @@ from mm_fibinet.commands.arguments import COMMANDS
 
 SCRIPTS = {
     "train": "run_expid", "predict": "prediction", "embed": "build_item_emb", "benchmark": "run_benchmark",
-    "tune": "run_param_tuner", "prepare": "build_dataset",
+    "tune": "run_param_tuner", "prepare": "build_dataset", "export": "export_onnx",
 }  # fmt: skip
 HEAVY = ("torch", "pandas", "polars", "pyarrow", "numpy", "fuxictr", "pydantic", "scipy", "h5py")
 
@@ -35,7 +35,7 @@ def test_help_and_wrong_arguments_load_nothing_heavy(name):
     assert code_of_mistake == 2 and not heavy, printed
 
 
-@pytest.mark.parametrize("module", ["data_check", "submission", "demo.data", "demo.score", "items.report"])
+@pytest.mark.parametrize("module", ["data_check", "submission", "demo.data", "demo.score", "items.report", "scorer"])
 def test_help_of_a_module_waits_for_neither_torch_nor_polars(module):
     code = f"import runpy; runpy.run_module('mm_fibinet.{module}', run_name='__main__')"
     code_of_help, printed, heavy = loaded_after(code, "--help")

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 import two_ranks
-from conftest import ROOT, make_dataset
+from conftest import NUM_ITEMS, ROOT, make_dataset
 from user_data import make_forms
 
 from mm_fibinet import table_optimizer
@@ -182,7 +182,7 @@ def test_two_ranks_take_the_steps_of_one(results, tmp_path, monkeypatch, case):
     steps = 21 if "accumulated" not in case else 7  # 610 rows, 30 a batch
     assert reductions == steps * max(reductions // steps, 1)  # a whole number of buckets a step of the optimizer
     assert reductions // steps <= 2
-    assert (largest < two_ranks.TABLE_ROWS) == ("lazy" in case)
+    assert (largest < two_ranks.TABLE_ROWS) == (case not in ("dense", "accumulated"))  # whole tables are not sent
 
 
 def test_a_signal_to_one_rank_stops_and_saves_both(results):
@@ -218,6 +218,10 @@ def test_a_machine_reads_a_split_once_and_its_ranks_share_the_memory(results, tm
     for each in (0, 1):
         assert [rank["shared"][each][:2] for rank in ranks] == [(1, 78), (0, 77)]
     assert [rank["apart"][:2] for rank in ranks] == [(1, expected[1, 0].item()), (1, expected[0, 0].item())]
+
+
+def test_a_machine_reads_its_items_once(results):
+    assert [rank["items"] for rank in results[2]] == [(78, NUM_ITEMS, True), (77, NUM_ITEMS, True)]
 
 
 def test_a_machine_reads_its_users_once_and_ranks_have_the_batches_of_the_row_form(results, tmp_path, monkeypatch):

@@ -9,10 +9,13 @@ import torch
 from conftest import EMB_DIM, NUM_ITEMS, list_column, make_dataset, run_script
 
 import model_zoo
+from mm_fibinet import schema
 from mm_fibinet.any_model import make_model
+from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.item_table import item_side_features, load_item_table
+from mm_fibinet.parquet_reader import read_slices
 from mm_fibinet.settings import load_params
 
 EMBEDDING = "item_emb_d16"
@@ -72,6 +75,61 @@ def test_vectors_that_are_embedded_have_their_scale(int8_data):
     assert np.array_equal(
         load_item_table(params["item_info"], item_side_features(features))[EMBEDDING].numpy(), values / np.float32(2)
     )
+
+
+@pytest.mark.parametrize("batch_format", ["indices", "triple"])
+def test_int8_vectors_of_a_model_have_the_scores_of_float32_and_a_quarter_of_their_memory(int8_data, batch_format):
+    config, values = int8_data
+    params = {**params_of(config), "batch_format": batch_format}
+    for column in params["feature_cols"]:
+        column.update({"scale": 1 / 127} if column["name"] == EMBEDDING else {})
+    features = build_feature_map(params)
+    torch.manual_seed(0)
+    model = model_zoo.DIN(features, embedding_dim=4).eval()
+    table = load_item_table(params["item_info"], model.item_side_features())
+    wide = load_item_table(params["item_info"], item_side_features(features.features))
+    assert table.columns[EMBEDDING].dtype == torch.int8 and wide.columns[EMBEDDING].dtype == torch.float32
+    assert torch.equal(wide[EMBEDDING], torch.from_numpy(values.astype(np.float32) * np.float32(1 / 127)))
+    for kept in (table[EMBEDDING], table.all_rows()[EMBEDDING], table.rows(torch.arange(NUM_ITEMS))[EMBEDDING]):
+        assert torch.equal(kept, wide[EMBEDDING])
+    assert wide.nbytes - table.nbytes == 3 * values.size
+    loaders = [
+        MMCTRDataLoader(features, params["valid_data"], "valid", **{**params, "item_info": items, "shuffle": False})
+        for items in (table, wide)
+    ]
+    assert np.array_equal(model.predict(loaders[0]), model.predict(loaders[1]))
+
+
+def test_items_are_read_by_slices(int8_data, dataset, tmp_path, monkeypatch):
+    model = model_zoo.DIN(build_feature_map(params_of(dataset)), embedding_dim=4)
+    path = str(dataset.parent / "TEST_DATA" / "item_info.parquet")
+    whole = load_item_table(path, model.item_side_features())
+    monkeypatch.setattr(schema, "read_slices", lambda path, columns: read_slices(path, columns, 7))
+    by_slices = load_item_table(path, model.item_side_features())
+    assert whole.columns.keys() == by_slices.columns.keys()
+    assert all(torch.equal(whole[name], by_slices[name]) for name in whole.columns)
+    broken = pq.read_table(path)
+    vectors = np.array(broken[EMBEDDING].to_pylist(), dtype=np.float32)
+    vectors[30, 2] = np.nan
+    pq.write_table(
+        broken.set_column(broken.column_names.index(EMBEDDING), EMBEDDING, list_column(vectors)), tmp_path / "i.parquet"
+    )
+    with pytest.raises(UserError, match=rf"column {EMBEDDING} has NaN or infinity in row 30"):
+        load_item_table(tmp_path / "i.parquet", model.item_side_features())
+
+
+def test_part_files_of_int8_and_of_floats_are_refused(int8_data, tmp_path):
+    config, _ = int8_data
+    params = params_of(config, f"simtier=[{EMBEDDING}]", f"similarity_only=[{EMBEDDING}]")
+    model, _ = model_and_table(params)
+    items = pq.read_table(params["item_info"])
+    pq.write_table(items.slice(0, 20), tmp_path / "part-0.parquet")
+    rest = items.slice(20)
+    floats = np.array(rest[EMBEDDING].to_pylist(), dtype=np.float32)
+    rest = rest.set_column(rest.column_names.index(EMBEDDING), EMBEDDING, list_column(floats))
+    pq.write_table(rest, tmp_path / "part-1.parquet")
+    with pytest.raises(UserError, match=f"column {EMBEDDING} is int8 in some of the part files alone; write it alike"):
+        load_item_table(tmp_path, model.item_side_features())
 
 
 def test_a_column_that_is_no_feature_is_compared(dataset):

@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 import model_zoo
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.jobs import CPU, plan, run_all
+from mm_fibinet.compare.workers import Workers
 from mm_fibinet.errors import UserError
 from mm_fibinet.event_files import EventFiles
 
@@ -64,6 +65,34 @@ def fake(dataset, tmp_path):
         return planned
 
     return run
+
+
+WORKER = """
+import os, sys
+from mm_fibinet.compare.workers import serve
+fake = compile(open(os.path.join(os.path.dirname(sys.argv[0]), "fake.py")).read(), "fake", "exec")
+
+def run(arguments):
+    print(os.getpid())
+    exec(fake, {})
+
+serve(run, tidy=lambda: None)
+"""
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_workers_run_one_after_another(dataset, fake, tmp_path, places):
+    planned = plan(str(dataset), ["FiBiNET_test"], [11, 12, 13], model_zoo, tmp_path / "out")
+    fake([])
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "jobs.json").write_text(
+        json.dumps({f"{job.expid}{job.seed}": [job.fingerprint, str(job.folder)] for job in planned})
+    )
+    program = [sys.executable, str(tmp_path / "worker.py")]
+    with jobs.locked(tmp_path / "out") as lock, Workers(program, lock) as workers:
+        run_all(planned, [*program, "--jobs", str(tmp_path / "jobs.json")], [CPU] * places, lock, workers)
+    assert all(job.result() and job.error is None for job in planned)
+    assert len({job.output.read_text() for job in planned}) == places
 
 
 def starts(job):

@@ -46,6 +46,7 @@ def make_outcomes():
                 "peak_memory_mb": 900 + seed,
                 "peak_gpu_memory_mb": 0,
                 "seconds_to_best": {0.5: 6.3, 1.0: 30.0, 2.0: 210.0}[signal],
+                "train_seconds": 300.0,
                 "curve": [{"epoch": e, "seconds": 10.0 * e, "AUC": 0.5 + 0.1 * signal * e / 3} for e in (1, 2, 3)],
             }
             scores = pl.DataFrame({"label": label, "score": score, "user_id": user, "cold": cold})
@@ -216,7 +217,7 @@ def test_tooltips(open_page):
     assert tip.inner_text().startswith("good\nAUC 0.") and "p DeLong" in tip.inner_text()
     page.locator("#cost [data-expid=base]").hover()
     assert "500 parameters, 10,002 rows/s\nbest after 6.3 s, 902 MiB" in tip.inner_text()
-    page.locator("#curves svg").hover()
+    page.locator("#curves > svg").hover()
     assert "of training\nAUC 0." in tip.inner_text()
     page.mouse.move(2, 2)
     assert tip.is_hidden()
@@ -269,8 +270,9 @@ def test_dark_and_light(open_page):
 def test_a_phone(open_page):
     page = open_page(width=390, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.locator("#curves svg").bounding_box()["width"] <= 390
+    assert page.locator("#curves > svg").bounding_box()["width"] <= 390
     table = page.locator(".scroll")
+    page.locator("#unfold").tap()
     assert table.evaluate("element => element.scrollWidth > element.clientWidth")
     table.evaluate("element => element.scrollLeft = 400")
     assert page.locator("#rows th").first.bounding_box()["x"] < 30  # the experiment's name stays in sight
@@ -280,3 +282,15 @@ def test_a_phone(open_page):
     ticks = page.locator("#cost .cost-tick").evaluate_all("ticks => ticks.map(tick => tick.getBoundingClientRect())")
     assert len(ticks) >= 3
     assert all(left["right"] + 5 < right["left"] for left, right in itertools.pairwise(ticks))
+
+
+def test_what_the_tuning_has_cost(outcomes):
+    shown = {column.key for column in leaderboard._columns(leaderboard.build(outcomes, "base"))}
+    assert not {"trials", "tuning_seconds"} & shown and "train_seconds" in shown
+    tuned = [o._replace(tuned=leaderboard.Tuned(7, 1230.0)) if o.expid == "good" else o for o in outcomes]
+    board = leaderboard.build(tuned, "base")
+    good, base = (next(row for row in board.rows if row["expid"] == name) for name in ("good", "base"))
+    assert (good["trials"], good["tuning_seconds"], good["train_seconds"]) == (7, 1230.0, 300.0)
+    assert base["trials"] is None and base["tuning_seconds"] is None
+    (line,) = (line for line in leaderboard.as_markdown(board).splitlines() if line.startswith("| good"))
+    assert "| 5.0 min | 7 | 20.5 min |" in line

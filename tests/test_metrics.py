@@ -1,12 +1,16 @@
 """Metrics equal scikit-learn's and FuxiCTR's."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from fuxictr.metrics import evaluate_metrics as fuxictr_metrics
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, group_auc, logloss, undefined_metrics
+from mm_fibinet.scoring import evaluate
 
 
 def draw(rows: int, groups: int, decimals: int, seed: int = 0):
@@ -28,6 +32,42 @@ def test_gauc_equals_fuxictr(decimals):
     y_true, y_pred, group = draw(3000, 200, decimals)
     expected = fuxictr_metrics(y_true, y_pred, ["AUC", "logloss", "gAUC"], group)
     assert evaluate_metrics(y_true, y_pred, ["AUC", "logloss", "gAUC"], group) == pytest.approx(expected, abs=1e-9)
+
+
+class Scored(torch.nn.Module):
+    """Gives the scores that are in its batches."""
+
+    device = torch.device("cpu")
+    feature_map = SimpleNamespace(group_id="user")
+
+    def forward(self, batch):
+        return {"y_pred": batch["score"]}
+
+    def get_labels(self, batch):
+        return batch["label"]
+
+    def get_group_id(self, batch):
+        return batch["user"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 3000])
+def test_gauc_is_of_whole_users_wherever_batches_end(batch_size):
+    """Code that computes it by batches, MUSE's say, has two users where a batch ends within one."""
+    y_true, y_pred, group = draw(3000, 200, 12)
+    order = np.argsort(group, kind="stable")  # as Taobao-MM's rows are, by users
+    y_true, y_pred, group = y_true[order], y_pred[order], group[order]
+    columns = {"label": y_true, "score": y_pred, "user": group}
+    batches = [
+        {name: torch.from_numpy(values[first : first + batch_size]) for name, values in columns.items()}
+        for first in range(0, 3000, batch_size)
+    ]
+    users = {user: (y_true[group == user], y_pred[group == user]) for user in np.unique(group)}
+    both = {user: rows for user, rows in users.items() if 0 < rows[0].mean() < 1}
+    aucs, sizes = zip(*((roc_auc_score(*rows), len(rows[0])) for rows in both.values()), strict=True)
+    exact = np.average(aucs, weights=sizes)
+    assert evaluate(Scored(), batches, ["gAUC"])["gAUC"] == pytest.approx(exact, abs=1e-12)
+    cut = group + 1000 * (np.arange(3000) // batch_size)
+    assert batch_size in (1, 3000) or abs(group_auc(y_true, y_pred, cut) - exact) > 1e-4
 
 
 def test_gauc_leaves_out_groups_of_one_label():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.prepare import writing
 from mm_fibinet.prepare.histories import before_rows
 from mm_fibinet.prepare.levels import counts_and_ratings, levels
 from mm_fibinet.prepare.negatives import NegativeSampler
@@ -155,3 +157,18 @@ def test_a_label_is_a_column_an_operator_and_a_value(text, label):
 def test_other_labels_are_refused(text):
     with pytest.raises(UserError, match="label is"):
         parse_label(text)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_users_are_written_in_blocks(monkeypatch, at_once):
+    monkeypatch.setattr(writing, "PLACES_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    items, lengths = rng.integers(1, 90, 60).astype(np.int32), np.array([0, 3, 0, 12, 1, 0, 20, 4, 0])
+    start = rng.integers(0, 40, len(lengths))
+    columns = {"age": pa.array(rng.random(len(lengths)))}
+    tables = list(writing._user_tables(items, start, lengths, columns))
+    assert len(tables) == {1: 6, 7: 3, 1000: 1}[at_once]  # by the items before: 0 3 3 15 16 16 36 40 40
+    written = pa.concat_tables(tables)
+    assert written["user_id"].to_pylist() == list(range(len(lengths)))
+    assert written["age"].to_pylist() == columns["age"].to_pylist()
+    assert written["item_seq"].to_pylist() == [items[a : a + n].tolist() for a, n in zip(start, lengths, strict=True)]

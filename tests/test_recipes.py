@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from PIL import Image
 
 from mm_fibinet.data_check import check_folder
@@ -503,9 +504,13 @@ def test_taobao_mm_embedding(taobao_mm):
     _, _, vectors, out = taobao_mm
     info, items = pl.read_parquet(out / "item_info.parquet"), originals(out, "item_id")
     assert info["item_emb_d128"].dtype.shape == (128,)
+    assert info["item_emb_d128"].dtype.inner == pl.Int8
+    entry = yaml.safe_load((out / "dataset_config.yaml").read_text())["taobao"]
+    (column,) = [each for each in entry["feature_cols"] if each["name"] == "item_emb_d128"]
+    assert column == {"name": "item_emb_d128", "type": "embedding", "source": "item", "scale": pytest.approx(1 / 127)}
     for at, vector in enumerate(info["item_emb_d128"].to_numpy()):
         expected = vectors.get(int(items[at])) if at else None
-        np.testing.assert_allclose(vector, np.zeros(128) if expected is None else expected / 127, rtol=1e-6)
+        np.testing.assert_array_equal(vector, np.zeros(128) if expected is None else expected)
     assert json.loads((out / "report.json").read_text())["items_without_embedding"] == sum(
         int(original) not in vectors for original in items.values()
     )

@@ -10,6 +10,7 @@ from conftest import list_column, make_dataset, run_script
 from mm_fibinet import schema
 from mm_fibinet.data_check import SPLITS, check_folder
 from mm_fibinet.errors import UserError
+from mm_fibinet.parquet_reader import read_slices
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int32()), pa.list_(pa.int64(), 3)])
@@ -113,3 +114,19 @@ def test_check_folder_finds_zeros_behind_items(tmp_path):
     pq.write_table(table.set_column(1, "item_seq", list_column(history)), path)
     verdicts = {row.name: row.verdict for row in check_folder(tmp_path / "TEST_DATA")}
     assert "zero after an item in row 5" in verdicts["valid.parquet"][0]
+
+
+def test_a_file_is_read_piece_by_piece_and_not_kept(tmp_path):
+    rows, width, parts = 2_000, 200, 10
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(rows * width)), width)
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema({"a": lists.type}), compression="none") as writer:
+        for _ in range(parts):
+            writer.write_table(pa.table({"a": lists}))
+    pool, held, seen = pa.default_memory_pool(), [], 0
+    before = pool.bytes_allocated()
+    for first, arrays in read_slices(tmp_path / "a.parquet", ["a"], 500):
+        held.append(pool.bytes_allocated() - before)
+        seen += len(arrays["a"])
+        assert first == 500 * (len(held) - 1)
+    assert seen == parts * rows
+    assert max(held) < parts * lists.nbytes / 3

@@ -50,7 +50,11 @@ def config(dataset, tmp_path):
             {"hiden_units": [8]},
             "experiment FiBiNET_test: hiden_units: unknown key, did you mean hidden_u",
         ),
-        ("experiment", {"learningrate": 1}, "learningrate: unknown key, did you mean learning_rate?"),
+        (
+            "experiment",
+            {"learningrate": 1},
+            "learningrate: unknown key, did you mean learning_rate or table_learning_rate?",
+        ),
         (
             "experiment",
             {"use_wide": False},

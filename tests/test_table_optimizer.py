@@ -15,7 +15,7 @@ from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.settings import load_params
-from mm_fibinet.table_optimizer import LazyAdam, LazyTable, LazyTables, TouchedRows
+from mm_fibinet.table_optimizer import LazyAdam, LazyTable, LazyTables, RowwiseAdagrad, TouchedRows, set_table_rate
 from mm_fibinet.training import Trainer
 
 TABLE_NAMES = ("item_id", "item_tags", "likes_level", "views_level")
@@ -37,10 +37,12 @@ class SlowAdam:
     Args:
         model: whose `grad`s are dense and without penalty.
         penalty: L2 of the tables; l1: L1 of them.
+        table_rate: of the tables; rowwise: they are trained by row-wise Adagrad.
     """
 
-    def __init__(self, model, rate, max_norm, penalty, l1=0.0):
+    def __init__(self, model, rate, max_norm, penalty, l1, table_rate, rowwise):
         self.model, self.rate, self.max_norm, self.penalty, self.l1 = model, rate, max_norm, penalty, l1
+        self.table_rate, self.rowwise = table_rate, rowwise
         self.first, self.second, self.steps = {}, {}, 0
 
     @torch.no_grad()
@@ -61,10 +63,15 @@ class SlowAdam:
             first = self.first.setdefault(name, np.zeros_like(values))
             second = self.second.setdefault(name, np.zeros_like(values))
             for row, gradient in moved[name].items():
+                rate = self.table_rate if is_table(name) else self.rate
+                if is_table(name) and self.rowwise:  # FBGEMM's loop over a row, one sum of mean squares
+                    second[row] += np.mean((clip * gradient) ** 2)
+                    values[row] -= rate * clip * gradient / (np.sqrt(second[row]) + 1e-8)
+                    continue
                 first[row] = 0.9 * first[row] + 0.1 * clip * gradient
                 second[row] = 0.999 * second[row] + 0.001 * (clip * gradient) ** 2
                 scale = np.sqrt(second[row] / (1 - 0.999**self.steps)) + 1e-8
-                values[row] -= self.rate * first[row] / (1 - 0.9**self.steps) / scale
+                values[row] -= rate * first[row] / (1 - 0.9**self.steps) / scale
             parameter.copy_(torch.from_numpy(values))
         return clip
 
@@ -72,16 +79,19 @@ class SlowAdam:
 @pytest.mark.parametrize("batch_format", ["indices", "triple"])  # each item once, or every occurrence
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("regularizer", ["l2(0.01)", "l1_l2(0.001,0.01)"])
-def test_a_step_is_adam_on_the_touched_rows(
-    dataset, tmp_path, small_tables, batch_format, accumulation_steps, regularizer
+@pytest.mark.parametrize(("mode", "table_rate"), [("lazy", None), ("rowwise_adagrad", 0.02)])
+def test_a_step_is_adam_or_adagrad_on_the_touched_rows(
+    dataset, tmp_path, small_tables, batch_format, accumulation_steps, regularizer, mode, table_rate
 ):
     run = Run(dataset, tmp_path, net_dropout=0, embedding_regularizer=f'"{regularizer}"', batch_size=3)
     arguments = {**run.params, "batch_format": batch_format}
     train = MMCTRDataLoader(run.model.feature_map, run.params["train_data"], split="train", **arguments)
     l1 = 0.001 if "l1_" in regularizer else 0.0
-    slow = SlowAdam(copy.deepcopy(run.model).train(), run.params["learning_rate"], 0.05, 0.01, l1)
-    settings = {"max_gradient_norm": 0.05, "accumulation_steps": accumulation_steps, "table_optimizer": "lazy"}
-    trainer = run.trainer(**settings)
+    rate = run.params["learning_rate"]
+    slow_rates = table_rate or rate, mode == "rowwise_adagrad"
+    slow = SlowAdam(copy.deepcopy(run.model).train(), rate, 0.05, 0.01, l1, *slow_rates)
+    settings = {"max_gradient_norm": 0.05, "accumulation_steps": accumulation_steps, "table_optimizer": mode}
+    trainer = run.trainer(**settings, table_learning_rate=table_rate)
     assert len(trainer.tables.parameters) == 8  # four features, each in the fields and in the linear part
     run.model.train()
     clips, untouched = [], 0
@@ -151,8 +161,13 @@ def test_with_every_row_touched_it_is_torchs_adam():
         torch.testing.assert_close(own.state[lazy][name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_repeats_of_a_row_are_summed_where_it_comes_first():
+@pytest.mark.parametrize("chain", [None, 2, 7, 1024])  # as on a CPU; as on a GPU, by that many at once
+def test_repeats_of_a_row_are_summed_where_it_comes_first(monkeypatch, chain):
     rng = np.random.default_rng(0)
+    if chain:
+        monkeypatch.setattr(
+            table_optimizer, "_sums_of_rows", lambda *rows: table_optimizer._sums_in_parts(*rows, chain)
+        )
     for rows in ([], [3], [5, 5, 5], rng.integers(0, 20, 200).tolist()):
         gradients = rng.normal(size=(len(rows), 4)).astype(np.float32)
         found = TouchedRows(torch.tensor(rows, dtype=torch.int64), torch.from_numpy(gradients)).merged()
@@ -161,6 +176,49 @@ def test_repeats_of_a_row_are_summed_where_it_comes_first():
             mine = found.gradients[found.rows == row]
             np.testing.assert_allclose(mine[0], gradients[np.array(rows) == row].sum(0), rtol=1e-5, atol=1e-6)
             assert not mine[1:].any()
+
+
+def test_rowwise_adagrad_is_torchs_adagrad_where_a_row_has_one_column():
+    torch.manual_seed(0)
+    dense = torch.nn.Parameter(torch.randn(7, 1))
+    own = torch.nn.Parameter(dense.detach().clone())
+    theirs = torch.optim.Adagrad([dense], lr=0.1, eps=1e-8)
+    rowwise = RowwiseAdagrad(torch.optim.Adam([own], lr=0.1, fused=True))
+    for step in range(20):
+        rows = torch.tensor([1, 4, 4, 6])[: 1 + step % 4]
+        own.grad = TouchedRows(rows, torch.randn(len(rows), 1)).merged().as_sparse(own.shape)
+        dense.grad = own.grad.to_dense()
+        theirs.step()
+        rowwise.step()
+        torch.testing.assert_close(own, dense, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(rowwise.state[own]["sum"], theirs.state[dense]["sum"], rtol=1e-6, atol=1e-6)
+
+
+def test_a_repeat_of_a_row_is_added_elsewhere_as_zero():
+    found = TouchedRows(torch.tensor([0, 0, 0, 0, 2, 2, 3]), torch.ones(7, 1)).merged()
+    assert found.apart(4).tolist() == [0, 1, 2, 3, 2, 1, 3]
+    table = torch.zeros(4, 1).index_add_(0, found.apart(4), found.gradients)
+    assert table.flatten().tolist() == [4, 0, 2, 1]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lazy", "rowwise_adagrad"])
+def test_tables_have_a_learning_rate_of_their_own(dataset, tmp_path, small_tables, mode):
+    run = Run(dataset, tmp_path, learning_rate=0.002)
+    trainer = run.trainer(table_optimizer=mode, table_learning_rate=0.01, lr_schedule="linear")
+    names = {id(value): name for name, value in run.model.named_parameters()}
+    rates = {names[id(value)]: group["lr"] for group in trainer.optimizer.param_groups for value in group["params"]}
+    assert set(rates) == set(names.values())
+    assert {name for name, rate in rates.items() if rate == 0.01} == set(filter(is_table, rates))
+    assert {rate for name, rate in rates.items() if not is_table(name)} == {0.002}
+    run.model.train()
+    trainer.planned_steps = 4
+    for batch, _ in zip(run.train, range(3), strict=False):
+        trainer.total_steps += 1
+        trainer.step += 1
+        trainer._train_step(batch, run.train, last=True)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.001, 0.005]  # half of the way
+    again = run.trainer(table_optimizer=mode, table_learning_rate=0.03)
+    assert [group["lr"] for group in again.optimizer.param_groups] == [0.001, 0.03]
 
 
 class LargestResult(TorchDispatchMode):
@@ -187,7 +245,7 @@ def _dense(values):
             yield value
 
 
-@pytest.mark.parametrize(("mode", "allocates"), [("dense", True), ("lazy", False)])
+@pytest.mark.parametrize(("mode", "allocates"), [("dense", True), ("lazy", False), ("rowwise_adagrad", False)])
 def test_nothing_of_the_tables_height_is_allocated(dataset, tmp_path, mode, allocates):
     height = 150_000
     run = Run(dataset, tmp_path, net_dropout=0, embedding_regularizer=1e-3, user_id_field=True)
@@ -204,8 +262,13 @@ def test_nothing_of_the_tables_height_is_allocated(dataset, tmp_path, mode, allo
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulation_steps": 3, "ema_decay": 0.9, "lr_schedule": "linear"}])
-def test_resume_is_exact(dataset, tmp_path, small_tables, monkeypatch, settings):
-    settings = {**settings, "batch_size": 20, "table_optimizer": "lazy"}
+@pytest.mark.parametrize(
+    "of_tables",
+    [{"table_optimizer": "lazy"}, {"table_optimizer": "rowwise_adagrad", "table_learning_rate": 0.02}],
+    ids=["lazy", "rowwise_adagrad"],
+)
+def test_resume_is_exact(dataset, tmp_path, small_tables, monkeypatch, settings, of_tables):
+    settings = {**settings, "batch_size": 20, **of_tables}
     whole = Run(dataset, tmp_path / "whole", **settings)
     expected = whole.fit(checkpoint_every=3)
 
@@ -232,21 +295,23 @@ def test_resume_is_exact(dataset, tmp_path, small_tables, monkeypatch, settings)
 
 def test_it_differs_from_dense_and_learns_as_well(dataset, tmp_path, small_tables):
     results = {}
-    for mode in ("dense", "lazy"):
+    for mode in ("dense", "lazy", "rowwise_adagrad"):
         run = Run(dataset, tmp_path / mode, table_optimizer=mode, epochs=6, embedding_regularizer=1e-3)
         results[mode] = run.fit(checkpoints=None)[-1]["AUC"], weights(run.model)
-    assert results["lazy"][0] > results["dense"][0] - 0.03
     name = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
-    assert not torch.equal(results["lazy"][1][name], results["dense"][1][name])
-    assert not results["lazy"][1][name][0].any()  # padding
+    for mode in ("lazy", "rowwise_adagrad"):
+        assert results[mode][0] > results["dense"][0] - 0.03
+        assert not torch.equal(results[mode][1][name], results["dense"][1][name])
+        assert not results[mode][1][name][0].any()  # padding
 
 
-def test_a_grad_scalers_skipped_step_changes_nothing():
+@pytest.mark.parametrize("kind", [LazyAdam, RowwiseAdagrad])
+def test_a_grad_scalers_skipped_step_changes_nothing(kind):
     """Fused kernels are handed the overflow and skip by themselves."""
     torch.manual_seed(0)
     table = torch.nn.Parameter(torch.randn(6, 2))
     other = torch.nn.Parameter(torch.randn(3))
-    optimizer = LazyAdam(torch.optim.Adam([table, other], lr=0.1, fused=True))
+    optimizer = kind(torch.optim.Adam([table, other], lr=0.1, fused=True))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
     def step(gradient):
@@ -264,7 +329,7 @@ def test_a_grad_scalers_skipped_step_changes_nothing():
     assert torch.equal(table, before[0]) and torch.equal(other, before[1])
     step(0.5)
     torch.testing.assert_close(other, before[1] - 0.1)  # Adam's first step: the rate, in the gradient's direction
-    torch.testing.assert_close(table[[1, 4]], before[0][[1, 4]] - 0.1)
+    torch.testing.assert_close(table[[1, 4]], before[0][[1, 4]] - 0.1)  # and Adagrad's
     assert torch.equal(table[[0, 2, 3, 5]], before[0][[0, 2, 3, 5]])
 
 
@@ -327,8 +392,15 @@ def test_what_lazy_cannot_do_is_refused(dataset, tmp_path, small_tables):
     run.model.optimizer = torch.optim.Adam(run.model.parameters(), weight_decay=0.1)
     with pytest.raises(UserError, match="expected a plain Adam"):
         run.trainer(table_optimizer="lazy")
-    with pytest.raises(UserError, match="table_optimizer is 'sparse', expected one of dense, lazy"):
+    with pytest.raises(UserError, match="table_optimizer is 'sparse', expected one of dense, lazy, rowwise_adagrad"):
         run.trainer(table_optimizer="sparse")
+    with pytest.raises(UserError, match="table_learning_rate is 0, expected a number above 0"):
+        load_params(dataset, "FiBiNET_test", model_zoo, ["table_learning_rate=0"])
+    run = Run(dataset, tmp_path, optimizer="SGD")
+    with pytest.raises(UserError, match="table_optimizer is rowwise_adagrad and the optimizer SGD, expected a plain"):
+        run.trainer(table_optimizer="rowwise_adagrad")
+    with pytest.raises(UserError, match=r"table_learning_rate is 0\.1, but Linear has no embedding tables"):
+        set_table_rate(torch.nn.Linear(2, 1), 0.1)
     run = Run(dataset, tmp_path)
     run.model = OwnComputeLoss(run.model.feature_map, **run.params)
     run.model.regularization_loss = lambda: sum(value.square().sum() for value in run.model.parameters())
@@ -344,6 +416,8 @@ def test_a_model_goes_on_as_it_was_trained(dataset, tmp_path, small_tables):
     run.fit(checkpoints=None, table_optimizer="lazy")
     optimizer = run.model.optimizer
     run.fit(checkpoints=None, table_optimizer="lazy")
+    with pytest.raises(UserError, match="table_optimizer is rowwise_adagrad and the optimizer LazyAdam"):
+        run.fit(checkpoints=None, table_optimizer="rowwise_adagrad")
     assert run.model.optimizer is optimizer and len(optimizer.state) == len(list(run.model.parameters()))
     with pytest.raises(UserError, match="FiBiNET was trained with table_optimizer: lazy before"):
         run.fit(checkpoints=None)
@@ -357,15 +431,26 @@ def test_the_benchmarks_sides_train(monkeypatch):
         side = tables.Side(name, 200, 4, 16, -1)
         assert side.step(2) > 0 and side.memory() >= 0
         sizes = {len(value) for value in side.trainer.tables.parameters.values()}
-        assert sizes == ({200, tables.ITEMS} if name == "lazy" else set())
+        assert sizes == ({200, tables.ITEMS} if name in ("lazy", "rowwise_adagrad") else set())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_on_a_gpu_waits_for_nothing():
+def test_repeats_of_a_row_are_summed_on_a_gpu_in_one_order():
+    rows = torch.randint(0, 1000, (100_000,)) * (torch.rand(100_000) < 0.5)  # half of them are row 0
+    gradients = torch.randn(100_000, 8)
+    expected = TouchedRows(rows, gradients.double()).merged()
+    first, again = (TouchedRows(rows.cuda(), gradients.cuda()).merged() for _ in range(2))
+    assert torch.equal(first.gradients, again.gradients)
+    torch.testing.assert_close(first.gradients.cpu().double(), expected.gradients, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [LazyAdam, RowwiseAdagrad])
+def test_a_step_on_a_gpu_waits_for_nothing(kind):
     table = LazyTable(torch.nn.Embedding(1000, 4, padding_idx=0, device="cuda"))
     model = torch.nn.ModuleList([table])
     tables = LazyTables(model)
-    optimizer = LazyAdam(torch.optim.Adam(model.parameters(), fused=True))
+    optimizer = kind(torch.optim.Adam(model.parameters(), fused=True))
     ids = torch.randint(0, 1000, (64,), device="cuda")
     torch.cuda.synchronize()
     for mode in ("default", "error"):  # the first step makes the state

@@ -44,7 +44,12 @@ from test_tuner import write_tuner
         ("{net_dropout: [0.1, 1.5]}", "", [], "tuner_space: net_dropout is 1.5, expected a number from 0 to below 1"),
         ("{learning_rate: {low: -1, high: 1}}", "", ["--optuna", "1"], "learning_rate is -1, expected a number above"),
         ("{net_dropout: {low: 0, high: 1}}", "", ["--optuna", "1"], "net_dropout is 1, expected a number from 0 to"),
-        ("{learnin_rate: [0.1]}", "", [], "tuner_space: learnin_rate: unknown key, did you mean learning_rate?"),
+        (
+            "{learnin_rate: [0.1]}",
+            "",
+            [],
+            "tuner_space: learnin_rate: unknown key, did you mean learning_rate or table",
+        ),
         ("{epochs: 1}", "tuner_spce: {}", [], "tuner_spce: unknown key, did you mean tuner_space?"),
         ("{group_id: item_id}", "", [], "tuner_space: group_id is 'item_id', expected a column of the split"),
         ("{group_id: [user_id, user]}", "", [], "group_id is 'user'"),

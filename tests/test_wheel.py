@@ -55,6 +55,7 @@ def test_the_wheel_holds_models_and_configs_inside_the_package(wheel):
         ("config", "*.yaml"),
         ("mm_fibinet", "*.py"),
         ("mm_fibinet", "*.html"),
+        ("mm_fibinet", "*.js"),
     ):
         found = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob(inside)}
         assert found and {name if folder == "mm_fibinet" else f"mm_fibinet/{name}" for name in found} <= names

@@ -26,6 +26,7 @@ CASES = {
     "dense": {},
     "lazy": {"table_optimizer": "lazy"},
     "accumulated": {"accumulation_steps": 3},
+    "rowwise": {"table_optimizer": "rowwise_adagrad", "table_learning_rate": 0.02},
     "lazy_accumulated": {"table_optimizer": "lazy", "accumulation_steps": 3},
 }
 
@@ -114,7 +115,7 @@ def stop_and_resume(config, folder):
 
 def no_access(places, described):
     """As where a container keeps its processes apart."""
-    raise PermissionError(13, "permission denied", places["integers"])
+    raise PermissionError(13, "permission denied", next(iter(places.values())))
 
 
 def shared_memory(config, folder, **settings):
@@ -146,6 +147,17 @@ def shared_users(config, folder, **settings):
     return loader.users.sequences[1 - rank].item(), items
 
 
+def shared_items(config, folder):
+    """(the other rank's note in this rank's items, how many there are, whether they are those of the file)."""
+    table = make_trainer(config, folder)[1].item_table
+    as_read = torch.equal(table["item_id"], torch.arange(table.num_items, dtype=torch.int32))
+    rank = distributed.current().rank
+    distributed.barrier()
+    table["item_id"][rank] = 77 + rank
+    distributed.barrier()
+    return table["item_id"][1 - rank].item(), table.num_items, as_read
+
+
 def error_of(compute):
     """What a UserError of it says."""
     try:
@@ -173,6 +185,7 @@ def main(config, folder):
     results["shared"] = [shared_memory(config, folder, storage=kind) for kind in ("memory", "memmap")]
     forms = folder / "forms" / "users" / "config"
     results["users"] = [shared_users(forms, folder / "users", storage=kind) for kind in ("memory", "memmap")]
+    results["items"] = shared_items(config, folder / "items")
     storage._mapped = no_access
     results["apart"] = shared_memory(config, folder)
 

@@ -13,7 +13,9 @@ from mm_fibinet.options import (
     ENCODER_PRECISIONS,
     ENGINES,
     FUSIONS,
+    ITEM_TABLES,
     STORE_NAME,
+    STUDIES,
     SUITES,
     TASKS,
     add_check_arguments,
@@ -87,9 +89,17 @@ def check_gpus(parser: Parser, args: argparse.Namespace) -> None:
 
 def train(parser: Parser, config: Path) -> None:
     """Of `train`."""
-    add_experiment(parser, config)
+    add_experiment(parser, config, required=False)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # of a worker, see compare.workers
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
     parser.add_argument("--checkpoint_every", type=int, metavar="N", help="save the run's state every N steps as well")
+
+
+def check_train(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `train`."""
+    if args.expid is None and not args.serve:
+        parser.error("the following arguments are required: --expid")
+    check_gpus(parser, args)
 
 
 def predict(parser: Parser, config: Path) -> None:
@@ -110,6 +120,7 @@ def predict(parser: Parser, config: Path) -> None:
     parser.add_argument(
         "--original_ids", metavar="FILE", help="also a CSV of the scores with the log's own ids, after build_dataset.py"
     )
+    parser.add_argument("--labels", metavar="FILE", help="the test split's labels, by ID: print the scores' metrics")
     parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
     parser.add_argument(
         "--allow_other_data",
@@ -134,6 +145,25 @@ def check_predict(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--average names all runs, expected no --{option} beside it")
     if len(args.average) < 2:
         parser.error(f"--average {args.average[0]}: expected two runs or more")
+
+
+def export(parser: Parser, config: Path) -> None:
+    """Of `export`; `config` as of `predict`."""
+    add_config(parser, config, f"the run's settings, else {config}")
+    parser.add_argument("--expid", required=True, help="experiment ID of the run")
+    parser.add_argument("--checkpoint", help="weights to export (default: the experiment's best)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier export is replaced")
+    parser.add_argument(
+        "--item_table", choices=ITEM_TABLES, default=ITEM_TABLES[0], help="how items are stored (default: %(default)s)"
+    )
+    add_data_root(parser)
+    add_models_from(parser)
+    parser.add_argument("--model_root", help="where runs are kept (default: model_root of the config)")
+    add_set(parser, "the experiment")
+    parser.add_argument(
+        "--allow_other_data", action="store_true", help="export with other settings and items than those trained on"
+    )
+    parser.set_defaults(config=None)
 
 
 # The settings of a recipe, which are options too: {name: (group, kind of KINDS, what its help says)}.
@@ -360,14 +390,40 @@ def benchmark(parser: Parser, config: Path) -> None:
         "dataset_id=NAME for other data than MicroLens)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[2025], help="each experiment runs once with each seed")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--gpus", nargs="+", type=int, help="GPU indices, one run at a time on each")
-    where.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU (default: 1)")
+    parser.add_argument("--gpus", nargs="+", type=int, help="GPU indices (default: the CPU)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="runs at a time on the CPU, or on each GPU (default: 1)"
+    )
     parser.add_argument("--out", default="leaderboard", help="folder of the leaderboard and the runs")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are compared to (default: the first)")
+    parser.add_argument(
+        "--study", nargs="+", default=[], choices=STUDIES, metavar="NAME", help=f"sections to add: {', '.join(STUDIES)}"
+    )
+    fair = parser.add_argument_group("tuned alike")
+    fair.add_argument(
+        "--tune",
+        metavar="BUDGET",
+        help="first tune every experiment on valid: 20m, 2h or 90s of one core each (of the clock on a GPU), or a "
+        "number of trials each",
+    )
+    fair.add_argument(
+        "--tune_space", metavar="FILE", help="what may be changed (default: tuner/benchmark.yaml of the config folder)"
+    )
+    fair.add_argument(
+        "--similarity", choices=("on", "off", "both"), help="similarity fields of every model that can have them"
+    )
     add_data_root(parser)
     add_models_from(parser)
     add_set(parser, "all experiments")
+
+
+def check_benchmark(parser: Parser, args: argparse.Namespace) -> None:
+    """Of `benchmark`."""
+    for option in ("tune", "similarity"):
+        if args.task1 and getattr(args, option) is not None:
+            parser.error(f"--{option} {getattr(args, option)}: with --task1 the embedding alone differs between runs")
+    if args.tune_space and not (args.tune or args.similarity):
+        parser.error(f"--tune_space {args.tune_space}: there is no --tune BUDGET and no --similarity")
 
 
 def tune(parser: Parser, _: Path) -> None:
@@ -408,9 +464,10 @@ COMMANDS = {
         epilog="Interrupted? Run the same command again: features made so far are kept in --store.",
     ),
     "report": Command("Say how good item embeddings are, on one HTML page.", add_report_arguments),
-    "train": Command("Train and evaluate one experiment ID.", train, check_gpus),
+    "train": Command("Train and evaluate one experiment ID.", train, check_train),
     "predict": Command("Score the test split and write a submission.", predict, check_predict),
-    "benchmark": Command("Run several experiments and write one leaderboard.", benchmark),
+    "export": Command("Write a trained experiment as a folder that scores without torch.", export),
+    "benchmark": Command("Run several experiments and write one leaderboard.", benchmark, check_benchmark),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune),
     "check": Command("Check challenge data.", check, require_one_subject),
     "list": Command("List the experiment IDs, with their models and data sets.", list_),

@@ -13,6 +13,8 @@ from types import ModuleType
 import numpy as np
 import polars as pl
 import torch
+from fuxictr.features import FeatureMap
+from torch import nn
 
 from mm_fibinet import any_model, distributed, model_source, run_manifest, schema, settings, submission
 from mm_fibinet.checkpoint import load_weights
@@ -20,8 +22,10 @@ from mm_fibinet.commands import Home
 from mm_fibinet.commands.train import checked_gpu, own_item_table
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
-from mm_fibinet.feature_map import build_feature_map, load_feature_map
+from mm_fibinet.feature_map import build_feature_map, label_names, load_feature_map
+from mm_fibinet.labelled import KnownLabels
 from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.metrics import METRICS
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
 from mm_fibinet.prepare import originals
@@ -69,6 +73,15 @@ class Scorer:
         """The files that are read beside the test split; None for what there is not."""
         return [*(self.params.get(key) for key in ("item_info", "item_feature", "user_info")), self.weights]
 
+    def model(self) -> tuple[nn.Module, FeatureMap]:
+        """The model with its weights, and the feature map that it was made for."""
+        trained, params = self.run, self.params
+        feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
+        model_class = settings.find_model(self.models, params["model"])
+        model = any_model.make_model(model_class, feature_map, params)
+        load_weights(model, self.weights)
+        return model, feature_map
+
     def scores(self, test: str, world: distributed.World, config: str) -> np.ndarray:
         """Click probabilities, float64 [N], in the file's order, on the main rank; its progress is printed there."""
         trained, params = self.run, self.params
@@ -77,13 +90,10 @@ class Scorer:
             print(f"settings    {printable(source)}")
             if trained and not trained.result.exists():
                 print("note        the run has not finished: its best weights so far are used")
-        feature_map = load_feature_map(trained.feature_map, params) if trained else build_feature_map(params)
-        model_class = settings.find_model(self.models, params["model"])
-        model = any_model.make_model(model_class, feature_map, params)
-        load_weights(model, self.weights)
+        model, feature_map = self.model()
         table = own_item_table(params, model, feature_map)
         loader_params = {**params, "item_info": table, "shuffle": False, "rank": world.rank, "world_size": world.size}
-        loader_params["batch_format"] = any_model.batch_format(model_class, params)
+        loader_params["batch_format"] = any_model.batch_format(type(model), params)
         test_data = MMCTRDataLoader(feature_map, test, split="test", **loader_params)
         precision = scoring_precision(trained, params, model.device)
         if world.is_main:
@@ -100,7 +110,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     scorers = [Scorer.of(each, home, gpu) for each in named_runs(args)]
     test = one_test_split(scorers, args.test)
     num_rows = len(schema.read_test_ids(test))
-    read = [test, *part_files(test), *(path for scorer in scorers for path in scorer.reads())]
+    labels = labels_of(args.labels, test, scorers[0].params) if args.labels else None
+    read = [test, args.labels, *part_files(test), *(path for scorer in scorers for path in scorer.reads())]
     name = "average" if args.average else args.expid
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{name}.zip"], read)
     ids = originals.require_originals(args.original_ids, test, read, outputs) if args.original_ids else None
@@ -121,6 +132,9 @@ def run(args: argparse.Namespace, home: Home) -> None:
             originals.write_originals(args.original_ids, ids, test, combined)
         for path in outputs:
             print(printable(submission.check_submission(path, test)))
+        if labels is not None:
+            found = labels.metrics(combined)
+            print(f"metrics     {' - '.join(f'{name}: {value:.6f}' for name, value in found.items())}")
     distributed.stop()
 
 
@@ -158,6 +172,13 @@ def one_test_split(scorers: list[Scorer], given: str | None) -> str:
                 "the one to score with --test"
             )
     return splits[0]
+
+
+def labels_of(path: str, test: str, params: dict) -> KnownLabels:
+    """The test split's labels, for all metrics that there are groups for."""
+    group = params.get("group_id")
+    names = [name for name in METRICS if name != "gAUC" or group]
+    return KnownLabels.read(path, test, label_names(params)[0], names, group)
 
 
 def average(scores: list[np.ndarray], by: str) -> np.ndarray:

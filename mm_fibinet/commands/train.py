@@ -11,16 +11,17 @@ from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch import nn
 
-from mm_fibinet import any_model, distributed, model_source, run_manifest, run_result, settings
+from mm_fibinet import any_model, commands, distributed, model_source, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.commands import Home
+from mm_fibinet.compare import workers
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.event_files import EventFiles
 from mm_fibinet.feature_map import build_feature_map, save_feature_map
 from mm_fibinet.fuxictr_adapter import ENTRY_METHODS, refuse_own_loop
-from mm_fibinet.item_table import ItemTable, load_item_table
-from mm_fibinet.memory import keep_freed_memory
+from mm_fibinet.item_table import ItemTable, shared_item_table
+from mm_fibinet.memory import forget_run, keep_freed_memory
 from mm_fibinet.run_folder import RunFolder, RunLog, append_result, note_end
 from mm_fibinet.scoring import predict
 from mm_fibinet.training import Trainer
@@ -34,6 +35,10 @@ def checked_gpu(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace, home: Home) -> None:
     """Train, evaluate, and say where the files are."""
+    if args.serve:
+        home.import_models()
+        workers.serve(lambda given: commands.main("train", home, given), tidy=forget_run)
+        return
     models = home.import_models(args.models_from)
     changes = [*args.set, *([] if args.checkpoint_every is None else [f"checkpoint_every={args.checkpoint_every}"])]
     try:
@@ -125,7 +130,7 @@ def own_item_table(params: dict, model: nn.Module, feature_map: FeatureMap) -> I
     if not params.get("item_info"):
         return None
     items = any_model.item_features(model, feature_map, params)
-    return load_item_table(params["item_info"], items, params.get("item_feature"))
+    return shared_item_table(params["item_info"], items, params.get("item_feature"), model.device)
 
 
 def announce(params: dict, model_class: type, run: RunFolder, world: distributed.World) -> None:

@@ -1,10 +1,10 @@
-"""Runs experiments side by side, each in a process and a folder of its own.
+"""Runs experiments side by side, each in a folder of its own, in a process of its own or in a worker's turn.
 
 A process a run keeps them apart: one that fails, or is killed for memory, is an error beside the others' results, and
-peak memory is the run's own. What is finished is told by the run's result.json and its fingerprint of settings and
-data, so the same command after a kill does only what is missing, and a changed setting does only what it touches.
-Each child inherits a lock on the output folder: when this process was killed without a chance to stop them, its
-successor waits for them instead of training the same run twice.
+peak memory is the run's own. Workers (`compare.workers`) save each run the start of a process. What is finished is told
+by the run's result.json and its fingerprint of settings and data, so the same command after a kill does only what is
+missing, and a changed setting does only what it touches. Each child inherits a lock on the output folder: when this
+process was killed without a chance to stop them, its successor waits for them instead of training the same run twice.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import torch
 
 from mm_fibinet import files, model_source, run_manifest, run_result, settings, signals
 from mm_fibinet.checkpoint import RunCheckpoints
-from mm_fibinet.compare.leaderboard import Outcome
+from mm_fibinet.compare.leaderboard import Outcome, Tuned
+from mm_fibinet.compare.workers import Meter, Run, Workers
 from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
@@ -46,6 +48,7 @@ class Job:
         data: of `run_manifest.data_fingerprint`.
         fingerprint: of the result that the run should have.
         error: why there is no result.
+        tuned: what its settings have cost, where they were tuned.
     """
 
     expid: str
@@ -58,6 +61,7 @@ class Job:
     data: dict[str, dict] = field(default_factory=dict)
     fingerprint: str = ""
     error: str | None = None
+    tuned: Tuned | None = None
 
     @property
     def name(self) -> str:
@@ -89,7 +93,7 @@ class Job:
         result = self.result()
         if not result:
             return Outcome(self.shown, self.seed, None, None, self.error or "not run yet")
-        return finished(self.shown, self.seed, result, self.folder)
+        return finished(self.shown, self.seed, result, self.folder)._replace(tuned=self.tuned)
 
     def state(self) -> str:
         """How far the run is."""
@@ -112,7 +116,9 @@ def finished(expid: str, seed: int, result: dict, folder: Path) -> Outcome:
     if result["metrics"]["AUC"] is None:
         error = "finished, but the AUC that runs are compared by is undefined: all validation labels are the same"
         return Outcome(expid, seed, None, None, error)
-    return Outcome(expid, seed, result, run_result.read_scores(folder), None)
+    run = RunFolder(folder.parent, folder.name)
+    manifest = run_manifest.read_manifest(run) if run.manifest.is_file() else None
+    return Outcome(expid, seed, result, run_result.read_scores(folder), None, manifest=manifest)
 
 
 def find_suite(config_dir: str, name: str) -> list[str]:
@@ -135,13 +141,15 @@ def plan(
     overrides: list[str] | None = None,
     data_root: str | None = None,
     variants: dict[str, list[str]] | None = None,
+    fingerprints: dict[tuple, dict] | None = None,
 ) -> list[Job]:
     """The runs, all experiments with the first seed before those with the second.
 
     Args:
         config_dir, overrides, data_root, models: of `load_params`.
         out: each run's folder is out/runs/EXPID/SEED, or out/runs/EXPID/LABEL/SEED.
-        variants: {label: further changes}; the one experiment runs once with each.
+        variants: {label: further changes}; the one experiment runs once with each. "" is the experiment's own ID.
+        fingerprints: of data files that were read before; those that are read are added.
 
     Raises:
         UserError: an experiment ID that the config does not have. Another mistake in an experiment is its own error.
@@ -150,11 +158,11 @@ def plan(
     for expid in expids:
         if expid not in known:
             raise UserError(f"experiment {expid} is not in {config_dir}, {settings.expected_one_of(expid, known)}")
-    fingerprints: dict[tuple, dict] = {}
+    fingerprints = {} if fingerprints is None else fingerprints
     jobs = []
     for seed in dict.fromkeys(seeds):
         for expid, label in itertools.product(dict.fromkeys(expids), variants or [None]):
-            own = variants[label] if variants and label else []
+            own = variants[label] if variants else []
             job = Job(expid, seed, out / "runs" / expid / (label or "") / str(seed), label, own)
             jobs.append(job)
             changes = [*(overrides or []), *own, f"seed={seed}"]
@@ -174,7 +182,7 @@ def plan(
     return jobs
 
 
-def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) -> None:
+def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int, workers: Workers | None = None) -> None:
     """Run what has no result yet; each job that fails keeps its error.
 
     Args:
@@ -182,6 +190,7 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
         command: starts one run when --expid, --gpu, --model_root, --set seed=S and --resume are added.
         devices: a place for one run at a time each: a GPU's index, or CPU.
         lock: of `locked`, which the caller holds: each run inherits it.
+        workers: run them one after another, instead of a process a run.
 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the runs saved their state and stopped.
@@ -198,39 +207,52 @@ def run_all(jobs: list[Job], command: list[str], devices: list[int], lock: int) 
                 while (waiting or running) and not asked:
                     while waiting and free:
                         device, job = free.pop(0), waiting.pop(0)
-                        running[start(job, command, device, len(devices), lock)] = job, device
+                        running[start(job, command, device, len(devices), lock, workers)] = job, device
                     states = printable("; ".join(job.state() for job, _ in running.values()))
                     if states != progress.postfix:
                         progress.set_postfix_str(states)
                     time.sleep(POLL_SECONDS)
-                    for process in [process for process in running if process.poll() is not None and not asked]:
-                        job, device = running.pop(process)
-                        free.append(device)
-                        progress.write(printable(_close(job, process.returncode)))
-                        progress.update()
+                    for process in list(running):
+                        code = process.poll()
+                        if code is not None and not asked:
+                            job, device = running.pop(process)
+                            free.append(device)
+                            progress.write(printable(_close(job, code)))
+                            progress.update()
             finally:
                 stop(list(running))
         if asked:
             raise KeyboardInterrupt
 
 
-def start(job: Job, command: list[str], device: int, places: int, lock: int) -> subprocess.Popen:
-    """The run's process; the places share the cores, unless the user has said how many threads a process takes.
+def start(
+    job: Job,
+    command: list[str],
+    device: int,
+    places: int,
+    lock: int,
+    workers: Workers | None = None,
+    meter: Meter | None = None,
+) -> subprocess.Popen | Run:
+    """The run, in a process or a worker; places share the cores, unless the user has said how many threads each takes.
 
     It goes on with what an earlier one left, unless that is of other settings or data: then it starts anew.
     """
     arguments = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
-    quiet = [] if any(str(part).startswith("verbose=") for part in command) else ["verbose=0"]
+    quiet = [] if any(str(part).startswith("verbose=") for part in [*command, *job.changes]) else ["verbose=0"]
     arguments += ["--set", *quiet, *job.changes, f"seed={job.seed}"]
     environment = dict(os.environ)
     if places > 1 and not any(environment.get(name) for name in THREADS):
         environment.update(dict.fromkeys(THREADS, str(max(torch.get_num_threads() // places, 1))))
     files.make_folder(job.model_root)
     _clear_other_run(job)
+    line = [*command, *map(str, arguments)]
+    if workers:
+        return workers.start(line, job.output, device, environment, meter)
     try:
         with open(job.output, "wb") as output:
             return subprocess.Popen(
-                [*command, *map(str, arguments)],
+                line,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -274,8 +296,8 @@ def error_of(output: Path, code: int) -> str:
     return f"{lines[-1] if lines else 'no output'} (exit code {code}, see {output})"
 
 
-def stop(processes: list[subprocess.Popen]) -> None:
-    """Ask the processes to save and stop, and wait until they have."""
+def stop(processes: Sequence[subprocess.Popen | Run]) -> None:
+    """Ask the runs to save and stop, and wait until they have."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + SECONDS_TO_STOP

@@ -8,26 +8,41 @@ Names and errors are strangers' text: `build` makes each one printable, and each
 than text: no formula in the CSV, no markup in the Markdown and the HTML.
 """
 
-import csv
-import html
 import json
 import math
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_fibinet import files, significance
+from mm_fibinet import files
+from mm_fibinet.compare import section
+from mm_fibinet.compare.details import details
+from mm_fibinet.compare.section import Section
+from mm_fibinet.compare.text import html_text, markdown_text, without_nan
 from mm_fibinet.errors import printable
+from mm_fibinet.significance import P_FLOOR, Comparison, Pairs
 
 KINDS = ("csv", "md", "html")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
+SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "studies")]
+
+
+class Tuned(NamedTuple):
+    """What finding an experiment's settings has cost.
+
+    Attributes:
+        trials: how many ended.
+        seconds: of one core, or of the clock on a GPU, all trials together.
+    """
+
+    trials: int
+    seconds: float
 
 
 class Outcome(NamedTuple):
@@ -38,6 +53,8 @@ class Outcome(NamedTuple):
         result: its result.json, a dictionary; None when it failed.
         scores: its validation rows, a polars DataFrame of label, score and user_id; None when it failed.
         error: why it failed, None when it did not.
+        tuned: what its settings have cost, None where they were not tuned.
+        manifest: what it was made of, a dictionary; None when that is not known.
     """
 
     expid: str
@@ -45,6 +62,8 @@ class Outcome(NamedTuple):
     result: Any
     scores: Any
     error: str | None
+    tuned: Tuned | None = None
+    manifest: Any = None
 
 
 class Column(NamedTuple):
@@ -73,6 +92,9 @@ class Board:
         failed: the runs without a result.
         curves: {expid: one list a seed of {"epoch", "seconds", "AUC"}}.
         facts: "name: value" pairs above the table.
+        pairs: {expid: {other expid: the first against the second}}, of those that have the same validation rows.
+        details: {expid: settings and manifest of its first run}.
+        sections: what studies of these runs say.
     """
 
     baseline: str
@@ -80,10 +102,18 @@ class Board:
     failed: list[Outcome]
     curves: dict[str, list[list[dict]]]
     facts: dict[str, str]
+    pairs: dict[str, dict[str, Comparison]] = field(default_factory=dict)
+    details: dict[str, dict] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
 
 
 def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _p_users(value: float) -> str:
+    """The bootstrap's, of which nothing below its floor is known."""
+    return f"<= {P_FLOOR:.3f}" if value <= P_FLOOR * (1 + 1e-9) else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:
@@ -104,8 +134,8 @@ COLUMNS = (
     Column(
         "p_bootstrap",
         "p users",
-        "Two-sided p-value of Δ AUC, bootstrap over users with their rows; 0.002 at least",
-        _p_value,
+        f"Two-sided p-value of Δ AUC, bootstrap over users with their rows; {P_FLOOR:.3f} at least",
+        _p_users,
     ),
     Column("gauc", "gAUC", "AUC within each user's rows, averaged by their number of rows", "{:.4f}"),
     Column("logloss", "logloss", "Mean negative log-likelihood of the clicks, lower is better", "{:.4f}"),
@@ -117,6 +147,11 @@ COLUMNS = (
     Column("peak_gpu_memory_mb", "GPU memory, MiB", "Peak GPU memory of its tensors", "{:,.0f}"),
     Column(
         "seconds_to_best", "Time to best", "Training time until the best evaluation, without evaluations", _duration
+    ),
+    Column("train_seconds", "Training", "Training time of a run, without evaluations", _duration),
+    Column("trials", "Trials", "Runs that its settings were chosen by, on the validation rows"),
+    Column(
+        "tuning_seconds", "Tuning", "Time of all trials: seconds of one core each, or of the clock on a GPU", _duration
     ),
     Column("runs", "Runs", "Finished runs, one a seed"),
 )
@@ -135,12 +170,13 @@ def build(outcomes: list[Outcome], baseline: str) -> Board:
     for outcome in outcomes:
         if outcome.result:
             finished.setdefault(outcome.expid, []).append(outcome)
-    compared = _comparisons(finished, baseline)
-    rows = [_row(expid, runs, compared.get(expid)) for expid, runs in finished.items()]
+    pairs = _pairs(finished)
+    rows = [_row(expid, runs, pairs.get(expid, {}).get(baseline)) for expid, runs in finished.items()]
     rows.sort(key=lambda row: -row["auc"])
     curves = {expid: [run.result["curve"] for run in runs] for expid, runs in finished.items()}
     failed = [outcome for outcome in outcomes if not outcome.result]
-    return Board(baseline, rows, failed, curves, _facts(outcomes, finished, baseline))
+    made = {expid: details(runs[0].manifest) for expid, runs in finished.items() if runs[0].manifest}
+    return Board(baseline, rows, failed, curves, _facts(outcomes, finished, baseline), pairs, made)
 
 
 def write(board: Board, folder: Path) -> dict[str, Path]:
@@ -150,36 +186,39 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
         {what: path}.
     """
     paths = {kind: folder / f"leaderboard.{kind}" for kind in KINDS}
-    with files.atomic_path(paths["csv"]) as path, open(path, "w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, [column.key for column in COLUMNS] + ["seed", "error"])
-        writer.writeheader()
-        writer.writerows({key: _csv_value(value) for key, value in row.items()} for row in board.rows)
-        for run in board.failed:
-            writer.writerow({"expid": _csv_value(run.expid), "seed": run.seed, "error": _csv_value(run.error)})
+    section.write_csv(paths["csv"], as_csv(board))
+    for study in board.sections:
+        paths[study.name] = folder / study.file
+        section.write_csv(paths[study.name], section.section_csv(study))
     files.write_text(paths["md"], as_markdown(board))
     files.write_text(paths["html"], as_html(board))
     return paths
 
 
+def as_csv(board: Board) -> str:
+    """Every figure, and the failed runs."""
+    failed = [{"expid": run.expid, "seed": run.seed, "error": run.error} for run in board.failed]
+    return section.as_csv([column.key for column in COLUMNS] + ["seed", "error"], [*board.rows, *failed])
+
+
 def as_markdown(board: Board) -> str:
-    """The facts, a table, and the failed runs."""
+    """The facts, a table, the failed runs, and the studies."""
     columns = _columns(board)
-    facts = " · ".join(f"{name}: {_markdown_text(value)}" for name, value in board.facts.items())
+    facts = " · ".join(f"{name}: {markdown_text(value)}" for name, value in board.facts.items())
     lines = ["# Leaderboard", "", facts, ""]
     lines.append("| " + " | ".join(column.title for column in columns) + " |")
     lines.append("|---|" + "---:|" * (len(columns) - 1))
     for row in board.rows:
-        lines.append("| " + " | ".join(_markdown_text(_shown(column, row)) for column in columns) + " |")
+        lines.append("| " + " | ".join(markdown_text(_shown(column, row)) for column in columns) + " |")
     if board.failed:
         lines += ["", "Failed runs:", ""]
-        lines += [
-            f"- {_markdown_text(run.expid)}, seed {run.seed}: {_markdown_text(run.error)}" for run in board.failed
-        ]
+        lines += [f"- {markdown_text(run.expid)}, seed {run.seed}: {markdown_text(run.error)}" for run in board.failed]
     if any(row["p_delong"] is not None for row in board.rows):
         lines += [
             "",
-            f"Δ AUC, its interval and the p-values are against {_markdown_text(board.baseline)}, see significance.py.",
+            f"Δ AUC, its interval and the p-values are against {markdown_text(board.baseline)}, see significance.py.",
         ]
+    lines += [line for study in board.sections for line in section.as_markdown(study)]
     return "\n".join(lines) + "\n"
 
 
@@ -192,7 +231,7 @@ def as_text(board: Board) -> str:
     for row in board.rows:
         lines.append(row["expid"].ljust(width) + "".join(f"{_shown(column, row):>14}" for column in columns))
     lines += [f"{run.expid.ljust(width)}  failed, seed {run.seed}: {run.error}" for run in board.failed]
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(section.as_text, board.sections)])
 
 
 def as_html(board: Board) -> str:
@@ -202,32 +241,57 @@ def as_html(board: Board) -> str:
         "baseline": board.baseline,
         "rows": [{key: value for key, value in row.items() if key != "dataset"} for row in board.rows],
         "curves": board.curves,
+        "pairs": {expid: _pairs_data(others) for expid, others in board.pairs.items()},
+        "p_floor": P_FLOOR,
+        "details": board.details,
+        "studies": {study.name: section.data(study) for study in board.sections},
     }
     parts = {
-        "facts": "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in board.facts.items()),
+        "facts": "".join(f"<div><dt>{html_text(k)}</dt><dd>{html_text(v)}</dd></div>" for k, v in board.facts.items()),
         "head": "".join(_head(column) for column in columns),
         "body": "".join(_body_row(board, columns, row) for row in board.rows),
         "failed": "".join(_failed_row(len(columns), run) for run in board.failed),
-        "data": json.dumps(_without_nan(data)).replace("<", "\\u003c"),
+        "csv": section.download_link("leaderboard.csv", as_csv(board)),
+        "studies": "".join(map(section.as_html, board.sections)),
+        "scripts": "".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
+        "data": json.dumps(without_nan(data)).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _comparisons(finished: dict[str, list[Outcome]], baseline: str) -> dict[str, significance.Comparison]:
-    """Each experiment on the baseline's validation rows against the baseline."""
-    if baseline not in finished:
-        return {}
-    reference = finished[baseline][0].scores
-    label, user = reference["label"].to_numpy(), reference["user_id"].to_numpy()
-    scores = {
-        expid: np.stack([run.scores["score"].to_numpy() for run in runs])
-        for expid, runs in finished.items()
-        if all(run.scores.select("label", "user_id").equals(reference.select("label", "user_id")) for run in runs)
+def _pairs(finished: dict[str, list[Outcome]]) -> dict[str, dict[str, Comparison]]:
+    """Each experiment against each other one that was judged on the same validation rows."""
+    alike: list[dict[str, list[Outcome]]] = []  # groups of experiments with the same rows
+    for expid, runs in finished.items():
+        if all(_same_rows(run, runs[0]) for run in runs):
+            group = next((group for group in alike if _same_rows(next(iter(group.values()))[0], runs[0])), None)
+            if group is None:
+                alike.append(group := {})
+            group[expid] = runs
+    compared: dict[str, dict[str, Comparison]] = {}
+    for group in alike:
+        first = next(iter(group.values()))[0].scores
+        scores = {expid: np.stack([run.scores["score"].to_numpy() for run in runs]) for expid, runs in group.items()}
+        if len(scores) > 1:
+            pairs = Pairs(first["label"].to_numpy(), first["user_id"].to_numpy(), scores)
+            for expid in scores:
+                compared[expid] = {other: pairs.compare(expid, other) for other in scores if other != expid}
+    return compared
+
+
+def _pairs_data(others: dict[str, Comparison]) -> dict[str, list[float]]:
+    """[Δ, low, high, p DeLong, p users] against each other experiment, six digits each."""
+    return {
+        other: [float(f"{value:.6g}") for value in (one.difference, one.low, one.high, one.p_delong, one.p_bootstrap)]
+        for other, one in others.items()
     }
-    return significance.compare_to_baseline(label, user, scores, baseline)
 
 
-def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | None) -> dict:
+def _same_rows(run: Outcome, other: Outcome) -> bool:
+    return run.scores.select("label", "user_id").equals(other.scores.select("label", "user_id"))
+
+
+def _row(expid: str, runs: list[Outcome], compared: Comparison | None) -> dict:
     results = [run.result for run in runs]
     aucs = [result["metrics"]["AUC"] for result in results]
 
@@ -242,7 +306,7 @@ def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | No
         "dataset": results[0]["dataset_id"],
         "auc": statistics.fmean(aucs),
         "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else None,
-        **(compared._asdict() if compared else dict.fromkeys(significance.Comparison._fields)),
+        **(compared._asdict() if compared else dict.fromkeys(Comparison._fields)),
         "gauc": mean("metrics", "gAUC"),
         "logloss": mean("metrics", "logloss"),
         "auc_warm": mean("warm", "AUC") if results[0]["cold"]["rows"] else None,
@@ -252,6 +316,9 @@ def _row(expid: str, runs: list[Outcome], compared: significance.Comparison | No
         "peak_memory_mb": max(result["peak_memory_mb"] for result in results),
         "peak_gpu_memory_mb": max(result["peak_gpu_memory_mb"] for result in results) or None,
         "seconds_to_best": mean("seconds_to_best"),
+        "train_seconds": mean("train_seconds"),
+        "trials": runs[0].tuned.trials if runs[0].tuned else None,
+        "tuning_seconds": runs[0].tuned.seconds if runs[0].tuned else None,
         "runs": len(runs),
     }
 
@@ -305,60 +372,28 @@ def _with_printable_texts(outcome: Outcome) -> Outcome:
     return outcome._replace(expid=printable(outcome.expid), result=result, error=error)
 
 
-def _csv_value(value: object) -> object:
-    """A cell of the leaderboard: numbers have six digits."""
-    return float(f"{value:.6g}") if isinstance(value, float) else csv_cell(value)
-
-
-def csv_cell(value: object) -> object:
-    """A cell whose text no spreadsheet takes for a formula and every encoding can write; all else stays."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
-def _markdown_text(value: object) -> str:
-    """Text that stays text within a table's cell: no column, code, link, emphasis or HTML of its own."""
-    escaped = html.escape(str(value), quote=False)
-    return re.sub(r"([\\`|*\[\]~])", r"\\\1", escaped)
-
-
-def _without_nan(value: object) -> object:
-    """The value with null for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
 def _head(column: Column) -> str:
     return (
         f'<th scope="col" data-key="{column.key}" aria-sort="{"descending" if column.key == "auc" else "none"}">'
-        f'<button type="button" data-tip="{_text(column.meaning)}">{_text(column.title)}</button></th>'
+        f'<button type="button" data-tip="{html_text(column.meaning)}">{html_text(column.title)}</button></th>'
     )
 
 
 def _body_row(board: Board, columns: list[Column], row: dict) -> str:
     cells = []
     for column in columns:
-        value = "" if row[column.key] is None else _text(row[column.key])
-        shown = _text(_shown(column, row))
+        value = "" if row[column.key] is None else html_text(row[column.key])
+        shown = html_text(_shown(column, row))
         if column.key == "expid":
             mark = ' <span class="tag">baseline</span>' if row["expid"] == board.baseline else ""
             cells.append(f'<th scope="row" data-sort="{value}">{shown}{mark}</th>')
         else:
             cells.append(f'<td data-sort="{value}">{shown}</td>')
-    return f'<tr data-expid="{_text(row["expid"])}">{"".join(cells)}</tr>\n'
+    return f'<tr data-expid="{html_text(row["expid"])}">{"".join(cells)}</tr>\n'
 
 
 def _failed_row(width: int, run: Outcome) -> str:
     return (
-        f'<tr><th scope="row">{_text(run.expid)}</th><td colspan="{width - 1}">'
-        f"<div><strong>failed</strong>, seed {run.seed}: {_text(run.error)}</div></td></tr>\n"
+        f'<tr><th scope="row">{html_text(run.expid)}</th><td colspan="{width - 1}">'
+        f"<div><strong>failed</strong>, seed {run.seed}: {html_text(run.error)}</div></td></tr>\n"
     )

@@ -17,7 +17,7 @@ from fuxictr.utils import Monitor
 
 from mm_fibinet import files
 from mm_fibinet.compare import jobs
-from mm_fibinet.compare.leaderboard import csv_cell
+from mm_fibinet.compare.text import csv_cell
 from mm_fibinet.compare.tuner import Tuner, is_range, read_tuner, refuse_test
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.metrics import METRICS

@@ -149,6 +149,16 @@ def is_range(values: object) -> bool:
     return isinstance(values, dict) and {"low", "high"} <= set(values)
 
 
+def is_sound_range(values: dict) -> bool:
+    """Whether a range has limits, and no other keys, that something can be drawn from."""
+    low, high, step = values["low"], values["high"], values.get("step")
+    kinds = (int,) if values.get("type") == "int" else (int, float)
+    fits = set(values) <= RANGE_KEYS and values.get("type", "float") in ("int", "float")
+    fits = fits and all(type(value) in kinds for value in (low, high, 1 if step is None else step))
+    fits = fits and low < high and (step is None or step > 0)
+    return fits and not (values.get("log") and (low <= 0 or step is not None))
+
+
 def values_of(values: Any) -> list:
     """The values of a list, or the ends of a range."""
     return [values["low"], values["high"]] if is_range(values) else values
@@ -225,15 +235,7 @@ def _check_names(tuner: Tuner, models) -> None:
 def _check_values(tuner: Tuner) -> None:
     """Lists with values, ranges with sound limits."""
     for key, values in tuner.space.items():
-        fits = len(values) > 0
-        if is_range(values):
-            low, high, step = values["low"], values["high"], values.get("step")
-            kinds = (int,) if values.get("type") == "int" else (int, float)
-            fits = set(values) <= RANGE_KEYS and values.get("type", "float") in ("int", "float")
-            fits = fits and all(type(value) in kinds for value in (low, high, 1 if step is None else step))
-            fits = fits and low < high and (step is None or step > 0)
-            fits = fits and not (values.get("log") and (low <= 0 or step is not None))
-        if not fits:
+        if not (is_sound_range(values) if is_range(values) else len(values)):
             raise UserError(
                 f"{tuner.path}: tuner_space has {key}: {shown(values)}, expected a list of values, or low < high with "
                 "type (int or float) and either step or log (low above 0)"

@@ -19,6 +19,7 @@ from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.search import Search, monitored
 from mm_fibinet.compare.tuner import is_range
+from mm_fibinet.compare.workers import Run
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.progress import track
 
@@ -85,7 +86,7 @@ class _Running:
 
     trial: Any
     job: jobs.Job
-    process: Popen
+    process: Popen | Run
     device: int
     reported: int
     pruned: bool = False
@@ -162,7 +163,7 @@ class _Trials:
         if running.pruned:
             self.study.tell(trial, state=self.states.PRUNED)
             return f"pruned  {job.expid}: behind after evaluation {running.reported}"
-        job.error = jobs.error_of(job.output, running.process.returncode)
+        job.error = jobs.error_of(job.output, running.process.wait())
         return self._fail(trial, job)
 
     def rows(self) -> list[dict]:
@@ -201,25 +202,13 @@ class _Trials:
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=len(self.search.devices) > 1)
         trial = self.optuna.trial.Trial(self.study, stopped._trial_id) if stopped else self.study.ask()
         for key in self.search.tuner.varied:
-            values = self.space[key]
-            if not is_range(values):
-                trial.suggest_categorical(key, list(map(_text, values)))
-                continue
-            low, high, step, log = (values.get(name) for name in ("low", "high", "step", "log"))
-            kinds = {type(value) for value in (low, high, step) if value is not None}
-            if values.get("type", "int" if kinds == {int} else "float") == "int":
-                trial.suggest_int(key, low, high, step=step or 1, log=bool(log))
-            else:
-                trial.suggest_float(key, low, high, step=step, log=bool(log))
+            suggest(trial, key, self.space[key])
         return trial
 
     def _experiment(self, trial) -> tuple[dict[str, dict], dict[str, dict]]:
         """The trial's point of the space as a config; its number is the trial's, from 1."""
-        chosen = dict(self.space)
-        for key, value in trial.params.items():
-            values = self.space[key]
-            chosen[key] = [value] if is_range(values) else [{_text(v): v for v in values}[value]]
-        return self.search.tuner.combine(chosen, trial.number + 1)
+        point = {key: [chosen(self.space[key], value)] for key, value in trial.params.items()}
+        return self.search.tuner.combine({**self.space, **point}, trial.number + 1)
 
     def _repeat(self, trial, same) -> str:
         for step, value in same.intermediate_values.items():
@@ -233,6 +222,30 @@ class _Trials:
         return f"failed  {job.expid}: {job.error}"
 
 
-def _text(value: object) -> str:
+def suggest(trial, key: str, values: Any) -> None:
+    """Have Optuna's trial choose a setting's value.
+
+    Args:
+        trial: Optuna's.
+        key: the setting.
+        values: a list, from which it chooses by the `text_of` of a value, or a range (see `tuner.is_range`).
+    """
+    if not is_range(values):
+        trial.suggest_categorical(key, list(map(text_of, values)))
+        return
+    low, high, step, log = (values.get(name) for name in ("low", "high", "step", "log"))
+    kinds = {type(value) for value in (low, high, step) if value is not None}
+    if values.get("type", "int" if kinds == {int} else "float") == "int":
+        trial.suggest_int(key, low, high, step=step or 1, log=bool(log))
+    else:
+        trial.suggest_float(key, low, high, step=step, log=bool(log))
+
+
+def chosen(values: Any, stored: Any) -> Any:
+    """The value of a setting that Optuna has stored for `suggest`."""
+    return stored if is_range(values) else {text_of(value): value for value in values}[stored]
+
+
+def text_of(value: object) -> str:
     """A listed value as Optuna stores it: it takes no lists, and holds 1 and True for the same."""
     return json.dumps(value, default=str)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import hub
+from mm_fibinet.items import hub, pictures
 from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoding import Loading, NetworkEncoder
 from mm_fibinet.items.weights import fingerprint, quiet_logging, quiet_transformers
@@ -60,9 +60,8 @@ def load_clip_images(name: str, how: Loading) -> NetworkEncoder:
     """The image tower; its vectors can be compared to the texts' of the same NAME and TAG_OR_FILE."""
     clip = _open(name, how)
     identity = how.identity("open_clip", clip.identity, DECODING)
-    return NetworkEncoder(
-        identity, _Images(clip.model), lambda content: clip.preprocess(decode_image(content)), clip.dim, how
-    )
+    to_tensor, tower = pictures.split(clip.preprocess, _Images(clip.model))
+    return NetworkEncoder(identity, tower, lambda content: to_tensor(decode_image(content)), clip.dim, how)
 
 
 def load_clip_texts(name: str, how: Loading) -> NetworkEncoder:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items import hub
+from mm_fibinet.items import hub, pictures
 from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoding import Loading, NetworkEncoder
 from mm_fibinet.items.weights import fingerprint, quiet_logging
@@ -25,7 +25,7 @@ def load_timm(name: str, how: Loading) -> NetworkEncoder:
             network = _from_file(architecture, Path(file)) if file else _pretrained(architecture, how)
             network = network.eval()
             settings = resolve_model_data_config(network)
-            to_tensor = create_transform(**settings, is_training=False)
+            to_tensor, taking_bytes = pictures.split(create_transform(**settings, is_training=False), network)
             with torch.inference_mode():
                 dim = network(torch.zeros(1, *settings["input_size"])).shape[1]
     except Exception as error:  # its download and checkpoint code raise all kinds
@@ -33,7 +33,7 @@ def load_timm(name: str, how: Loading) -> NetworkEncoder:
             error, f"give the file of the weights, timm:{architecture}:FILE, or another of timm.list_pretrained()"
         ) from error
     identity = how.identity("timm", architecture, fingerprint(network, settings), DECODING)
-    return NetworkEncoder(identity, network, lambda content: to_tensor(decode_image(content)), dim, how)
+    return NetworkEncoder(identity, taking_bytes, lambda content: to_tensor(decode_image(content)), dim, how)
 
 
 def _require_known(architecture: str, how: Loading) -> None:

@@ -19,6 +19,7 @@ from mm_fibinet.prepare.vocabulary import BY_TEST, Vocabulary
 from mm_fibinet.yaml_reader import shown
 
 WRONG = "wrong:"  # in front of the names of columns
+LISTS_AT_ONCE = 2_000  # histories, which are texts until they are read
 KEY, TITLE, TAGS, DESCRIPTION = "key", "item_title", "item_tags", "item_description"
 
 
@@ -57,6 +58,10 @@ class Catalogue:
         """Rows in the order of a vocabulary's ids, null where the table lacks the key."""
         names = vocabulary.names.alias(KEY).to_frame()
         return names.join(self.frame, on=KEY, how="left", maintain_order="left")
+
+    def lists_of(self, vocabulary: Vocabulary) -> pl.Series:
+        """TAGS of the rows of `of`."""
+        return Catalogue(self.frame.select(KEY, TAGS)).of(vocabulary)[TAGS]
 
 
 def read_items(recipe: Recipe, scratch: Path) -> Catalogue | None:
@@ -100,12 +105,13 @@ def _read_users(recipe: Recipe, table: Table, scratch: Path) -> Catalogue:
         listed = columns.text_list(source, recipe.user_history, recipe.list_separator)
         selected.append(listed.cast(pl.List(pl.Categorical)).alias(TAGS))  # four bytes an item, however long its id is
     key = recipe.user_key or recipe.user
-    return _read(source, key, selected, recipe.user_features, recipe.user_categorical)
+    at_once = LISTS_AT_ONCE if recipe.user_history else None
+    return _read(source, key, selected, recipe.user_features, recipe.user_categorical, rows_at_once=at_once)
 
 
 def _read(
     source: Source, key: str, selected: list[pl.Expr], features: list[str], categorical: list[str],
-    flags: Sequence[str] = (),
+    flags: Sequence[str] = (), rows_at_once: int | None = None,
 ) -> Catalogue:  # fmt: skip
     """A table by its key, the first row of each; `flags` are columns that `selected` reads as 0 and 1."""
     numeric = [name for name in features if name not in categorical and columns.is_number(source, name)]
@@ -117,7 +123,7 @@ def _read(
     selected += [value.alias(name) for name, (value, _) in checks.items()]
     checks |= {name: (columns.flag(source, name), "0 or 1, as tag_flags have") for name in flags}
     selected += [columns.wrong(source, name, value).alias(f"{WRONG}{name}") for name, (value, _) in checks.items()]
-    rows = collect(source.frame.select(selected), source.table)
+    rows = collect(source.frame.select(selected), source.table, rows_at_once)
     for name, (_, expected) in checks.items():
         if (found := rows[f"{WRONG}{name}"]).any():
             raise columns.wrong_field(source, name, int(found.arg_max() or 0), expected)

@@ -131,7 +131,7 @@ def _item_vocabulary(
     if read.lists is not None:
         found.append(read.lists[ITEM])
     if people is not None and recipe.user_history:
-        found.append(people.of(users)[TAGS].explode())
+        found.append(people.lists_of(users).explode())
     if catalogue is not None and recipe.all_items:
         found.append(catalogue.frame["key"])
     return Vocabulary(found)
@@ -195,7 +195,8 @@ def _histories(
         owner, listed = frame[EVENT].to_numpy(), items.ids(read.lists[ITEM])
         ends = np.cumsum(np.bincount(read.lists[EVENT].to_numpy(), minlength=int(owner.max()) + 1))
     elif people is not None and recipe.user_history:
-        lists = people.of(users)[TAGS]
+        lists = people.lists_of(users)
+        people.frame = people.frame.drop(TAGS)  # what is wanted of them is taken
         owner, listed = user, items.ids(lists.explode().drop_nulls())
         ends = np.cumsum(lists.list.len().fill_null(0).to_numpy().astype(np.int64))
     else:

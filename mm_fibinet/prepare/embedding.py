@@ -1,6 +1,7 @@
 """An item embedding that there is already, as a file of lists by item, int8 with a scale say, as a matrix by item_id.
 
-It is multiplied out to float32: models read float32, and int8 values times a scale are not all exact in 16 bits.
+Numbers of int8 stay int8, a quarter of float32, and the data set's entry says what they are times; others are
+multiplied out.
 """
 
 from pathlib import Path
@@ -28,7 +29,8 @@ def read_embedding(recipe: Recipe, items: Vocabulary, scratch: Path) -> np.ndarr
         scratch: a folder for intermediate files.
 
     Returns:
-        float32 [items + 1, N]; zeros for the padding item and for items that the table lacks.
+        float32 [items + 1, N], or int8 without the scale; zeros for the padding item and for items that the table
+        lacks.
 
     Raises:
         UserError: the column holds no lists of N numbers, or the table has none of the items.
@@ -59,9 +61,11 @@ def _matrix(found: pl.DataFrame, source: Source, recipe: Recipe, items: Vocabula
     if not width or (lengths != width).any():
         other = int(lengths.min() or 0), int(lengths.max() or 0)
         raise UserError(f"{source.shown}: column {recipe.embedding} has lists of {other[0]} to {other[1]} numbers")
-    values = found[VECTOR].explode().cast(pl.Float32, strict=False).to_numpy().reshape(-1, width)
-    if not np.isfinite(values).all():
+    kind, scale = (pl.Float32, recipe.embedding_scale) if found[VECTOR].dtype.inner != pl.Int8 else (pl.Int8, 1)
+    numbers = found[VECTOR].explode().cast(kind, strict=False)
+    values = numbers.to_numpy().reshape(-1, width)
+    if numbers.null_count() or not np.isfinite(values).all():
         raise UserError(f"{source.shown}: column {recipe.embedding} has null, NaN or infinity, expected numbers")
-    matrix = np.zeros((len(items) + 1, width), dtype=np.float32)
-    matrix[items.ids(found[KEY])] = values * np.float32(recipe.embedding_scale)
+    matrix = np.zeros((len(items) + 1, width), dtype=values.dtype)
+    matrix[items.ids(found[KEY])] = values * values.dtype.type(scale)
     return matrix

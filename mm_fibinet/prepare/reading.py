@@ -147,9 +147,16 @@ def schema_of(frame: pl.LazyFrame, table: Table) -> pl.Schema:
         return frame.collect_schema()
 
 
-def collect(frame: pl.LazyFrame, table: Table) -> pl.DataFrame:
-    """The rows in memory, read as a stream."""
-    with explained(table):
+def collect(frame: pl.LazyFrame, table: Table, rows_at_once: int | None = None) -> pl.DataFrame:
+    """The rows in memory, read as a stream.
+
+    Args:
+        frame: of `scan`, with what is wanted of it.
+        table: that it is of.
+        rows_at_once: pieces of the stream, where rows are long; None for as many as polars takes, some 100,000.
+    """
+    pieces = pl.Config(streaming_chunk_size=rows_at_once) if rows_at_once else contextlib.nullcontext()
+    with explained(table), pieces:
         return frame.collect(engine="streaming")
 
 

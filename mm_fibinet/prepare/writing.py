@@ -1,5 +1,6 @@
 """A data set as the files of the contract, and as the entry of a dataset config that says what their columns are."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,15 +95,28 @@ def write_user_info(made: Dataset, folder: Path) -> None:
     start[made.user] = made.histories.start
     np.maximum.at(end, made.user, made.histories.end)
     lengths = np.maximum(end - start, 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    items = made.histories.items[np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], lengths)]
-    if offsets[-1] < 2**31:
-        lists: pa.Array = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(items))
-    else:
-        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(items))
-    columns = {USER_ID: np.arange(users), schema.ITEM_SEQ: lists}
-    columns.update({name: _nullable(values) for name, values in _user_columns(made).items()})
-    _write(folder / "user_info.parquet", iter([pa.table(columns)]))
+    columns = {name: _nullable(values) for name, values in _user_columns(made).items()}
+    _write(folder / "user_info.parquet", _user_tables(made.histories.items, start, lengths, columns))
+
+
+def _user_tables(
+    items: np.ndarray, start: np.ndarray, lengths: np.ndarray, columns: dict[str, pa.Array]
+) -> Iterator[pa.Table]:
+    """The users, about PLACES_AT_ONCE items of their histories at a time.
+
+    Args:
+        items: int32 [P]; a user's are items[start : start + length].
+        start, lengths: int64 [U].
+        columns: [U] each.
+    """
+    blocks = np.cumsum(lengths) // PLACES_AT_ONCE
+    edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=blocks[-1] + 1))
+    for first, stop in itertools.pairwise(edges):
+        offsets = np.concatenate([[0], np.cumsum(lengths[first:stop])])
+        places = np.arange(offsets[-1]) + np.repeat(start[first:stop] - offsets[:-1], lengths[first:stop])
+        lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(items[places]))
+        own = {name: values.slice(first, stop - first) for name, values in columns.items()}
+        yield pa.table({USER_ID: np.arange(first, stop), schema.ITEM_SEQ: lists, **own})
 
 
 def write_items(made: Dataset, recipe: Recipe, folder: Path) -> None:
@@ -194,7 +208,8 @@ def _entry(made: Dataset, recipe: Recipe, folder: Path) -> dict:
             vocabulary = _vocabulary(made.catalogue, name) if name in made.catalogue.categorical else None
             columns.append({**_column(name, values, vocabulary), "source": "item"})
     if made.embedding is not None:
-        columns.append({"name": embedding_name(made.embedding), "type": "embedding", "source": "item"})
+        scale = {"scale": recipe.embedding_scale} if made.embedding.dtype == np.int8 else {}
+        columns.append({"name": embedding_name(made.embedding), "type": "embedding", "source": "item", **scale})
     if made.people is not None:
         for name, values in _user_columns(made).items():
             vocabulary = _vocabulary(made.people, name) if name in made.people.categorical else None

@@ -1,0 +1,133 @@
+"""Items that come after the export: encoded and put behind those of an exported model, without torch or a new export.
+
+Ids go on where the table ends, as a data set's do when its catalogue grows. New items have no learned id; what the
+model makes of their content it makes with the same weights, which asks for the same columns: an embedding that was
+fitted anew puts the old items elsewhere too, and is refused for that.
+
+`python -m mm_fibinet.new_items DIR --item_info GROWN --out NEW_DIR`
+"""
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from mm_fibinet import schema
+from mm_fibinet.errors import UserError, printable, run_cli
+from mm_fibinet.files import atomic_folder, require_output_folder
+from mm_fibinet.parquet_reader import whole_column
+from mm_fibinet.scorer import open_graph
+from mm_fibinet.served_files import ENCODER, FILES, GRAPH, Card, ItemRows
+
+ITEMS_AT_ONCE = 1 << 16
+COMPARED = 1 << 12  # of the old items
+TOLERANCE = 0.02  # of the largest number of a part: more than an int8 table rounds
+
+
+def append_items(
+    folder: str | Path, item_info: str | Path, out: str | Path, item_feature: str | Path | None = None
+) -> range:
+    """Write a folder with the items of another and those that came since.
+
+    Args:
+        folder: of export_onnx.py, or of this.
+        item_info: item_info.parquet of the grown catalogue: the old items, unchanged, then the new ones.
+        out: the folder to write; that of an earlier export is replaced.
+        item_feature: item_feature.parquet, read for levels that item_info lacks.
+
+    Returns:
+        the new items' ids.
+
+    Raises:
+        UserError: there are none, the old ones have changed, or a file is not what it should be.
+    """
+    card = Card.read(folder)
+    items = ItemRows.read(folder, card)
+    require_output_folder(out, [folder, item_info, item_feature], FILES)
+    if ENCODER not in card.files:
+        raise UserError(f"{folder}: has no {ENCODER}, which encodes items; export it again")
+    columns, total = read_items(item_info, item_feature, card)
+    if total <= card.num_items:
+        raise UserError(f"{item_info}: has {total} items, {folder} has {card.num_items}, expected more of them")
+    session = open_graph(Path(folder) / ENCODER, threads=1)
+    require_same_items(items, card, session, columns, item_info)
+    new = np.arange(card.num_items, total)
+    beside = (columns[name][new].reshape(len(new), -1) for name in card.ids)
+    ids = np.concatenate([np.zeros((len(new), 0), np.int32), *beside], axis=1)
+    added = ItemRows.pack(encode(session, columns, new), ids, card.parts, card.item_table)
+    with atomic_folder(out) as written:
+        for name in (GRAPH, ENCODER):
+            shutil.copyfile(Path(folder) / name, written / name)
+        items.followed_by(added).write(written)
+        dataclasses.replace(card, num_items=total).write(written)
+    return range(card.num_items, total)
+
+
+def read_items(item_info: str | Path, item_feature: str | Path | None, card: Card) -> tuple[dict[str, np.ndarray], int]:
+    """The columns that items are encoded from, {feature: [M] or [M, width]}, and M."""
+    table = schema.read_item_info(item_info)
+    columns = {}
+    for name, spec in card.item_features.items():
+        if name in table.column_names:
+            columns[name] = schema.read_feature(whole_column(table, name), item_info, name, spec)
+        elif item_feature is not None:
+            columns[name] = schema.read_item_feature(item_feature, {name: spec}, table.num_rows)[name]
+        else:
+            raise UserError(
+                f"{item_info}: column {name} is missing, found {', '.join(table.column_names)}; name the file that has "
+                "it with --item_feature"
+            )
+    types = {"f": np.float32, "i": np.int32}
+    return {
+        name: values.astype(types.get(values.dtype.kind, np.int32)) for name, values in columns.items()
+    }, table.num_rows
+
+
+def encode(session, columns: dict[str, np.ndarray], items: np.ndarray) -> np.ndarray:
+    """float32 [M, width], the rows of items [M]."""
+    names = [each.name for each in session.get_inputs()]
+    starts = range(0, len(items), ITEMS_AT_ONCE)
+    parts = [items[start : start + ITEMS_AT_ONCE] for start in starts]
+    return np.concatenate([session.run(None, {name: columns[name][part] for name in names})[0] for part in parts])
+
+
+def require_same_items(
+    items: ItemRows, card: Card, session, columns: dict[str, np.ndarray], item_info: str | Path
+) -> None:
+    """A `UserError` when the first COMPARED old items have another content than what was exported."""
+    old = np.arange(1, min(card.num_items, COMPARED))
+    before, now = items.take(old), encode(session, columns, old)
+    first = 0
+    for name, width in card.parts.items():
+        place, first = slice(first, first + width), first + width
+        if name not in card.of_content:
+            continue
+        largest = np.abs(before[:, place]).max(initial=0)
+        changed = (np.abs(before[:, place] - now[:, place]) > TOLERANCE * largest + 1e-6).any(axis=1)
+        if changed.any():
+            what = name.removeprefix("unit ")
+            raise UserError(
+                f"{item_info}: item {old[changed.argmax()]} has another {what} than at export, {changed.sum()} of "
+                f"{len(old)} items have; new items need the columns that the old ones have, unchanged; or train anew"
+            )
+
+
+def main() -> None:
+    """The command line."""
+    prog = "python -m mm_fibinet.new_items"
+    parser = argparse.ArgumentParser(prog=prog, description="Add items to an exported model.")
+    parser.add_argument("folder", metavar="DIR", help="of export_onnx.py")
+    parser.add_argument(
+        "--item_info", required=True, metavar="FILE", help="of the grown catalogue: old items, then new"
+    )
+    parser.add_argument("--item_feature", metavar="FILE", help="read for levels that item_info lacks")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    args = parser.parse_args()
+    new = append_items(args.folder, args.item_info, args.out, args.item_feature)
+    print(printable(f"{args.out}: {len(new)} items more, {new.start} to {new.stop - 1}"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

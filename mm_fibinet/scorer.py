@@ -1,0 +1,267 @@
+"""Scores of an exported model, with numpy and onnxruntime alone: no torch, and nothing of FuxiCTR.
+
+A request is one user's history and any number of candidates; the history is read once for all of them. Items that the
+table does not have count as cold ones: a candidate has the padding item's row, zeros, as an item has that training
+never saw and of which nothing is known; in a history its position counts as padding. So an id can be unknown, and is
+no error; what is an error, a missing feature or a wrong shape, is told before anything is scored.
+
+`python -m mm_fibinet.scorer DIR --test FILE --out ZIP` writes the submission that prediction.py writes.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mm_fibinet import extras, normalizer
+from mm_fibinet.errors import UserError, printable, run_cli
+from mm_fibinet.options import TASKS
+from mm_fibinet.served_files import GRAPH, Card, ItemRows
+
+EMPTY: Mapping = {}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked at once.
+
+    Attributes:
+        history_ids: integers [L] of any length, the user's items, oldest first; 0 is padding.
+        candidate_ids: integers [C].
+        user: {feature: one value} that all candidates have.
+        context: {feature: [C] or [C, width]} that each candidate has.
+    """
+
+    history_ids: Sequence[int] | np.ndarray
+    candidate_ids: Sequence[int] | np.ndarray
+    user: Mapping[str, object] = field(default_factory=dict)
+    context: Mapping[str, object] = field(default_factory=dict)
+
+
+class Scorer:
+    """An exported model in memory; safe to use from several threads.
+
+    Args:
+        folder: of export_onnx.py.
+        threads: that one request is scored with.
+
+    Attributes:
+        card: what the folder holds.
+
+    Raises:
+        UserError: it is no such folder, or not a whole one.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1):
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
+        self.card = Card.read(folder)
+        self.items = ItemRows.read(folder, self.card)
+        self.session = open_graph(Path(folder) / GRAPH, threads)
+        firsts = np.cumsum([0, *self.card.ids.values()])
+        self._id_columns = dict(zip(self.card.ids, firsts.tolist(), strict=False))
+        self._inputs = {each.name for each in self.session.get_inputs()}
+
+    def score(
+        self,
+        history_ids: Sequence[int] | np.ndarray,
+        candidate_ids: Sequence[int] | np.ndarray,
+        user: Mapping[str, object] = EMPTY,
+        context: Mapping[str, object] = EMPTY,
+    ) -> np.ndarray:
+        """Click probabilities of a request's candidates; see Request.
+
+        Returns:
+            float32 [C].
+
+        Raises:
+            UserError: a feature is missing or unknown, or a shape or type is wrong.
+        """
+        [scores] = self.score_all([Request(history_ids, candidate_ids, user, context)])
+        return scores
+
+    def score_all(self, requests: Iterable[Request]) -> list[np.ndarray]:
+        """float32 [C] of each request; all of them are checked before the first is scored."""
+        checked = [self._checked(request) for request in requests]
+        return [self._run(*request) for request in checked]
+
+    def _checked(self, request: Request) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """The history's and the candidates' rows in the table, integers [L] and [C], and the row's features."""
+        history = _ids(request.history_ids, "history_ids", self.card.num_items)
+        candidates = _ids(request.candidate_ids, "candidate_ids", self.card.num_items)
+        return self._positions(history), candidates, self._row(request, candidates)
+
+    def _positions(self, history: np.ndarray) -> np.ndarray:
+        """The last positions, without the padding in front but for what the graph asks for."""
+        history = history[max(len(history) - self.card.max_len, 0) :]
+        history = history[int((history != 0).argmax()) if history.any() else len(history) :]
+        length = max(len(history), self.card.min_len, self.card.padded_len)
+        return np.concatenate([np.zeros(length - len(history), np.int64), history])
+
+    def _row(self, request: Request, candidates: np.ndarray) -> dict[str, np.ndarray]:
+        """The row's own features: {feature: [C] or [C, width]}."""
+        found = {}
+        for given, what in ((request.user, "user"), (request.context, "context")):
+            for name in given:
+                if name not in self.card.row_features:
+                    expected = ", ".join(self.card.row_features) or "none"
+                    raise UserError(f"{what} has {name!r}, expected the features that the model reads: {expected}")
+                if name in found:
+                    raise UserError(f"{name} is in user and in context, expected in one of them")
+                found[name] = (given[name], what)
+        row = {}
+        for name, spec in self.card.row_features.items():
+            if name in found:
+                row[name] = _feature(name, spec, *found[name], len(candidates))
+            elif name in self.card.ids:
+                row[name] = self.items.ids[candidates, self._id_columns[name]]
+            else:
+                raise UserError(f"{name} is missing, expected a value in user, or one a candidate in context")
+        return row
+
+    def _run(self, history: np.ndarray, candidates: np.ndarray, row: dict[str, np.ndarray]) -> np.ndarray:
+        """The graph's scores: float32 [C]; of as many candidates at once as memory is meant for."""
+        items, scores = self.items, np.empty(len(candidates), np.float32)
+        shared = {"history": items.take(history), "real": (history > 0).astype(np.float32)}
+        shared["history_ids"] = items.ids.take(history, axis=0)
+        parts = -(-len(candidates) * len(history) // self.card.pairs_at_once)
+        for part in np.array_split(np.arange(len(candidates)), max(min(parts, len(candidates)), 1)):
+            if not len(part):
+                continue
+            chosen = candidates[part]
+            own = {"candidates": items.take(chosen), "candidate_ids": items.ids.take(chosen, axis=0)}
+            own |= {name: values[part] for name, values in row.items()}
+            fed = {name: values for name, values in {**shared, **own}.items() if name in self._inputs}
+            scores[part] = self.session.run(None, fed)[0]
+        return scores
+
+
+def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
+    """Scores of a split in the file's order, a request for each history that occurs in a part of the file.
+
+    Args:
+        path: a parquet file or folder of the contract.
+
+    Returns:
+        float32 [N].
+
+    Raises:
+        UserError: the file breaks the contract.
+    """
+    from mm_fibinet import parquet_reader, schema  # and with them pyarrow, which a server may do without
+
+    if schema.ITEM_SEQ not in parquet_reader.open_parquet(path).schema_arrow.names:
+        raise UserError(
+            f"{path}: has no column {schema.ITEM_SEQ}, the rows' histories; where they are in user_info, prediction.py "
+            "scores it, or a program that gives them to Scorer.score"
+        )
+    columns = schema.split_columns(scorer.card.row_features, [], None)
+    scores = []
+    for _, blocks in schema.checked_slices(path, columns):
+        history, items = blocks[schema.ITEM_SEQ], blocks[schema.ITEM_ID]
+        _, first, group = np.unique(history, axis=0, return_index=True, return_inverse=True)
+        order = np.argsort(group.reshape(-1), kind="stable")
+        rows = np.split(order, np.cumsum(np.bincount(group.reshape(-1)))[:-1])
+        context = {name: blocks[name] for name in scorer.card.row_features}
+        found = np.empty(len(items), np.float32)
+        for start, chosen in zip(first, rows, strict=True):
+            own = {name: values[chosen] for name, values in context.items()}
+            found[chosen] = scorer.score(history[start], items[chosen], context=own)
+        scores.append(found)
+    return np.concatenate(scores)
+
+
+def _array(values: object, what: str) -> np.ndarray:
+    """What a caller gave, as an array."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:  # lists of several lengths, say
+        raise UserError(f"{what} is no array of numbers ({error})") from error
+
+
+def _ids(values: object, what: str, num_items: int) -> np.ndarray:
+    """int64 [n], 0 for ids that the table does not have."""
+    ids = _array(values, what)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise UserError(f"{what} is {ids.dtype} {list(ids.shape)}, expected integers [n]")
+    return np.where((ids > 0) & (ids < num_items), ids, 0).astype(np.int64)
+
+
+def _feature(name: str, spec: dict, value: object, where: str, count: int) -> np.ndarray:
+    """A feature of the row as the graph reads it: [count] or [count, width].
+
+    Ids that the model does not know are 0, as ids that training never saw; so is None for an id.
+    """
+    kind, is_list = spec["type"], spec["type"] in ("sequence", "embedding")
+    if value is None:
+        value = spec.get("fill_na", 0 if kind == "categorical" else None)
+    values = _array(value, f"{where}: {name}")
+    shape, wanted = list(values.shape), "one value" if where == "user" else f"[{count}]"
+    if is_list:
+        wanted = "[width]" if where == "user" else f"[{count}, width]"
+    values = values[None] if where == "user" else values
+    integer = kind in ("categorical", "sequence")
+    if values.ndim != 1 + is_list or (where == "context" and len(values) != count):
+        raise UserError(f"{where}: {name} has shape {shape}, expected {wanted}")
+    if values.size and values.dtype.kind not in ("iu" if integer else "iuf"):
+        raise UserError(f"{where}: {name} is {values.dtype}, expected {'integers' if integer else 'numbers'}")
+    if kind == "numeric":
+        values = values.astype(np.float64)
+        values = np.where(np.isnan(values), spec["fill_na"], values) if "fill_na" in spec else values
+        values = normalizer.scaled(values, spec)
+    width = {"sequence": "max_len", "embedding": "pretrain_dim"}.get(kind)
+    if width and not (values.shape[1] == spec[width] or (integer and values.shape[1] < spec[width])):
+        raise UserError(f"{where}: {name} has {values.shape[1]} values, expected {spec[width]}")
+    if integer:
+        values = np.where((values >= 0) & (values < spec["vocab_size"]), values, 0).astype(np.int32)
+        if width:
+            values = np.pad(values, ((0, 0), (spec[width] - values.shape[1], 0)))
+    else:
+        values = (values * spec.get("scale", 1) if kind == "embedding" else values).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(f"{where}: {name} has NaN or infinity, expected finite numbers")
+    return np.repeat(values, count, axis=0) if where == "user" else np.ascontiguousarray(values)
+
+
+def open_graph(path: Path, threads: int):
+    """onnxruntime's session; its threads sleep while they wait, as other work may need the cores."""
+    extras.require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime's own kinds
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{path}: onnxruntime cannot load it ({reason}); copy or export it again") from error
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mm_fibinet.scorer", description="Score a test split without torch."
+    )
+    parser.add_argument("folder", metavar="DIR", help="of export_onnx.py")
+    parser.add_argument("--test", required=True, metavar="FILE", help="test.parquet")
+    parser.add_argument("--out", required=True, nargs="+", metavar="FILE", help="the zip, the .csv in it, or both")
+    parser.add_argument("--task", default="Task1&2", choices=TASKS, help="name of the score column")
+    parser.add_argument("--threads", type=int, default=1, help="of a request (default: %(default)s)")
+    args = parser.parse_args()
+    from mm_fibinet import schema, submission  # pyarrow, and polars to write the table
+
+    scorer = Scorer(args.folder, args.threads)
+    num_rows = len(schema.read_test_ids(args.test))
+    outputs = submission.require_outputs(args.out, [args.test, args.folder])
+    submission.write_submission(score_split(scorer, args.test), outputs, num_rows, args.task)
+    for path in outputs:
+        print(printable(submission.check_submission(path, args.test)))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,309 @@
+"""The scorer needs no torch, takes whatever ids come, and says what is wrong with a request before it scores."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import NUM_ITEMS, ROOT, list_column, run_script
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.new_items import append_items
+from mm_fibinet.scorer import Request, Scorer, score_split
+from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, ItemRows
+
+HISTORY, CANDIDATES = [3, 9, 14, 2], [7, 1, 30]
+LEVELS = {"likes_level": [3, 0, 10], "views_level": [1, 1, 5]}
+
+
+@pytest.fixture(scope="module")
+def scorer(exported):
+    return Scorer(exported.folder)
+
+
+def scores_of(path):
+    return pl.read_csv(path)["Task1&2"].to_numpy()
+
+
+def test_the_submission_is_that_of_prediction(exported, tmp_path, capsys):
+    run = ["--config", exported.config, "--expid", exported.expid, "--model_root", exported.root]
+    assert run_script("prediction", *run[2:], "--out", tmp_path / "torch.csv")[0] == 0
+    code, out, err = run_script(
+        "mm_fibinet.scorer", exported.folder, "--test", exported.test, "--out", tmp_path / "onnx.zip",
+        tmp_path / "onnx.csv", capsys=capsys,
+    )  # fmt: skip
+    assert code == 0 and f"{tmp_path / 'onnx.zip'}: accepted: 150 rows" in out, err
+    expected = scores_of(tmp_path / "torch.csv")
+    np.testing.assert_allclose(scores_of(tmp_path / "onnx.csv"), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.05
+
+
+def test_scoring_needs_neither_torch_nor_a_data_frame(exported):
+    code = (
+        "import sys\n"
+        "from mm_fibinet.scorer import Scorer\n"
+        f"scores = Scorer({str(exported.folder)!r}).score({HISTORY}, {CANDIDATES}, context={LEVELS})\n"
+        "print(*scores.tolist())\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.split())
+    assert not loaded & {"torch", "pandas", "polars", "fuxictr", "pyarrow", "onnx", "yaml", "model_zoo"}
+    assert [float(each) for each in done.stdout.split()] == Scorer(exported.folder).score(
+        HISTORY, CANDIDATES, context=LEVELS
+    ).tolist()
+
+
+def test_an_item_that_is_not_known_counts_as_padding(scorer):
+    for each, kind in ((NUM_ITEMS, int), (10**15, int), (-1, np.int32), (2**64 - 1, np.uint64)):
+        strange = scorer.score(HISTORY, np.array([7, each, 30], dtype=kind), context=LEVELS)
+        np.testing.assert_array_equal(strange, scorer.score(HISTORY, [7, 0, 30], context=LEVELS))
+        inside = scorer.score(np.array([3, each, 14, 2], dtype=kind), CANDIDATES, context=LEVELS)
+        np.testing.assert_array_equal(inside, scorer.score([3, 0, 14, 2], CANDIDATES, context=LEVELS))
+    assert not np.allclose(scorer.score([3, 14, 2], CANDIDATES, context=LEVELS), inside)  # its place stays
+
+
+def test_levels_of_the_candidates_are_their_items_unless_they_are_given(scorer):
+    own = {name: scorer.items.ids[CANDIDATES, place] for place, name in enumerate(LEVELS)}
+    without = scorer.score(HISTORY, CANDIDATES)
+    np.testing.assert_array_equal(without, scorer.score(HISTORY, CANDIDATES, context=own))
+    assert not np.allclose(without, scorer.score(HISTORY, CANDIDATES, context=LEVELS))
+
+
+def test_a_value_of_the_user_is_that_of_all_candidates(scorer):
+    likes = {"likes_level": 4}
+    expected = scorer.score(HISTORY, CANDIDATES, context={"likes_level": [4, 4, 4]})
+    np.testing.assert_array_equal(scorer.score(HISTORY, CANDIDATES, user=likes), expected)
+    unknown = scorer.score(HISTORY, CANDIDATES, user={"likes_level": 11})  # beyond the vocabulary
+    np.testing.assert_array_equal(unknown, scorer.score(HISTORY, CANDIDATES, user={"likes_level": 0}))
+    np.testing.assert_array_equal(unknown, scorer.score(HISTORY, CANDIDATES, user={"likes_level": None}))
+
+
+def test_requests_of_a_batch_are_scored_as_one_by_one(scorer):
+    requests = [Request(HISTORY, CANDIDATES), Request([], [5]), Request(HISTORY, []), Request([1], list(range(40)))]
+    found = scorer.score_all(requests)
+    assert [len(each) for each in found] == [3, 1, 0, 40]
+    for request, scores in zip(requests, found, strict=True):
+        np.testing.assert_array_equal(scores, scorer.score(request.history_ids, request.candidate_ids))
+
+
+def test_many_candidates_are_scored_in_parts(scorer, monkeypatch):
+    whole = scorer.score(HISTORY, range(1, 40))
+    parts = Scorer.__new__(Scorer)
+    parts.__dict__.update(scorer.__dict__, card=dataclasses.replace(scorer.card, pairs_at_once=10))
+    np.testing.assert_allclose(parts.score(HISTORY, range(1, 40)), whole, atol=1e-6)
+
+
+def test_threads_share_a_scorer(scorer):
+    expected = [scorer.score(HISTORY, [i, i + 1]) for i in range(1, 30)]
+    found = [None] * 29
+
+    def work(first):
+        for i in range(first, 29, 4):
+            found[i] = scorer.score(HISTORY, [i + 1, i + 2])
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(found, expected)
+
+
+BAD_REQUESTS = {
+    "ids of another shape": ((HISTORY, [[1, 2]]), {}, r"candidate_ids is int64 \[1, 2\], expected integers \[n\]"),
+    "lists of several lengths": ((HISTORY, [[1], [1, 2]]), {}, "candidate_ids is no array of numbers"),
+    "ids of text": ((["a"], [1]), {}, r"history_ids is <U1 \[1\], expected integers \[n\]"),
+    "ids as floats": (([1.5], [1]), {}, r"history_ids is float64 \[1\]"),
+    "a feature nobody reads": ((HISTORY, [1]), {"user": {"age": 3}}, "user has 'age', expected the features .*: likes"),
+    "a feature twice": (
+        (HISTORY, [1]), {"user": {"likes_level": 1}, "context": {"likes_level": [1]}},
+        "likes_level is in user and in context",
+    ),
+    "too few values": (
+        (HISTORY, [1, 2]), {"context": {"likes_level": [1]}}, r"likes_level has shape \[1\], expected \[2\]",
+    ),
+    "a list for a value": ((HISTORY, [1]), {"user": {"likes_level": [1]}}, r"shape \[1\], expected one value"),
+    "a fraction for an id": (
+        (HISTORY, [1]), {"user": {"likes_level": 1.5}}, "likes_level is float64, expected integers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_what_is_wrong_with_a_request(scorer, name):
+    arguments, given, message = BAD_REQUESTS[name]
+    with pytest.raises(UserError, match=message):
+        scorer.score(*arguments, **given)
+
+
+def test_no_request_of_a_batch_is_scored_when_one_is_wrong(scorer, monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Scorer, "_run", fail)
+    with pytest.raises(UserError, match="candidate_ids"):
+        scorer.score_all([Request(HISTORY, CANDIDATES), Request(HISTORY, ["x"])])
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _replace(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _same_size(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DAMAGES = {
+    "no card": (lambda f: (f / CARD).unlink(), "no exported model .*card.json is not there"),
+    "a card that is cut": (lambda f: _cut(f / CARD), "card.json: not an exported model's card .damaged JSON"),
+    "a card of another format": (lambda f: _replace(f / CARD, format=9), "not an exported model's card of format 1"),
+    "a card without parts": (lambda f: _replace(f / CARD, parts=3), "card.json: .*: parts is damaged"),
+    "a card with a width of text": (lambda f: _replace(f / CARD, parts={"a": "2"}), "card.json: .*: parts is damaged"),
+    "a card of more items": (
+        lambda f: _replace(f / CARD, num_items=99), rf"{ROWS}: is float32 \[40, .*card.json says float32 \[99",
+    ),
+    "rows that are cut": (lambda f: _cut(f / ROWS), rf"{ROWS}: has .* bytes, expected .*; copy or export it again"),
+    "no rows": (lambda f: (f / ROWS).unlink(), f"{ROWS}: is not there, expected"),
+    "a graph that is cut": (lambda f: _cut(f / GRAPH), f"{GRAPH}: has .* bytes, expected"),
+    "a graph of zeros": (lambda f: _same_size(f / GRAPH), f"{GRAPH}: onnxruntime cannot load it"),
+    "ids of zeros": (lambda f: _same_size(f / IDS), f"{IDS}: not an array of numpy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_one_clear_error(exported, tmp_path, capsys, name):
+    damage, message = DAMAGES[name]
+    shutil.copytree(exported.folder, tmp_path / "served")
+    damage(tmp_path / "served")
+    with pytest.raises(UserError, match=message):
+        Scorer(tmp_path / "served")
+    given = [tmp_path / "served", "--test", exported.test, "--out", tmp_path / "s.zip"]
+    code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
+    assert code == 2 and len(err.splitlines()) == 1 and not (tmp_path / "s.zip").exists()
+
+
+def test_a_split_that_breaks_the_contract_writes_nothing(exported, tmp_path, capsys):
+    table = pq.read_table(exported.test).drop_columns("likes_level")
+    pq.write_table(table, tmp_path / "test.parquet")
+    given = [exported.folder, "--test", tmp_path / "test.parquet", "--out", tmp_path / "s.zip"]
+    code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
+    assert code == 2 and "likes_level" in err and not (tmp_path / "s.zip").exists()
+    pq.write_table(pq.read_table(exported.test).drop_columns("item_seq"), tmp_path / "users.parquet")
+    with pytest.raises(UserError, match=r"users.parquet: has no column item_seq.*user_info, prediction.py scores it"):
+        score_split(Scorer(exported.folder), tmp_path / "users.parquet")
+    given = [exported.folder, "--test", exported.test, "--out", exported.folder / "s.zip"]
+    code, _, err = run_script("mm_fibinet.scorer", *given, capsys=capsys)
+    assert code == 2 and "is inside the input folder" in err
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.0])
+def test_threads_are_a_number(exported, threads):
+    with pytest.raises(UserError, match="threads is"):
+        Scorer(exported.folder, threads)
+
+
+def test_rows_that_are_packed():
+    """Against the definition, number by number: the largest of a part is 127 steps, the rest is rounded to steps."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 5)).astype(np.float32) * np.float32([1, 1, 1, 100, 0.01])
+    rows[3, :2] = 0
+    parts = {"a": 2, "b": 1, "c": 2}
+    ids = np.zeros((20, 0), np.int32)
+    packed = ItemRows.pack(rows, ids, parts, "int8")
+    for row in range(20):
+        for part, places in enumerate(([0, 1], [2], [3, 4])):
+            step = max(abs(float(rows[row, place])) for place in places) / 127
+            assert packed.scales[row, part] == pytest.approx(step, rel=1e-6)
+            for place in places:
+                expected = 0 if step == 0 else round(float(rows[row, place]) / step)
+                assert packed.values[row, place] == expected
+    taken = packed.take(np.array([3, 19, 3]))
+    np.testing.assert_allclose(taken[1], packed.values[19] * packed.scales[19].repeat([2, 1, 2]), rtol=1e-6)
+    np.testing.assert_allclose(taken[:, 2], rows[[3, 19, 3], 2], rtol=1e-6)  # alone in its part: kept
+    assert not taken[0, :2].any()
+    half = ItemRows.pack(rows, ids, parts, "fp16")
+    np.testing.assert_array_equal(half.take(np.arange(20)), rows.astype(np.float16).astype(np.float32))
+    with pytest.raises(UserError, match="beyond fp16; take fp32 or int8"):
+        ItemRows.pack(rows * 1e6, ids, parts, "fp16")
+
+
+def grow(exported, path, more=3, change=None):
+    """item_info of the run's data set with further items; `change` alters the columns of all, {name: matrix}."""
+    table = pq.read_table(exported.test.parent / "item_info.parquet")
+    columns = {name: np.stack(table[name].to_numpy()) for name in table.column_names}
+    new = {name: values[1 : more + 1] for name, values in columns.items()}
+    new["item_id"] = np.arange(len(table), len(table) + more)
+    new["item_emb_d16"] = new["item_emb_d16"][::-1]
+    columns = {name: np.concatenate([values, new[name]]) for name, values in columns.items()}
+    columns.update(change(columns) if change else {})
+    lists = {name: list_column(values) if values.ndim == 2 else values for name, values in columns.items()}
+    pq.write_table(pa.table(lists), path)
+    return columns
+
+
+def test_items_are_added_without_an_export(exported, tmp_path, capsys):
+    """A new item is scored as the model scores it when its rows are in the model's own item table, without an id."""
+    columns = grow(exported, tmp_path / "item_info.parquet")
+    features = exported.config.parent / "item_feature.parquet"
+    given = [exported.folder, "--item_info", tmp_path / "item_info.parquet", "--item_feature", features]
+    code, out, err = run_script("mm_fibinet.new_items", *given, "--out", tmp_path / "grown", capsys=capsys)
+    assert code == 0 and out == f"{tmp_path / 'grown'}: 3 items more, {NUM_ITEMS} to {NUM_ITEMS + 2}\n", err
+    before, after = Scorer(exported.folder), Scorer(tmp_path / "grown")
+    np.testing.assert_array_equal(after.score(HISTORY, CANDIDATES), before.score(HISTORY, CANDIDATES))
+    new, row = [NUM_ITEMS, NUM_ITEMS + 2], {"likes_level": [4, 5], "views_level": [1, 2]}
+    found = after.score([*HISTORY, NUM_ITEMS + 1], new, context=row)
+
+    model, table = exported.model()
+    more = {"item_id": [0] * 3, "likes_level": [0] * 3, "views_level": [0] * 3}
+    more.update({name: columns[name][NUM_ITEMS:] for name in ("item_tags", "item_emb_d16")})
+    grown = {name: torch.cat([table[name], torch.tensor(np.array(more[name])).to(table[name])]) for name in more}
+    places = [*HISTORY, NUM_ITEMS + 1]
+    index = torch.tensor([[*places, item] for item in new]).int()
+    levels = {name: torch.tensor(values) for name, values in row.items()}
+    items = {name: values[index.flatten().long()] for name, values in grown.items()}
+    with torch.no_grad():  # the triple, in which an item may have the id 0 and yet be there
+        expected = model((levels, items, torch.ones(2, len(places))))["y_pred"].flatten().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+BAD_GROWTH = {
+    "no new items": ({"more": 0}, "has 40 items, .* has 40, expected more of them"),
+    "another embedding": (
+        {"change": lambda c: {"item_emb_d16": c["item_emb_d16"][:, ::-1].copy()}},
+        "item 1 has another item_emb_d16 than at export, 39 of 39 items have",
+    ),
+    "other tags": ({"change": lambda c: {"item_tags": np.roll(c["item_tags"], 1, axis=1)[:, :4]}}, "item_tags"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GROWTH)
+def test_items_that_cannot_be_added(exported, tmp_path, name):
+    settings, message = BAD_GROWTH[name]
+    grow(exported, tmp_path / "item_info.parquet", **settings)
+    features = exported.config.parent / "item_feature.parquet"
+    with pytest.raises(UserError, match=message):
+        append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
+    assert [path.name for path in tmp_path.iterdir()] == ["item_info.parquet"]
+
+
+def test_levels_that_are_nowhere_are_asked_for(exported, tmp_path):
+    grow(exported, tmp_path / "item_info.parquet")
+    with pytest.raises(UserError, match=r"likes_level is missing.*--item_feature"):
+        append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown")
+    features = exported.config.parent / "item_feature.parquet"
+    with pytest.raises(UserError, match="is an input"):
+        append_items(exported.folder, tmp_path / "item_info.parquet", exported.folder, features)
