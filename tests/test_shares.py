@@ -202,7 +202,25 @@ def test_workers_that_are_killed_again_and_again_are_a_mistake_of_the_machine(tm
     work = Work([], Reading(24, None, 10), [], [tmp_path], "cpu", None, "auto", 0, False)
     with pytest.raises(UserError, match=f"^--engine ray: {expected}"):
         on_ray._fill(cluster, work, torch.device("cpu"))
-    assert cluster.cancelled == ["1-of-1"]
+    assert cluster.cancelled == [], "to cancel what has ended can end this process"
+
+
+def test_of_an_interrupted_run_the_shares_at_work_are_cancelled(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    cluster, calls = KillingCluster("NodeDiedError"), []
+
+    def wait(tasks):
+        calls.append(tasks)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return tasks[:1], tasks[1:]
+
+    monkeypatch.setattr(cluster, "wait", wait)
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}])
+    work = Work([], Reading(24, None, 10), [], [tmp_path], "cpu", None, "auto", 0, False)
+    with pytest.raises(KeyboardInterrupt):
+        on_ray._fill(cluster, work, torch.device("cpu"))
+    assert calls[0] == ["1-of-3", "2-of-3", "3-of-3"] and cluster.cancelled == ["2-of-3", "3-of-3"]
 
 
 def as_started(data: Path, output: Path, *before: str, **options) -> dict:

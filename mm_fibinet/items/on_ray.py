@@ -102,10 +102,10 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
     needs = {"num_cpus": 0} | {f"num_{resource.lower()}s": needed}
     task = ray.remote(**needs, max_retries=RETRIES, max_calls=1)(encode_share)
     tasks = [task.remote(there, threads, Share(number, shares)) for number in range(1, shares + 1)]
+    waiting = tasks
     try:
         # All of them, before a mistake is raised: what the other shares encode is kept.
         with track(desc="ray", total=shares, unit="share") as bar:
-            waiting = tasks
             while waiting:
                 done, waiting = ray.wait(waiting)
                 bar.update(len(done))
@@ -121,7 +121,7 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
             "again to go on"
         ) from error
     finally:
-        for each in tasks:  # of an interrupted run; those that are done do not mind
+        for each in waiting:  # of an interrupted run; one that is just done would end this process without a word
             ray.cancel(each, force=True)
     for report in reports:
         if isinstance(report, UserError):
