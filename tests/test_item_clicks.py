@@ -114,6 +114,19 @@ def test_clicks_of_the_validation_rows_are_refused_in_histories_and_in_targets(t
     read_clicks(before, 6, write_split(tmp_path / "cut.parquet", cut))
 
 
+def test_validation_rows_are_refused_whose_histories_are_cut(tmp_path):
+    write_split(tmp_path / "valid.parquet", {7: [([3, 4, 5, 6], 2, 1), ([3, 4, 5, 6], 1, 0)]})
+    for leaks, row in [(True, ([3, 4, 5, 6], 2, 1)), (False, ([2, 4, 5, 6], 2, 1)), (False, ([3, 4, 5, 6], 1, 1))]:
+        train = write_split(tmp_path / "train.parquet", TRAIN | {7: [*TRAIN[7], row]})
+        if leaks:
+            with pytest.raises(UserError, match=r"has 1 clicked rows of .*valid.parquet \(user 7, item 2, for one"):
+                read_clicks(train, 6)
+        else:
+            read_clicks(train, 6)
+    write_split(train, TRAIN | {8: [([3, 4, 5, 6], 2, 1)]})  # another user's
+    read_clicks(train, 6)
+
+
 def once_a_user(folder, sequences, rows, name="train"):
     """A split of {user: (history_end, target, label), ...} and its user_info: their paths."""
     flat = [(user, *row) for user, theirs in rows.items() for row in theirs]

@@ -4,6 +4,7 @@ A click is an item in a history, or a target of label 1. Both forms of the same 
 no more is read than the split's own rows look back on: what follows a user's last row there is what later splits ask.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,24 @@ class RowClicks:
             parts.append(_pairs(blocks[USER_ID][new], target[new]))
         return np.concatenate(parts, axis=1)
 
+    def read_again(self, split: str | Path, train: str | Path) -> np.ndarray:
+        """(user, target) of the clicked rows with a cut history that are rows of `train`, too: int64 [2, T].
+
+        Such a history proves nothing of what came before it, but the same user, history and target are one click.
+        """
+        asked = set(self._cut_clicks(split))
+        found = asked.intersection(self._cut_clicks(train)) if asked else asked
+        pairs = np.array(sorted((user, target) for user, target, _ in found), dtype=np.int64)
+        return pairs.reshape(-1, 2).T
+
+    def _cut_clicks(self, split: str | Path) -> Iterator[tuple[int, int, bytes]]:
+        """User, target and history (its digest) of the clicked rows with a cut history."""
+        for _, blocks in schema.checked_slices(split, self._columns(with_users=True)):
+            history, target = blocks[ITEM_SEQ], blocks[ITEM_ID]
+            cut = (blocks[LABEL] == 1) & (history[:, 0] != 0) & (history != target[:, None]).all(axis=1)
+            digests = (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in history[cut].astype(np.int64))
+            yield from zip(blocks[USER_ID][cut].tolist(), target[cut].tolist(), digests, strict=True)
+
     def _columns(self, with_users: bool) -> list[Column]:
         columns = schema.split_columns({}, [LABEL], self.num_items + 1)
         return [*columns, Column(USER_ID, "group")] if with_users else columns
@@ -100,6 +119,10 @@ class UserClicks:
                 start = starts[user[row] - part.first]
                 new[row] = target[row] not in part.items[start : start + end[row]]
         return _pairs(user[new], target[new])
+
+    def read_again(self, split: str | Path, train: str | Path) -> np.ndarray:
+        """As `RowClicks.read_again`: none, for no history here is cut."""
+        return np.empty((2, 0), dtype=np.int64)
 
     def _rows(self, split: str | Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """User, end of the history, target, all int64 [n], and whether it was clicked, bool [n], some rows a time."""

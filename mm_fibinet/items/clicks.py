@@ -5,7 +5,7 @@ kept as a set, as item2vec takes them (Barkan and Koenigstein 2016: the order wi
 
 An embedding that has seen the answers makes every later figure worthless, and nothing would tell. So a file without
 labels is refused (it is the test split), so is the validation split under whatever name, and so are histories that hold
-clicks of the validation rows' users that come after these rows.
+clicks of the validation rows' users that come after these rows, and the validation rows themselves.
 """
 
 import contextlib
@@ -94,6 +94,7 @@ def read_clicks(
         raise UserError(f"--train {train}: has no clicks, expected histories or rows of label 1")
     if valid is not None and USER_ID in present:
         _refuse_answers(train, owners, items, valid, files.read_new(valid))
+        _refuse_rows(train, valid, files.read_again(valid, train))
     first = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
     clicks = Clicks(items, np.r_[first, len(items)], num_items)
     if not (np.diff(clicks.starts) > 1).any():
@@ -195,4 +196,14 @@ def _refuse_answers(
             f"--train {train}: knows {len(leaks):,} of {asked.shape[1]:,} clicks of {valid} (user {user}, item {item}, "
             "for one), expected none: an embedding learned from it has seen the answers; give the training split whose "
             "histories end before the validation rows"
+        )
+
+
+def _refuse_rows(train: str | Path, valid: str | Path, again: np.ndarray) -> None:
+    """Refuse a training split that has validation rows; again: int64 [2, A], (user, item) of those."""
+    if again.shape[1]:
+        user, item = again[:, 0]
+        raise UserError(
+            f"--train {train}: has {again.shape[1]:,} clicked rows of {valid} (user {user}, item {item}, for one), "
+            "expected none: an embedding learned from it has seen the answers; give the training split alone"
         )
