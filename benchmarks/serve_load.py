@@ -5,6 +5,7 @@ are 200 for the others and 4xx for these, never 5xx; every answer is JSON; the s
 first tenth. Printed besides: requests a second, p50 and p99 of the answers, memory.
 """
 
+# ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
 import argparse
 import http.client
 import json
@@ -18,6 +19,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.served_files import Card
+
 GROWTH_MB = 20  # of allocators that settle, not of a leak: 10,000 requests of 10 kB would be 100
 MALFORMED = (
     b"{",
@@ -87,17 +93,19 @@ def memory_mb(process: int) -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1000
 
 
-def wait_for(port: int) -> None:
-    """Until the service answers."""
+def wait_for(port: int, service: subprocess.Popen) -> None:
+    """Until the service answers, and no other that has its port."""
     for _ in range(300):
+        if service.poll() is not None:
+            raise UserError(f"the service ended with {service.returncode}, and says why above")
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
+            if connection.getresponse().status == 200 and service.poll() is None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise SystemExit("the service does not answer")
+    raise UserError("the service does not answer")
 
 
 def main() -> None:
@@ -110,11 +118,14 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--port", type=int, default=8765)
     args = parser.parse_args()
-    items = json.loads((Path(args.folder) / "card.json").read_text())["num_items"]
-    command = [sys.executable, str(ROOT / "examples" / "serve.py"), args.folder, "--port", str(args.port)]
+    if min(args.requests // 10, args.connections, args.candidates) < 1 or args.length < 0:
+        parser.error("expected at least 10 requests, one connection and one candidate, and no negative length")
+    folder = Path(args.folder).resolve()  # the service runs in another folder
+    items = Card.read(folder).num_items
+    command = [sys.executable, str(ROOT / "examples" / "serve.py"), str(folder), "--port", str(args.port)]
     service = subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
     try:
-        wait_for(args.port)
+        wait_for(args.port, service)
         first = Load(args.port, items, args.requests // 10, args.length, args.candidates)
         first.run(args.connections)
         before = memory_mb(service.pid)
@@ -137,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of a request (default: %(default)s)")
     args = parser.parse_args()
+    if not 0 <= args.port < 1 << 16:
+        raise UserError(f"--port is {args.port}, expected a number from 0 to 65535")
     app = make_app(Scorer(args.folder, args.threads))
     import uvicorn  # which the tests do without
 

@@ -65,10 +65,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes its place, on any failure it is removed.
 
-    A folder that is there is replaced: `require_output_folder` says whose it is.
+    A folder that is there is replaced: `require_output_folder` says whose it is. Of a link, that is what it leads to.
     """
     target, temporary = Path(path), None
     try:
+        target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         os.chmod(temporary, 0o777 & ~_umask())

@@ -10,6 +10,7 @@ fitted anew puts the old items elsewhere too, and is refused for that.
 import argparse
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,7 @@ from mm_fibinet.scorer import open_graph
 from mm_fibinet.served_files import ENCODER, FILES, GRAPH, Card, ItemRows
 
 ITEMS_AT_ONCE = 1 << 16
-COMPARED = 1 << 12  # of the old items
-TOLERANCE = 0.02  # of the largest number of a part: more than an int8 table rounds
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-3, "int8": 1 / 127}  # of the largest number of a part: twice what a table rounds
 
 
 def append_items(
@@ -56,7 +56,13 @@ def append_items(
     new = np.arange(card.num_items, total)
     beside = (columns[name][new].reshape(len(new), -1) for name in card.ids)
     ids = np.concatenate([np.zeros((len(new), 0), np.int32), *beside], axis=1)
-    added = ItemRows.pack(encode(session, columns, new), ids, card.parts, card.item_table)
+    rows = encode(session, columns, new)
+    if not np.isfinite(rows).all():
+        strange = new[~np.isfinite(rows).all(axis=1)][0]
+        raise UserError(
+            f"{folder}: {ENCODER} makes no finite numbers of item {strange} of {item_info}; export it again"
+        )
+    added = ItemRows.pack(rows, ids, card.parts, card.item_table)
     with atomic_folder(out) as written:
         for name in (GRAPH, ENCODER):
             shutil.copyfile(Path(folder) / name, written / name)
@@ -96,22 +102,37 @@ def encode(session, columns: dict[str, np.ndarray], items: np.ndarray) -> np.nda
 def require_same_items(
     items: ItemRows, card: Card, session, columns: dict[str, np.ndarray], item_info: str | Path
 ) -> None:
-    """A `UserError` when the first COMPARED old items have another content than what was exported."""
-    old = np.arange(1, min(card.num_items, COMPARED))
-    before, now = items.take(old), encode(session, columns, old)
-    first = 0
+    """A `UserError` when old items have another content than what was exported."""
+    changed = {name: np.zeros(0, int) for name in (*card.of_content, *card.ids)}
+    for start in range(1, card.num_items, ITEMS_AT_ONCE):
+        old = np.arange(start, min(start + ITEMS_AT_ONCE, card.num_items))
+        for name, differ in differences(items, card, encode(session, columns, old), columns, old):
+            changed[name] = np.union1d(changed[name], old[differ])  # a level is content and compared
+    for name, which in changed.items():
+        if len(which):
+            raise UserError(
+                f"{item_info}: item {which[0]} has another {name.removeprefix('unit ')} than at export, {len(which)} "
+                f"of {card.num_items - 1} items have; new items need the columns that the old ones have, unchanged; "
+                "or train anew"
+            )
+
+
+def differences(
+    items: ItemRows, card: Card, now: np.ndarray, columns: dict[str, np.ndarray], old: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each part of content, and each feature that is compared as integers, with where it differs: bool [M]."""
+    before, first = items.take(old), 0
     for name, width in card.parts.items():
         place, first = slice(first, first + width), first + width
         if name not in card.of_content:
             continue
-        largest = np.abs(before[:, place]).max(initial=0)
-        changed = (np.abs(before[:, place] - now[:, place]) > TOLERANCE * largest + 1e-6).any(axis=1)
-        if changed.any():
-            what = name.removeprefix("unit ")
-            raise UserError(
-                f"{item_info}: item {old[changed.argmax()]} has another {what} than at export, {changed.sum()} of "
-                f"{len(old)} items have; new items need the columns that the old ones have, unchanged; or train anew"
-            )
+        largest = np.abs(now[:, place]).max(axis=1, initial=0, keepdims=True)
+        step = TOLERANCES[card.item_table] * largest + 1e-6
+        yield name, ~(np.abs(before[:, place] - now[:, place]) <= step).all(axis=1)
+    first = 0
+    for name, width in card.ids.items():
+        place, first = slice(first, first + width), first + width
+        yield name, (items.ids[old, place] != columns[name][old].reshape(len(old), -1)).any(axis=1)
 
 
 def main() -> None:

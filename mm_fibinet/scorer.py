@@ -18,9 +18,11 @@ import numpy as np
 from mm_fibinet import extras, normalizer
 from mm_fibinet.errors import UserError, printable, run_cli
 from mm_fibinet.options import TASKS
-from mm_fibinet.served_files import GRAPH, Card, ItemRows
+from mm_fibinet.served_files import CARD, GRAPH, Card, ItemRows
 
 EMPTY: Mapping = {}
+INPUTS = {"history", "real", "candidates", "history_ids", "candidate_ids"}  # of a graph, beside the row's features
+MOST_THREADS = 256  # a system has so many processes for all, and a mistake would take them
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,17 @@ class Scorer:
     """
 
     def __init__(self, folder: str | Path, threads: int = 1):
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+            raise UserError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}")
         self.card = Card.read(folder)
         self.items = ItemRows.read(folder, self.card)
         self.session = open_graph(Path(folder) / GRAPH, threads)
         firsts = np.cumsum([0, *self.card.ids.values()])
         self._id_columns = dict(zip(self.card.ids, firsts.tolist(), strict=False))
         self._inputs = {each.name for each in self.session.get_inputs()}
+        strange = self._inputs - INPUTS - self.card.row_features.keys()
+        if strange:
+            raise UserError(f"{folder}: {GRAPH} reads {min(strange)}, which {CARD} does not have; export it again")
 
     def score(
         self,
@@ -84,11 +89,15 @@ class Scorer:
 
     def score_all(self, requests: Iterable[Request]) -> list[np.ndarray]:
         """float32 [C] of each request; all of them are checked before the first is scored."""
+        if not isinstance(requests, Iterable):
+            raise UserError(f"requests is a {type(requests).__name__}, expected a list of Request")
         checked = [self._checked(request) for request in requests]
         return [self._run(*request) for request in checked]
 
     def _checked(self, request: Request) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """The history's and the candidates' rows in the table, integers [L] and [C], and the row's features."""
+        if not isinstance(request, Request):
+            raise UserError(f"a request is a {type(request).__name__}, expected a Request")
         history = _ids(request.history_ids, "history_ids", self.card.num_items)
         candidates = _ids(request.candidate_ids, "candidate_ids", self.card.num_items)
         return self._positions(history), candidates, self._row(request, candidates)
@@ -104,6 +113,8 @@ class Scorer:
         """The row's own features: {feature: [C] or [C, width]}."""
         found = {}
         for given, what in ((request.user, "user"), (request.context, "context")):
+            if not isinstance(given, Mapping):
+                raise UserError(f"{what} is a {type(given).__name__}, expected {{feature: value}}, {{}} for none")
             for name in given:
                 if name not in self.card.row_features:
                     expected = ", ".join(self.card.row_features) or "none"

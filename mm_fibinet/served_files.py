@@ -20,6 +20,7 @@ FORMAT = 1
 CARD, GRAPH, ENCODER = "card.json", "model.onnx", "item_encoder.onnx"
 ROWS, SCALES, IDS = "items.npy", "item_scales.npy", "item_ids.npy"
 FILES = (CARD, GRAPH, ENCODER, ROWS, SCALES, IDS)  # all that a folder may hold
+LEAST = {"num_items": 1, "max_len": 1, "min_len": 1, "padded_len": 0, "pairs_at_once": 1}  # numbers of a card
 LARGEST = 127  # of an int8 that has a negative
 TYPES = dict(zip(ITEM_TABLES, (np.float32, np.float16, np.int8), strict=True))
 
@@ -89,6 +90,7 @@ class Card:
             raise UserError(f"{path}: not an exported model's card of format {FORMAT}; export it again")
         wrong = [name for name, kind in names.items() if not isinstance(content.get(name), _python_type(kind))]
         wrong += [name for name in ("parts", "ids", "files") if name not in wrong and not _are_sizes(content[name])]
+        wrong += [name for name, least in LEAST.items() if name not in wrong and not _is_size(content[name], least)]
         if wrong or content.keys() - names.keys():
             named = [*wrong, *(content.keys() - names.keys())][0]
             raise UserError(f"{path}: not an exported model's card: {named} is damaged; export it again")
@@ -103,7 +105,11 @@ class Card:
 
 
 def _are_sizes(sizes: dict) -> bool:
-    return all(type(size) is int and size > 0 for size in sizes.values())
+    return all(_is_size(size, 1) for size in sizes.values())
+
+
+def _is_size(size: object, least: int) -> bool:
+    return type(size) is int and least <= size < 1 << 40
 
 
 def _python_type(annotation) -> type:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from fuxictr.pytorch.layers import FeatureEmbeddingDict
+from fuxictr.pytorch.layers import FeatureEmbeddingDict, MaskedAveragePooling
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
@@ -316,7 +316,24 @@ def _to_export(model: MultimodalModel) -> MultimodalModel:
     """A copy whose lists of ids are pooled by FuxiCTR's own layers: ONNX has no sum of looked-up rows in one pass."""
     model = copy.deepcopy(model).eval()
     model.__dict__["embed"] = lambda layer, columns: layer.embedding_layer(columns)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is MaskedAveragePooling:
+                module.add_module(name, MeanOfThere())
     return model
+
+
+class MeanOfThere(nn.Module):
+    """MaskedAveragePooling whose empty lists are zeros in ONNX too.
+
+    It divides by a count + 1e-12, which the exporter's optimizer takes for + 0, so that an empty list was 0 / 0.
+    A count of at least 1 gives the same numbers.
+    """
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """float [M, L, D] to [M, D]; padding has zeros."""
+        count = (vectors.sum(dim=-1) != 0).float().sum(dim=-1, keepdim=True)
+        return vectors.sum(dim=1) / count.clamp(min=1)
 
 
 def vector_widths(model: MultimodalModel) -> list[int]:

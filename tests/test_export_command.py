@@ -128,3 +128,13 @@ def test_padding_of_a_published_mask_is_that_of_the_data(exported):
     train = {"train_data": str(exported.test.parent / "train.parquet"), "max_len": 100}
     assert export.padded_len(train) == 12 and export.padded_len({**train, "max_len": 7}) == 7
     assert export.padded_len({"max_len": 50, "train_data": "nowhere.parquet"}) == 50
+
+
+def test_a_link_to_an_earlier_export_stays_one(tmp_path):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / CARD).write_text("old")
+    (tmp_path / "current").symlink_to("v1")
+    with files.atomic_folder(tmp_path / "current") as folder:
+        (folder / CARD).write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"v1", "current"} and (tmp_path / "current").is_symlink()
+    assert (tmp_path / "v1" / CARD).read_text() == "new"

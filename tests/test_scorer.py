@@ -16,9 +16,9 @@ import torch
 from conftest import NUM_ITEMS, ROOT, list_column, run_script
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.new_items import append_items
+from mm_fibinet.new_items import append_items, differences
 from mm_fibinet.scorer import Request, Scorer, score_split
-from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, ItemRows
+from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, Card, ItemRows
 
 HISTORY, CANDIDATES = [3, 9, 14, 2], [7, 1, 30]
 LEVELS = {"likes_level": [3, 0, 10], "views_level": [1, 1, 5]}
@@ -133,6 +133,8 @@ BAD_REQUESTS = {
         (HISTORY, [1, 2]), {"context": {"likes_level": [1]}}, r"likes_level has shape \[1\], expected \[2\]",
     ),
     "a list for a value": ((HISTORY, [1]), {"user": {"likes_level": [1]}}, r"shape \[1\], expected one value"),
+    "no features": ((HISTORY, [1]), {"user": None}, "user is a NoneType, expected {feature: value}, {} for none"),
+    "names of features alone": ((HISTORY, [1]), {"context": ["likes_level"]}, "context is a list, expected {feature"),
     "a fraction for an id": (
         (HISTORY, [1]), {"user": {"likes_level": 1.5}}, "likes_level is float64, expected integers",
     ),
@@ -144,6 +146,12 @@ def test_what_is_wrong_with_a_request(scorer, name):
     arguments, given, message = BAD_REQUESTS[name]
     with pytest.raises(UserError, match=message):
         scorer.score(*arguments, **given)
+
+
+@pytest.mark.parametrize("requests", [None, Request(HISTORY, [1]), [(HISTORY, [1])]])
+def test_a_batch_is_of_requests(scorer, requests):
+    with pytest.raises(UserError, match=r"expected a (list of )?Request"):
+        scorer.score_all(requests)
 
 
 def test_no_request_of_a_batch_is_scored_when_one_is_wrong(scorer, monkeypatch):
@@ -173,6 +181,12 @@ DAMAGES = {
     "a card of another format": (lambda f: _replace(f / CARD, format=9), "not an exported model's card of format 1"),
     "a card without parts": (lambda f: _replace(f / CARD, parts=3), "card.json: .*: parts is damaged"),
     "a card with a width of text": (lambda f: _replace(f / CARD, parts={"a": "2"}), "card.json: .*: parts is damaged"),
+    "a card that reads no history": (lambda f: _replace(f / CARD, max_len=0), "card.json: .*: max_len is damaged"),
+    "a card that scores nothing": (lambda f: _replace(f / CARD, pairs_at_once=0), "card.json: .*pairs_at_once"),
+    "a card with a truth for a number": (lambda f: _replace(f / CARD, min_len=True), "card.json: .*: min_len is"),
+    "a card without the row's features": (
+        lambda f: _replace(f / CARD, row_features={}), f"{GRAPH} reads likes_level, which card.json does not have",
+    ),
     "a card of more items": (
         lambda f: _replace(f / CARD, num_items=99), rf"{ROWS}: is float32 \[40, .*card.json says float32 \[99",
     ),
@@ -210,7 +224,7 @@ def test_a_split_that_breaks_the_contract_writes_nothing(exported, tmp_path, cap
     assert code == 2 and "is inside the input folder" in err
 
 
-@pytest.mark.parametrize("threads", [0, -1, True, 1.0])
+@pytest.mark.parametrize("threads", [0, -1, True, 1.0, 257])
 def test_threads_are_a_number(exported, threads):
     with pytest.raises(UserError, match="threads is"):
         Scorer(exported.folder, threads)
@@ -280,11 +294,34 @@ def test_items_are_added_without_an_export(exported, tmp_path, capsys):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_an_item_without_tags_is_encoded_as_at_export(exported, tmp_path):
+    """Empty lists are zeros in onnxruntime as in torch, and not 0 / 0."""
+
+    def without_tags(columns):
+        columns["item_tags"][-1] = 0
+        return {}
+
+    grow(exported, tmp_path / "item_info.parquet", change=without_tags)
+    features = exported.config.parent / "item_feature.parquet"
+    append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
+    scorer, first = Scorer(tmp_path / "grown"), 0
+    row = scorer.items.take(np.array([NUM_ITEMS + 2]))[0]
+    for name, width in scorer.card.parts.items():
+        if name == "item_tags":
+            assert not row[first : first + width].any()
+        first += width
+    assert np.isfinite(row).all() and np.isfinite(scorer.score([NUM_ITEMS + 2], [NUM_ITEMS + 2])).all()
+
+
 BAD_GROWTH = {
     "no new items": ({"more": 0}, "has 40 items, .* has 40, expected more of them"),
     "another embedding": (
         {"change": lambda c: {"item_emb_d16": c["item_emb_d16"][:, ::-1].copy()}},
         "item 1 has another item_emb_d16 than at export, 39 of 39 items have",
+    ),
+    "another embedding by little": (
+        {"change": lambda c: {"item_emb_d16": c["item_emb_d16"] * np.linspace(1, 1.01, 16, dtype=np.float32)}},
+        "has another item_emb_d16 than at export",
     ),
     "other tags": ({"change": lambda c: {"item_tags": np.roll(c["item_tags"], 1, axis=1)[:, :4]}}, "item_tags"),
 }
@@ -298,6 +335,32 @@ def test_items_that_cannot_be_added(exported, tmp_path, name):
     with pytest.raises(UserError, match=message):
         append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
     assert [path.name for path in tmp_path.iterdir()] == ["item_info.parquet"]
+
+
+def test_old_items_are_compared_whatever_is_stored_of_them(exported):
+    """Each item is looked at, in content and in what is compared as integers, and rounding is no change."""
+    card = Card.read(exported.folder)
+    items = ItemRows.read(exported.folder, card)
+    rows, ends = np.array(items.values), np.cumsum(list(card.ids.values()))
+    columns = dict(zip(card.ids, np.split(np.array(items.ids), ends[:-1], axis=1), strict=True))
+
+    def differ(stored, now=rows, columns=columns):
+        kept = ItemRows.pack(rows, items.ids, card.parts, stored)
+        found = differences(
+            kept, dataclasses.replace(card, item_table=stored), now[1:], columns, np.arange(1, NUM_ITEMS)
+        )
+        return {name: np.flatnonzero(which) + 1 for name, which in found if which.any()}
+
+    last = {name: values.copy() for name, values in columns.items()}
+    last["likes_level"][-1] += 1
+    one = rows.copy()
+    one[5] *= 1.1
+    for stored in ("fp32", "fp16", "int8"):
+        assert not differ(stored)
+        assert {name: which.tolist() for name, which in differ(stored, columns=last).items()} == {
+            "likes_level": [NUM_ITEMS - 1]
+        }
+        assert all(which.tolist() == [5] for which in differ(stored, one).values()) and differ(stored, one)
 
 
 def test_levels_that_are_nowhere_are_asked_for(exported, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from fastapi.testclient import TestClient
 
+from mm_fibinet.errors import run_cli
 from mm_fibinet.scorer import Scorer
 
 
@@ -98,3 +99,11 @@ def test_other_places_and_methods(client):
 def test_unknown_items_are_scored(client):
     answer = client.post("/score", json={"history_ids": [10**9, -4], "candidate_ids": [2**62, 0]})
     assert answer.status_code == 200 and len(answer.json()["scores"]) == 2
+
+
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_a_port_that_cannot_be_is_one_line(serve, exported, port, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["serve.py", str(exported.folder), "--port", str(port)])
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(serve.main)
+    assert capsys.readouterr().err == f"error: --port is {port}, expected a number from 0 to 65535\n"
