@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from conftest import run_script
 from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 from test_runs import EXPID, Commands
 
 from mm_fibinet.commands.predict import average
@@ -66,6 +67,24 @@ def test_experiments_are_named_by_their_ids(runs, working_folder, capsys):
     code, _, err = run_script("prediction", *arguments, capsys=capsys)
     assert code == 0, err
     assert (working_folder / "submission" / "average.zip").is_file()
+
+
+def test_a_run_is_not_named_by_its_id_and_by_its_file(runs, capsys):
+    named = [EXPID, runs[0].run.weights]
+    code, _, err = run_script("prediction", "--model_root", runs[0].root, "--average", *named, capsys=capsys)
+    assert code == 2 and f"--average: {runs[0].run.weights} is named twice, expected each run once" in err
+
+
+@pytest.mark.parametrize(("by", "has_logloss"), [("probability", True), ("rank", False)])
+def test_ranks_have_no_logloss(runs, tmp_path, capsys, by, has_logloss):
+    test = pl.read_parquet(runs[0].data / "test.parquet")
+    labels = np.arange(len(test)) % 2
+    pl.DataFrame({"ID": test["ID"], "label": labels}).write_parquet(tmp_path / "labels.parquet")
+    given = ["--average_by", by, "--labels", tmp_path / "labels.parquet", "--out", tmp_path / "both.csv"]
+    code, out, err = average_of(runs, *given, capsys=capsys)
+    assert code == 0, err
+    assert f"AUC: {roc_auc_score(labels, scores_of(tmp_path / 'both.csv')):.6f}" in out
+    assert ("logloss: " in out.split("metrics  ")[1]) == has_logloss
 
 
 def test_bad_input(runs, tmp_path, capsys):

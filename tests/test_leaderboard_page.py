@@ -171,6 +171,18 @@ def test_columns_fold_where_there_is_no_room(open_page):
     assert tablet.locator(".scroll").evaluate("one => one.scrollWidth <= one.clientWidth")
 
 
+@pytest.mark.parametrize("width", [1000, 1400])
+def test_buttons_stay_in_the_cell_of_a_name_of_several_words(browser, outcomes, tmp_path, width):
+    named = [one._replace(expid=f"{one.expid} with similarity") for one in outcomes]
+    leaderboard.write(leaderboard.build(named, named[0].expid), tmp_path)
+    with pages_of(browser, tmp_path / "leaderboard.html") as open_named:
+        beyond = """all => all.filter(one => one.getBoundingClientRect().right
+                                             > one.closest("th").getBoundingClientRect().right)"""
+        page = open_named(width=width)
+        assert page.locator("#board tbody th button").count() >= 2 * len(NAMES)
+        assert page.locator("#board tbody th button").evaluate_all(f"{beyond}.length") == 0
+
+
 def axis(page, chart):
     """The numbers at the vertical axis."""
     texts = page.locator(f"{chart} svg text[text-anchor=end]:not(.beyond)").all_text_contents()

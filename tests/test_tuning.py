@@ -411,6 +411,18 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
         ({"common": {"similarity_fields": {"times": [2]}}}, "similarity_fields is times [2], but the experiment has"),
         ({"similarity": {"with": {"similar": 1}, "without": {}}}, "space.yaml: similar is a setting of no model"),
         ({"similarity": {"with": {}}}, "similarity has ['with'], expected with and without"),
+        ({"similarity": {"with": {}, "without": {}}}, "similarity: with: similarity_fields is missing, expected True"),
+        (
+            {"similarity": {"with": {"similarity_fields": True}, "without": {"similarity_fields": 0}}},
+            "similarity: without: similarity_fields is 0, expected False",
+        ),
+        (
+            {"similarity": {**SPACE["similarity"], "with": {"similarity_fields": True, "similarity_only": "txt"}}},
+            "similarity: with: similarity_only is 'txt', expected a list of columns",
+        ),
+        ({"models": {"FiBiNETT": {"batch_size": [1]}}}, "models: model 'FiBiNETT' is unknown, did you mean FiBiNET?"),
+        ({"common": {"valid_data": ["train.parquet"]}}, "valid_data is the same for all runs of a comparison"),
+        ({"models": {"FiBiNET": {"seed": [1, 2]}}}, "seed is the same for all runs of a comparison, leave it out"),
     ],
 )
 def test_bad_spaces_are_one_line_before_anything_runs(change, message, dataset, tmp_path, capsys):
@@ -428,6 +440,10 @@ def test_bad_spaces_are_one_line_before_anything_runs(change, message, dataset, 
         (["--tune_space", "x.yaml"], "--tune_space x.yaml: there is no --tune BUDGET and no --similarity"),
         (["--tune", "2", "--tune_space", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--similarity", "both", "--set", "similarity_fields=True"], "--set similarity_fields: expected --similarity"),
+        (
+            ["--similarity", "both", "--set", "similarity_only=[item_emb_d16]"],
+            "--set similarity_only: --similarity both sets it for FiBiNET_test with similarity, by ",
+        ),
         (["--similarity", "maybe"], "invalid choice: 'maybe'"),
         (["--tune", "2", "--baseline", "FiBiNET_test with similarity"], "not among the experiments that are run"),
     ],
@@ -478,6 +494,33 @@ def test_the_command(dataset, tmp_path, capsys):
     (of_second,) = (path for path, value in values.items() if value == float(trials[1]["value"]))
     scores = "TEST_DATA/FiBiNET_test/valid_scores.parquet"
     assert of_second.with_name("valid_scores.parquet").read_bytes() == (tmp_path / "alone" / scores).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "stored", "value"),
+    [
+        ({"low": 3e-4, "high": 5e-3, "log": True}, 0.00123456789, 0.00123),
+        ({"low": 0.9, "high": 0.9999}, 0.99983456, 0.9998),  # three digits are 1, which ema_decay cannot be
+        ({"low": 0.99, "high": 0.9999}, 0.991234567, 0.9912),  # three digits are one of eleven values
+        ({"low": 0.0, "high": 0.1236}, 0.12358, 0.1236),
+        ({"low": 1, "high": 8}, 3, 3),
+        ([0.123456], "0.123456", 0.123456),
+    ],
+)
+def test_a_number_of_a_range_has_few_digits_and_stays_in_it(values, stored, value):
+    assert tuning._value(values, stored) == value
+
+
+def test_what_similarity_sets_is_not_varied(dataset, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**SPACE, "common": {"similarity_fields": [True, False], "net_dropout": [0.0]}}))
+    tunings = []
+    monkeypatch.setattr(tuning, "run_all", lambda found, *_: tunings.extend(found))
+    monkeypatch.setattr(jobs, "run_all", lambda *_: None)
+    arguments = ["--config", dataset, "--expids", "FiBiNET_test", "--tune", "2", "--similarity", "both"]
+    run_script("run_benchmark", *arguments, "--tune_space", path, "--out", tmp_path / "out", capsys=capsys)
+    assert [one.line.label for one in tunings] == ["", " with similarity"]
+    assert [list(one.space) for one in tunings] == [["net_dropout", "reduction_ratio"]] * 2
 
 
 def test_line_names():

@@ -9,7 +9,7 @@ from mm_fibinet.commands import Home
 from mm_fibinet.compare import alike, jobs, leaderboard, section, studies, task1, tuning
 from mm_fibinet.compare.studies.bench import Bench
 from mm_fibinet.compare.studies.retraining import Retraining
-from mm_fibinet.compare.tuning_space import FIELDS, FILE, Budget, Line, read_space
+from mm_fibinet.compare.tuning_space import FIELDS, FILE, Budget, Line, Space, read_space
 from mm_fibinet.compare.workers import Workers
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.items.modalities import MODALITIES
@@ -33,6 +33,16 @@ def require_settings(args: argparse.Namespace) -> set[str]:
     if args.similarity and FIELDS in fixed:
         raise UserError(f"--set {FIELDS}: expected --similarity {args.similarity} alone, which sets it")
     return fixed
+
+
+def require_switchable(lines: list[Line], fixed: set[str], similarity: str, space: Space) -> None:
+    """Refuse to set what --similarity sets: the names of --set, `fixed`, beside the lines' own changes."""
+    for line in lines:
+        for key in fixed & line.changes.keys():
+            raise UserError(
+                f"--set {key}: --similarity {similarity} sets it for {line.name}, by {space.path}; leave it out, or "
+                "name a file of your own with --tune_space"
+            )
 
 
 def find_space(args: argparse.Namespace, home: Home) -> Path:
@@ -69,6 +79,9 @@ def run(args: argparse.Namespace, home: Home) -> int:
     if budget or args.similarity:
         space = read_space(find_space(args, home), models)
         lines = alike.find_lines(space, runs, models, args.similarity)
+        if args.similarity:
+            require_switchable(lines, fixed, args.similarity, space)
+            fixed |= space.switched
     names = [line.name for line in lines]
     baseline = args.baseline or names[0]
     if baseline not in names:

@@ -108,9 +108,11 @@ def run(args: argparse.Namespace, home: Home) -> None:
     gpu = checked_gpu(args)
     world = distributed.start(gpu)
     scorers = [Scorer.of(each, home, gpu) for each in named_runs(args)]
+    require_each_once(scorers)
     test = one_test_split(scorers, args.test)
     num_rows = len(schema.read_test_ids(test))
-    labels = labels_of(args.labels, test, scorers[0].params) if args.labels else None
+    by_rank = args.average is not None and args.average_by == "rank"
+    labels = labels_of(args.labels, test, scorers[0].params, by_rank) if args.labels else None
     read = [test, args.labels, *part_files(test), *(path for scorer in scorers for path in scorer.reads())]
     name = "average" if args.average else args.expid
     outputs = submission.require_outputs(args.out or [Path("submission") / f"{name}.zip"], read)
@@ -139,11 +141,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
 
 
 def named_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The command line as it is, or one for each run of --average.
-
-    Raises:
-        UserError: a run is named twice.
-    """
+    """The command line as it is, or one for each run of --average."""
     if not args.average:
         return [args]
     named = []
@@ -151,11 +149,15 @@ def named_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
         weights = Path(each) if each.endswith(".model") else None
         expid, checkpoint = (weights.stem, str(weights)) if weights else (each, None)
         named.append(argparse.Namespace(**{**vars(args), "expid": expid, "checkpoint": checkpoint}))
-    places = [str(Path(each.checkpoint).resolve()) if each.checkpoint else each.expid for each in named]
-    twice = next((name for name, place in zip(args.average, places, strict=True) if places.count(place) > 1), None)
-    if twice:
-        raise UserError(f"--average: {twice} is named twice, expected each run once")
     return named
+
+
+def require_each_once(scorers: list[Scorer]) -> None:
+    """Refuse a run that is named twice, by its ID and by its file perhaps: it would count double."""
+    places = [scorer.weights.resolve() for scorer in scorers]
+    for place in places:
+        if places.count(place) > 1:
+            raise UserError(f"--average: {place} is named twice, expected each run once")
 
 
 def one_test_split(scorers: list[Scorer], given: str | None) -> str:
@@ -174,10 +176,10 @@ def one_test_split(scorers: list[Scorer], given: str | None) -> str:
     return splits[0]
 
 
-def labels_of(path: str, test: str, params: dict) -> KnownLabels:
-    """The test split's labels, for all metrics that there are groups for."""
+def labels_of(path: str, test: str, params: dict, by_rank: bool = False) -> KnownLabels:
+    """The test split's labels, for all metrics that there are groups for; `by_rank`: those of scores in their order."""
     group = params.get("group_id")
-    names = [name for name in METRICS if name != "gAUC" or group]
+    names = [name for name in METRICS if (name != "gAUC" or group) and not (by_rank and name == "logloss")]
     return KnownLabels.read(path, test, label_names(params)[0], names, group)
 
 

@@ -14,6 +14,7 @@ the trials again that it finds there, in their order, and goes on with the first
 import csv
 import math
 import shlex
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,7 @@ RESULTS = "tuning.csv"
 SECONDS = "seconds.txt"  # what a trial has cost, beside its run
 STARTUP_TRIALS = 5  # of TPE, before it has something to go by, and of the median rule
 MOST_IN_VAIN = 10  # trials in a row that failed, or were there before: then there is nothing more to find
-DIGITS = 3  # of a number that is drawn from a range
+DIGITS = 3  # of a number that is drawn from a range, where these are enough to tell a hundredth of it
 ENDED = ("done", "pruned", "failed")
 
 
@@ -334,6 +335,10 @@ def _stored(values: Any, own: Any) -> Any:
 
 
 def _value(values: Any, stored: Any) -> Any:
-    """A chosen value; of a range's numbers, those digits that a reader wants to see."""
+    """A chosen value; of a range's numbers, those digits that a reader wants to see, and never one beyond its ends."""
     value = chosen(values, stored)
-    return float(f"{value:.{DIGITS}g}") if is_range(values) and isinstance(value, float) else value
+    if not (is_range(values) and isinstance(value, float)):
+        return value
+    low, high = values["low"], values["high"]
+    rounded = (float(f"{value:.{digits}g}") for digits in range(DIGITS, sys.float_info.dig))
+    return next((one for one in rounded if low <= one <= high and abs(one - value) <= (high - low) / 100), value)

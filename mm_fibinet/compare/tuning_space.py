@@ -17,7 +17,7 @@ from mm_fibinet import settings
 from mm_fibinet.compare.tuner import is_range, is_sound_range, values_of
 from mm_fibinet.errors import UserError
 from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.settings_schema import schema_of, unknown
+from mm_fibinet.settings_schema import DatasetEntry, schema_of, unknown
 from mm_fibinet.yaml_reader import shown
 
 FILE = Path("tuner") / "benchmark.yaml"
@@ -26,6 +26,18 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 FIELDS, COMPARED = "similarity_fields", "similarity_only"
 SIMILARITIES = {"on": "with", "off": "without"}  # of --similarity: as the YAML calls it, where `on` would be true
 MOST_TRIALS = 10_000
+# What says which rows are judged, and by what: were it chosen as well, figures would be of different things.
+JUDGED_BY = {
+    *DatasetEntry.model_fields,
+    "dataset_id",
+    "group_id",
+    "metrics",
+    "model",
+    "monitor",
+    "monitor_mode",
+    "seed",
+}
+PLACES = {"model_root", "gpu"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,11 @@ class Space:
     common: dict[str, Any]
     models: dict[str, dict[str, Any]]
     similarity: dict[str, dict[str, Any]]
+
+    @property
+    def switched(self) -> set[str]:
+        """The settings that --similarity sets."""
+        return {key for part in self.similarity.values() for key in part}
 
     def of(self, params: dict, models, fixed: Set[str] = frozenset()) -> dict[str, Any]:
         """The values that an experiment's settings may have, each held to the schema.
@@ -184,7 +201,14 @@ def read_space(path: Path, models) -> Space:
     for part in (space.common, *space.models.values()):
         for key, values in part.items():
             _require_values(values, f"{path}: {key}")
+    for part in (space.common, *space.models.values(), *space.similarity.values()):
+        for key in part:
+            if key in JUDGED_BY | PLACES:
+                raise UserError(f"{path}: {key} is the same for all runs of a comparison, leave it out")
+    for name in space.models:
+        settings.find_model(models, name, f"{path}: models")
     _require_read(space, models)
+    _require_switches(space)
     return space
 
 
@@ -209,12 +233,26 @@ def _require_values(values: Any, where: str) -> None:
 
 def _require_read(space: Space, models) -> None:
     """Refuse a setting for all models that none of them reads: a slip would mean that nothing is changed."""
-    left = {*space.common, *(key for part in space.similarity.values() for key in part)}
+    left = {*space.common, *space.switched}
     for name in models.__all__ if left else ():
         found = getattr(models, name)
         left -= settings.known_settings(found) if isinstance(found, type) else set()
     if left:
         raise UserError(f"{space.path}: {min(left)} is a setting of no model")
+
+
+def _require_switches(space: Space) -> None:
+    """Refuse a similarity part that does not do what the lines are called by."""
+    for which, name in SIMILARITIES.items():
+        part, expected = space.similarity[name], which == "on"
+        if part.get(FIELDS) is not expected:
+            found = shown(part[FIELDS]) if FIELDS in part else "missing"
+            raise UserError(f"{space.path}: similarity: {name}: {FIELDS} is {found}, expected {expected}")
+        compared = part.get(COMPARED, [])
+        if not (isinstance(compared, list) and all(isinstance(column, str) for column in compared)):
+            raise UserError(
+                f"{space.path}: similarity: {name}: {COMPARED} is {shown(compared)}, expected a list of columns"
+            )
 
 
 def _times(values: Any, base: Any, where: str) -> Any:
