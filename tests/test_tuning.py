@@ -329,6 +329,13 @@ def test_a_line_is_the_experiment_itself_where_nothing_is_switched(dataset, tmp_
     assert lines[0].changes == {} or names == [" with similarity"]
 
 
+@pytest.mark.parametrize("which", ["on", "off", "both"])
+def test_data_without_items_have_no_similarity(tmp_path, which):
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    space = read_space(tmp_path / "space.yaml", model_zoo)
+    assert space.lines("x", {"model": "DeepFM"}, model_zoo, which) == [Line("x")]
+
+
 def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
     item_info = str(dataset.parent / "TEST_DATA/item_info.parquet")
     config = ROOT / "config"

@@ -158,10 +158,11 @@ class Space:
             expid: its ID.
             params: of `load_params`.
             models: the namespace of the models.
-            which: "on", "off" or "both", where the model has similarity fields; None for the experiment as it is.
+            which: "on", "off" or "both", where the model has similarity fields and the data have items; None for the
+                experiment as it is.
         """
         known = settings.known_settings(settings.find_model(models, params["model"]))
-        if which is None or FIELDS not in known:
+        if which is None or FIELDS not in known or not params.get("item_info"):
             return [Line(expid)]
         own = "on" if params.get(FIELDS) else "off"
         wanted = [own, *({"on", "off"} - {own})] if which == "both" else [which]
