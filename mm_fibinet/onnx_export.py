@@ -9,6 +9,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import ItemTable
 from mm_fibinet.served_files import ENCODER, GRAPH, Card, ItemRows
 
+TESTED = "2.14"  # torch; that of 2.6 cannot translate batch norm with today's onnxscript
 OPSET = 18  # onnxruntime has read it since 1.14
 LARGEST_GRAPH = 2_000_000_000  # bytes that one ONNX file holds
+LARGEST_SIZE = 2**31 - 1  # of an input; torch 2.6 does not export sizes without a bound
 ITEMS_AT_ONCE = 1 << 16
 LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
@@ -84,7 +87,7 @@ def write_graph(path: Path, module: nn.Module, arguments: tuple, shapes: tuple, 
         output: the output's name.
 
     Raises:
-        UserError: it is too large.
+        UserError: it is too large, or torch cannot export it.
     """
     import onnx
 
@@ -95,10 +98,17 @@ def write_graph(path: Path, module: nn.Module, arguments: tuple, shapes: tuple, 
             "with a smaller embedding_dim or fewer ids"
         )
     with _quiet(), torch.no_grad():
-        exported = torch.export.export(module.eval(), arguments, dynamic_shapes=shapes, strict=False)
-        program = torch.onnx.export(
-            exported, dynamo=True, input_names=names, output_names=[output], opset_version=OPSET, verbose=False
-        )
+        try:
+            exported = torch.export.export(module.eval(), arguments, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                exported, dynamo=True, input_names=names, output_names=[output], opset_version=OPSET, verbose=False
+            )
+        except Exception as error:  # of any kind: torch's exporter fits some releases of onnxscript, and not others
+            raise UserError(
+                f"torch {torch.__version__} with onnxscript {metadata.version('onnxscript')} cannot export this model "
+                f"({type(error).__name__}); export it where a newer torch is, {TESTED} is tested: the run's folder may "
+                "be copied there, and what is exported runs anywhere"
+            ) from error
         program.save(str(path), external_data=False)
     graph = onnx.load(str(path))
     del graph.metadata_props[:]
@@ -108,8 +118,8 @@ def write_graph(path: Path, module: nn.Module, arguments: tuple, shapes: tuple, 
 
 def _request(served: nn.Module, card: Card) -> tuple[tuple, tuple, list[str], str]:
     """An example of a request, its shapes and names."""
-    positions = Dim("positions", min=max(card.min_len, 2))
-    candidates = Dim("candidates", min=2)
+    positions = Dim("positions", min=max(card.min_len, 2), max=LARGEST_SIZE)
+    candidates = Dim("candidates", min=2, max=LARGEST_SIZE)
     length, count, width = max(card.min_len, 2) + 3, 5, sum(card.parts.values())
     num_ids = sum(card.ids.values())
     row = [_example(spec, count) for spec in card.row_features.values()]
@@ -125,7 +135,7 @@ def _request(served: nn.Module, card: Card) -> tuple[tuple, tuple, list[str], st
 
 def _new_items(added: nn.Module, card: Card) -> tuple[tuple, tuple, list[str], str]:
     """The same of items that are added."""
-    items = Dim("items", min=2)
+    items = Dim("items", min=2, max=LARGEST_SIZE)
     arguments = tuple(_example(card.item_features[name], 5) for name in added.asked)
     return arguments, (tuple({0: items} for _ in arguments),), list(added.asked), "rows"
 

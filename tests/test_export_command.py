@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_script
 from test_onnx_export import require_plain_graph
 
@@ -106,6 +107,18 @@ def test_what_cannot_be_exported(exported, tmp_path, capsys):
     assert code == 2 and "was trained with other settings: embedding_dim" in err
     code, _, err = command(exported, out, "--checkpoint", tmp_path / "no.model", capsys=capsys)
     assert code == 2 and not out.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_torch_that_cannot_export_is_one_line(exported, tmp_path, monkeypatch, capsys):
+    """torch 2.6 with today's onnxscript: what fails inside both is nothing that a user can read."""
+
+    def fail(*arguments, **options):
+        raise RuntimeError("Failed to convert\nthe exported program")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    code, _, err = command(exported, tmp_path / "served", capsys=capsys)
+    assert code == 2 and len(err.splitlines()) == 1 and f"torch {torch.__version__} with onnxscript" in err
+    assert not (tmp_path / "served").exists()
 
 
 @pytest.mark.parametrize(("item_table", "close"), [("fp16", 2e-3), ("int8", 2e-2)])

@@ -20,7 +20,8 @@ TOOLS = ["pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100"]
 SUITE = [
     "test_encoders", "test_feature_store", "test_fusion", "test_layers", "test_plus_layers", "test_golden_models",
     "test_model_contract", "test_dataloader", "test_training", "test_weights", "test_metrics", "test_schema",
-    "test_settings", "test_settings_schema", "test_submission", "test_devices",
+    "test_settings", "test_settings_schema", "test_submission", "test_devices", "test_table_optimizer", "test_interest",
+    "test_pictures", "test_served",
 ]  # fmt: skip
 TINY = "data/demo"
 
