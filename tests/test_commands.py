@@ -14,6 +14,8 @@ SCRIPTS = {
     "train": "run_expid", "predict": "prediction", "embed": "build_item_emb", "benchmark": "run_benchmark",
     "tune": "run_param_tuner", "prepare": "build_dataset", "export": "export_onnx",
 }  # fmt: skip
+# What is run by python -m, but for the loader's module, which is torch's itself.
+MODULES = ["data_check", "submission", "demo.data", "demo.score", "items.report", "scorer", "new_items", "wheelhouse"]
 HEAVY = ("torch", "pandas", "polars", "pyarrow", "numpy", "fuxictr", "pydantic", "scipy", "h5py")
 
 
@@ -35,7 +37,7 @@ def test_help_and_wrong_arguments_load_nothing_heavy(name):
     assert code_of_mistake == 2 and not heavy, printed
 
 
-@pytest.mark.parametrize("module", ["data_check", "submission", "demo.data", "demo.score", "items.report", "scorer"])
+@pytest.mark.parametrize("module", MODULES)
 def test_help_of_a_module_waits_for_neither_torch_nor_polars(module):
     code = f"import runpy; runpy.run_module('mm_fibinet.{module}', run_name='__main__')"
     code_of_help, printed, heavy = loaded_after(code, "--help")
@@ -94,6 +96,24 @@ def test_both_homes_have_the_same_experiments():
     for home in (repository, installed):
         assert (home.config / "model_config").is_dir()
         assert Path(home.train[0]) == Path(sys.executable)
+
+
+def test_models_of_another_clone_that_is_installed_are_not_mixed_in(tmp_path):
+    """As pip install -e of one clone says where they are, and the commands are started in a second one."""
+    (tmp_path / "model_zoo").mkdir()
+    (tmp_path / "model_zoo" / "__init__.py").touch()
+    code = f"""
+import importlib.util, sys
+class Installed:
+    def find_spec(name, path=None, target=None):
+        if name == "mm_fibinet.model_zoo":
+            return importlib.util.spec_from_file_location(name, {str(tmp_path / "model_zoo" / "__init__.py")!r})
+sys.meta_path.insert(0, Installed)
+from mm_fibinet.commands import Home
+print(Home.installed().import_models().__file__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "model_zoo" / "__init__.py"), done.stderr
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=1", "--master_port=0"]

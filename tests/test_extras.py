@@ -1,6 +1,7 @@
 """A command whose extra is missing ends in one line that says how to get it; the others do without."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from mm_fibinet import extras
+from mm_fibinet.commands.arguments import COMMANDS
 from mm_fibinet.extras import EXTRAS
 
 if sys.version_info >= (3, 11):
@@ -98,3 +100,12 @@ def test_every_module_comes_with_the_extra_that_is_named():
         for module in set(modules) - OF_OTHERS & found.keys():
             assert {name.lower().replace("_", "-") for name in found[module]} & brought, module
     assert stated["dev"][0] == f"mm-fibinet[{','.join(sorted(EXTRAS))}]"
+
+
+def test_the_documentation_names_every_extra_and_command():
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert named == {*EXTRAS, "dev"}
+    assert set(re.findall(r"`mm-fibinet (\w+)`", text)) == COMMANDS.keys()
+    [listed] = re.findall(r"`mm-fibinet ((?:\w+ \| )+\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert listed.split(" | ") == list(COMMANDS)

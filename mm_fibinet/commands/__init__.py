@@ -52,7 +52,10 @@ class Home:
         package = Path(__file__).resolve().parent.parent
         inside = package / "config"
         config = inside if inside.is_dir() else package.parent / "config"  # a clone installed with pip install -e
-        inside_too = importlib.util.find_spec("mm_fibinet.model_zoo")  # not where a clone is on PYTHONPATH alone
+        # None where a clone is on PYTHONPATH alone; another clone's, where that one is installed by pip install -e.
+        found = importlib.util.find_spec("mm_fibinet.model_zoo")
+        beside = (package / "model_zoo", package.parent / "model_zoo")
+        inside_too = found is not None and Path(found.origin or "").resolve().parent in beside
         processes = ((sys.executable, "-m", "mm_fibinet", name) for name in ("train", "predict", "embed"))
         return cls("mm_fibinet.model_zoo" if inside_too else "model_zoo", config, *processes)
 
