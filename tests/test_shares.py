@@ -296,8 +296,8 @@ def test_ray_gives_the_same_bytes_and_goes_on_where_it_was(alone, tmp_path):
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
 def test_ctrl_c_on_ray_is_one_line_and_leaves_nothing_torn(tmp_path):
     """When one share is done and another is at work."""
-    data = make_data(tmp_path / "data", 600)
-    for item in range(7, 600, 2):
+    data = make_data(tmp_path / "data", 1600)
+    for item in range(7, 1600, 2):
         (data / "images" / f"{item}.jpg").write_bytes(b"<html>")
     process = subprocess.Popen(
         **as_started(data, tmp_path / "out.parquet", engine="ray", store=tmp_path / "store"),
@@ -308,7 +308,6 @@ def test_ctrl_c_on_ray_is_one_line_and_leaves_nothing_torn(tmp_path):
     until = time.monotonic() + 300
     while not list(tmp_path.glob("store/*/1-of-*/*.h5")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the foreground
     code, out, err = ended(process)
     assert (code, out) == (130, "") and err.startswith("interrupted: run the same command") and err.count("\n") == 1

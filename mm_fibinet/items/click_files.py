@@ -56,15 +56,19 @@ class RowClicks:
             parts.append(_pairs(blocks[USER_ID][new], target[new]))
         return np.concatenate(parts, axis=1)
 
-    def read_again(self, split: str | Path, train: str | Path) -> np.ndarray:
-        """(user, target) of the clicked rows with a cut history that are rows of `train`, too: int64 [2, T].
+    def read_again(self, split: str | Path, train: str | Path) -> tuple[np.ndarray, int]:
+        """Which of the clicked rows with a cut history are rows of `train`, too.
 
-        Such a history proves nothing of what came before it, but the same user, history and target are one click.
+        Such a history proves nothing of what came before it, but the same user, history and target are most likely one
+        click: a few may be clicks of an item that a user came back to.
+
+        Returns:
+            (user, target) of those, int64 [2, T], and of how many they are.
         """
         asked = set(self._cut_clicks(split))
         found = asked.intersection(self._cut_clicks(train)) if asked else asked
         pairs = np.array(sorted((user, target) for user, target, _ in found), dtype=np.int64)
-        return pairs.reshape(-1, 2).T
+        return pairs.reshape(-1, 2).T, len(asked)
 
     def _cut_clicks(self, split: str | Path) -> Iterator[tuple[int, int, bytes]]:
         """User, target and history (its digest) of the clicked rows with a cut history."""
@@ -120,9 +124,9 @@ class UserClicks:
                 new[row] = target[row] not in part.items[start : start + end[row]]
         return _pairs(user[new], target[new])
 
-    def read_again(self, split: str | Path, train: str | Path) -> np.ndarray:
+    def read_again(self, split: str | Path, train: str | Path) -> tuple[np.ndarray, int]:
         """As `RowClicks.read_again`: none, for no history here is cut."""
-        return np.empty((2, 0), dtype=np.int64)
+        return np.empty((2, 0), dtype=np.int64), 0
 
     def _rows(self, split: str | Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """User, end of the history, target, all int64 [n], and whether it was clicked, bool [n], some rows a time."""
