@@ -60,7 +60,7 @@ class RowClicks:
         """Which of the clicked rows with a cut history are rows of `train`, too.
 
         Such a history proves nothing of what came before it, but the same user, history and target are most likely one
-        click: a few may be clicks of an item that a user came back to.
+        click; some may be clicks of an item that a user came back to.
 
         Returns:
             (user, target) of those, int64 [2, T], and of how many they are.

@@ -24,7 +24,7 @@ from mm_fibinet.user_info import USER_ID
 
 MERGE_PAIRS = 1 << 24  # clicks that are held before those of the same user and item are merged
 VALID_NAMES = ("valid.parquet", "valid")  # of the split that is looked for beside the training split
-REPEATED_CLICKS = 0.05  # share of clicked rows that may be in two splits, as a user can click an item twice
+REPEATED_CLICKS = 0.5  # share of clicked rows that two splits may have in common: a user can click an item twice
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,6 @@ def _refuse_rows(train: str | Path, valid: str | Path, again: np.ndarray, asked:
         user, item = again[:, 0]
         raise UserError(
             f"--train {train}: has {again.shape[1]:,} clicked rows of {valid} (user {user}, item {item}, for one), of "
-            f"{asked:,} whose histories are cut; expected next to none: an embedding learned from it has seen the "
+            f"{asked:,} whose histories are cut; expected few: an embedding learned from it has seen the "
             "answers; give the training split alone"
         )
