@@ -4,10 +4,11 @@ Models and loaders see a rank and a world size; without other processes these ar
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,17 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave() -> NoReturn:
+    """Leave the group and end this process at once: it has no more to do, while another one goes on.
+
+    Such a rank has aborted, now and then, as the interpreter took down torch's threads; torchrun then ends the others.
+    """
+    stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def current() -> World:

@@ -29,10 +29,11 @@ def run(args: argparse.Namespace, _: Home) -> None:
     own = build(**options | {"shard": f"{world.rank + 1}/{world.size}"})
     distributed.wait_for_all()
     shares = distributed.gather_objects(own.modalities)
+    if not world.is_main:
+        distributed.leave()
     distributed.stop()
-    if world.is_main:
-        built = build(**options)
-        print_summary(dataclasses.replace(built, modalities=together(built.modalities, shares)))
+    built = build(**options)
+    print_summary(dataclasses.replace(built, modalities=together(built.modalities, shares)))
 
 
 def own_device(devices: list[str], world: distributed.World) -> str:
