@@ -46,6 +46,10 @@ def append_items(
     card = Card.read(folder)
     items = ItemRows.read(folder, card)
     require_output_folder(out, [folder, item_info, item_feature], FILES)
+    if not card.item_features:
+        raise UserError(
+            f"{folder}: its model reads nothing of an item but its id; new items need one that reads content"
+        )
     if ENCODER not in card.files:
         raise UserError(f"{folder}: has no {ENCODER}, which encodes items; export it again")
     columns, total = read_items(item_info, item_feature, card)

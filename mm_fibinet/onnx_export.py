@@ -51,7 +51,8 @@ def write_model(
         folder: an empty one.
         served: scores a request, see model_zoo.served.
         encoder: encodes the items of the table; its `features` are columns of it.
-        added: the same for items that come later, of the columns that it has `asked` for; None where none may come.
+        added: the same for items that come later, of the columns that it has `asked` for; None where none may come. Of
+            a model that reads nothing of an item but its id it asks for none, and is not written.
         table: the items.
         card: what the folder is to hold.
 
@@ -64,7 +65,7 @@ def write_model(
     packed.write(folder)
     requests = [(each, _computed(served, each)) for each in _requests(card, packed)]
     write_graph(folder / GRAPH, served, requests, _request_shapes(card), [*INPUTS, *card.row_features], "scores")
-    if added is not None:
+    if added is not None and added.asked:
         few = _few_items(card, 5)
         columns = _item_columns(added, table, few)
         expected = _computed(added, columns)

@@ -7,12 +7,16 @@ import onnx
 import pytest
 import served_models
 import torch
+from conftest import make_feature_map
 from served_models import CASES, ITEMS, MAX_LEN
+from test_model_contract import FEATURES, SIZES
 from torch import nn
 from torch.export import Dim
 
+import model_zoo
 from mm_fibinet import onnx_export
 from mm_fibinet.errors import UserError
+from mm_fibinet.new_items import append_items
 from mm_fibinet.scorer import Scorer
 from mm_fibinet.served_files import ENCODER, GRAPH, ItemRows
 from model_zoo import served
@@ -106,6 +110,20 @@ def test_an_encoder_that_does_not_make_the_rows_of_the_table_is_refused(tmp_path
     modules = served.served(model), served.ItemEncoder(model), served.NewItemEncoder(model)
     with pytest.raises(UserError, match=f"^{ENCODER} of torch .* computes .* where torch computes"):
         onnx_export.write_model(tmp_path, *modules, served_models.make_table(), served_models.make_card(model))
+
+
+def test_a_model_of_ids_alone_is_exported_and_takes_no_new_items(tmp_path):
+    features = {name: spec for name, spec in FEATURES.items() if name not in ("item_tags", "item_emb_d128")}
+    model = model_zoo.QIN(make_feature_map(features), **SIZES["QIN"]).eval()
+    modules = served.served(model), served.ItemEncoder(model), served.NewItemEncoder(model)
+    table, folder = served_models.make_table(), tmp_path / "served"
+    folder.mkdir()
+    onnx_export.write_model(folder, *modules, table, served_models.make_card(model))
+    row = served_models.make_row(model, 2)
+    expected = served_models.score_rows(model, table, [5, 9], [3, 4], row)
+    np.testing.assert_allclose(Scorer(folder).score([5, 9], [3, 4], context=row), expected, atol=1e-5)
+    with pytest.raises(UserError, match="its model reads nothing of an item but its id"):
+        append_items(folder, tmp_path / "item_info.parquet", tmp_path / "grown")
 
 
 def test_graphs_are_tried_with_what_is_special():
