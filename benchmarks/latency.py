@@ -12,6 +12,7 @@ core (`time.process_time`), which on an idle machine is the time that passes, an
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from mm_fibinet import onnx_export
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.item_table import ItemTable
 from mm_fibinet.scorer import Scorer
-from mm_fibinet.served_files import Card, ItemRows
+from mm_fibinet.served_files import GRAPH, Card, ItemRows
 from mm_fibinet.settings import load_model_config
 from model_zoo import served
 
@@ -126,7 +127,7 @@ def export(contest: Contest, folder: Path, max_len: int) -> dict[str, Path]:
     onnx_export.write_model(folders["fp32"], module, encoder, None, contest.table, card)
     rows = ItemRows.read(folders["fp32"], card)
     ItemRows.pack(np.array(rows.values), rows.ids, card.parts, "int8").write(folders["int8"])
-    (folders["int8"] / "model.onnx").write_bytes((folders["fp32"] / "model.onnx").read_bytes())
+    shutil.copyfile(folders["fp32"] / GRAPH, folders["int8"] / GRAPH)
     replace(card, item_table="int8").write(folders["int8"])
     return folders
 

@@ -9,17 +9,24 @@ and in ids, so that none takes the memory or the time of many.
 """
 
 import argparse
+import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
-
-from mm_fibinet.errors import UserError, printable, run_cli
+from mm_fibinet.errors import EXIT_USER_ERROR, UserError, printable, run_cli
 from mm_fibinet.scorer import Scorer
+
+INSTALL = "is not installed; pip install fastapi uvicorn"
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from pydantic import BaseModel, ConfigDict, Field
+    from starlette.exceptions import HTTPException
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} {INSTALL}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 MOST_BYTES = 1 << 20
 MOST_HISTORY, MOST_CANDIDATES, MOST_FEATURES, WIDEST = 10_000, 5_000, 100, 4_096
@@ -57,6 +64,7 @@ def make_app(scorer: Scorer) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        """The first thing that is not as in Query, with its place in the body."""
         first, *more = error.errors()
         place = ".".join(map(str, first["loc"][1:])) or "the body"
         others = f" (and {len(more)} more)" if more else ""
@@ -118,6 +126,14 @@ class BoundedBody:
         await self.app(scope, read, send)
 
 
+def require_host(host: str) -> None:
+    """Refuse a name that is no address, before the model is loaded."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host}: no address ({error}), expected one of this machine, 127.0.0.1 say") from error
+
+
 def main() -> None:
     """Load the model, then serve."""
     parser = argparse.ArgumentParser(description="Serve an exported model over HTTP.")
@@ -128,9 +144,12 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 <= args.port < 1 << 16:
         raise UserError(f"--port is {args.port}, expected a number from 0 to 65535")
+    require_host(args.host)
+    try:
+        import uvicorn  # which the tests do without
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} {INSTALL}") from error
     app = make_app(Scorer(args.folder, args.threads))
-    import uvicorn  # which the tests do without
-
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
 
 

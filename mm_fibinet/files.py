@@ -41,24 +41,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     place are a `UserError`.
     """
     target = Path(path)
-    temporary: Path | None = None
-    try:
-        _require_file_or_nothing(target, "cannot write ")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        os.chmod(temporary, 0o666 & ~_umask())
+    with _beside(target, _new_file, 0o666) as temporary:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        raise explain_os_error(error, target) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -67,16 +53,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     A folder that is there is replaced: `require_output_folder` says whose it is. Of a link, that is what it leads to.
     """
-    target, temporary = Path(path), None
-    try:
-        target = target.resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        os.chmod(temporary, 0o777 & ~_umask())
+    target = Path(path).resolve()
+    with _beside(target, _new_folder, 0o777) as temporary:
         yield temporary
         for written in temporary.iterdir():
-            with open(written, "rb") as opened:
-                os.fsync(opened.fileno())
+            _flush(written)
         if target.exists():
             before = temporary.with_suffix(".before")
             os.replace(target, before)
@@ -88,12 +69,41 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(before)
         else:
             os.replace(temporary, target)
-        temporary = None
+
+
+@contextlib.contextmanager
+def _beside(target: Path, new: Callable[[Path], str], mode: int) -> Iterator[Path]:
+    """Yield what `new` makes beside `target`, with a mode as the umask has it; what is not moved away is removed."""
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(new(target))
+        os.chmod(temporary, mode & ~_umask())
+        yield temporary
     except OSError as error:
         raise explain_os_error(error, target) from error
     finally:
-        if temporary is not None:
+        if temporary is not None and temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
+        elif temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _new_file(target: Path) -> str:
+    _require_file_or_nothing(target, "cannot write ")
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    return name
+
+
+def _new_folder(target: Path) -> str:
+    return tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have a file on the disk before it is renamed."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

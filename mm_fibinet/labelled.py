@@ -12,7 +12,7 @@ import numpy as np
 
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
-from mm_fibinet.metrics import evaluate_metrics
+from mm_fibinet.metrics import evaluate_metrics, undefined_metrics
 from mm_fibinet.parquet_reader import read_column
 
 
@@ -54,5 +54,9 @@ class KnownLabels:
         return cls(labels, read_column(test, group) if group else None, tuple(metrics))
 
     def metrics(self, scores: np.ndarray) -> dict[str, float]:
-        """{metric: value} of scores, float [N]; NaN where the labels leave it undefined."""
+        """{metric: value} of scores, float [N]; NaN of those that are `undefined`."""
         return evaluate_metrics(self.labels, scores, self.names, self.groups, allow_undefined=True)
+
+    def undefined(self) -> dict[str, str]:
+        """{metric: why} of those that the labels leave without a value."""
+        return undefined_metrics(self.names, self.labels, self.groups)

@@ -46,6 +46,10 @@ def append_items(
     card = Card.read(folder)
     items = ItemRows.read(folder, card)
     require_output_folder(out, [folder, item_info, item_feature], FILES)
+    if not card.item_features:
+        raise UserError(
+            f"{folder}: its model reads nothing of an item but its id; new items need one that reads content"
+        )
     if ENCODER not in card.files:
         raise UserError(f"{folder}: has no {ENCODER}, which encodes items; export it again")
     columns, total = read_items(item_info, item_feature, card)
@@ -56,13 +60,7 @@ def append_items(
     new = np.arange(card.num_items, total)
     beside = (columns[name][new].reshape(len(new), -1) for name in card.ids)
     ids = np.concatenate([np.zeros((len(new), 0), np.int32), *beside], axis=1)
-    rows = encode(session, columns, new)
-    if not np.isfinite(rows).all():
-        strange = new[~np.isfinite(rows).all(axis=1)][0]
-        raise UserError(
-            f"{folder}: {ENCODER} makes no finite numbers of item {strange} of {item_info}; export it again"
-        )
-    added = ItemRows.pack(rows, ids, card.parts, card.item_table)
+    added = ItemRows.pack(encode(session, columns, new), ids, card.parts, card.item_table)
     with atomic_folder(out) as written:
         for name in (GRAPH, ENCODER):
             shutil.copyfile(Path(folder) / name, written / name)
@@ -92,11 +90,19 @@ def read_items(item_info: str | Path, item_feature: str | Path | None, card: Car
 
 
 def encode(session, columns: dict[str, np.ndarray], items: np.ndarray) -> np.ndarray:
-    """float32 [M, width], the rows of items [M]."""
+    """float32 [M, width], the rows of items [M].
+
+    Raises:
+        UserError: a number of them is not finite.
+    """
     names = [each.name for each in session.get_inputs()]
     starts = range(0, len(items), ITEMS_AT_ONCE)
     parts = [items[start : start + ITEMS_AT_ONCE] for start in starts]
-    return np.concatenate([session.run(None, {name: columns[name][part] for name in names})[0] for part in parts])
+    rows = np.concatenate([session.run(None, {name: columns[name][part] for name in names})[0] for part in parts])
+    strange = items[~np.isfinite(rows).all(axis=1)]
+    if len(strange):
+        raise UserError(f"{ENCODER} makes no finite numbers of item {strange[0]}; export the model again")
+    return rows
 
 
 def require_same_items(

@@ -3,10 +3,14 @@
 The modules that are exported come from the models' side: one that scores a request's candidates from items' rows, and
 two that encode items, one for the table and one, small enough to ship, for items that are added later. What is written
 depends on weights and items alone: neither times, nor paths, nor names of this machine are in it.
+
+torch's exporter rewrites what it writes and is not always right (it took x + 1e-12 for x, and 0 / 0 for a mean of
+nothing), so onnxruntime computes a few requests and items of each graph, and what torch does not compute is refused.
 """
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
@@ -20,6 +24,7 @@ from torch.export import Dim
 from mm_fibinet import extras
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import ItemTable
+from mm_fibinet.scorer import INPUTS, open_graph
 from mm_fibinet.served_files import ENCODER, GRAPH, Card, ItemRows
 
 TESTED = "2.14"  # torch; that of 2.6 cannot translate batch norm with today's onnxscript
@@ -27,6 +32,7 @@ OPSET = 18  # onnxruntime has read it since 1.14
 LARGEST_GRAPH = 2_000_000_000  # bytes that one ONNX file holds
 LARGEST_SIZE = 2**31 - 1  # of an input; torch 2.6 does not export sizes without a bound
 ITEMS_AT_ONCE = 1 << 16
+CLOSE = 1e-4  # of 1, or of a row's largest number where that is more; the order of sums changes far less
 LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -45,19 +51,27 @@ def write_model(
         folder: an empty one.
         served: scores a request, see model_zoo.served.
         encoder: encodes the items of the table; its `features` are columns of it.
-        added: the same for items that come later, of the columns that it has `asked` for; None where none may come.
+        added: the same for items that come later, of the columns that it has `asked` for; None where none may come. Of
+            a model that reads nothing of an item but its id it asks for none, and is not written.
         table: the items.
         card: what the folder is to hold.
 
     Raises:
-        UserError: the graph is larger than an ONNX file may be, or a number too large for the table's type.
+        UserError: the graph is larger than an ONNX file may be, a number too large for the table's type, or what a
+            graph computes is not what torch computes.
     """
     rows, ids = encode_items(encoder, table), item_ids(table, card.ids)
     packed = ItemRows.pack(rows, ids, card.parts, card.item_table)
     packed.write(folder)
-    write_graph(folder / GRAPH, served, *_request(served, card))
-    if added is not None:
-        write_graph(folder / ENCODER, added, *_new_items(added, card))
+    requests = [(each, _computed(served, each)) for each in _requests(card, packed)]
+    write_graph(folder / GRAPH, served, requests, _request_shapes(card), [*INPUTS, *card.row_features], "scores")
+    if added is not None and added.asked:
+        few = _few_items(card, 5)
+        columns = _item_columns(added, table, few)
+        expected = _computed(added, columns)
+        content = np.repeat([name in card.of_content for name in card.parts], list(card.parts.values()))
+        expected[:, content] = rows[few][:, content]
+        write_graph(folder / ENCODER, added, [(columns, expected)], _item_shapes(columns), list(added.asked), "rows")
     card.write(folder)
 
 
@@ -75,19 +89,21 @@ def item_ids(table: ItemTable, ids: dict[str, int]) -> np.ndarray:
     return np.concatenate([np.zeros((table.num_items, 0), np.int32), *columns], axis=1).astype(np.int32)
 
 
-def write_graph(path: Path, module: nn.Module, arguments: tuple, shapes: tuple, names: list[str], output: str) -> None:
+def write_graph(
+    path: Path, module: nn.Module, tried: list[tuple[tuple, np.ndarray]], shapes: tuple, names: list[str], output: str
+) -> None:
     """Write a module as ONNX.
 
     Args:
         path: the file.
         module: in evaluation mode.
-        arguments: an example of its forward's.
-        shapes: of them, for torch.export.
+        tried: arguments of its forward, and what torch makes of them; the graph is tried with all.
+        shapes: of the arguments, for torch.export.
         names: of the inputs, those of lists one by one.
         output: the output's name.
 
     Raises:
-        UserError: it is too large, or torch cannot export it.
+        UserError: it is too large, torch cannot export it, or the graph computes something else.
     """
     import onnx
 
@@ -99,55 +115,111 @@ def write_graph(path: Path, module: nn.Module, arguments: tuple, shapes: tuple, 
         )
     with _quiet(), torch.no_grad():
         try:
-            exported = torch.export.export(module.eval(), arguments, dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(module.eval(), tried[0][0], dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
                 exported, dynamo=True, input_names=names, output_names=[output], opset_version=OPSET, verbose=False
             )
         except Exception as error:  # of any kind: torch's exporter fits some releases of onnxscript, and not others
             raise UserError(
-                f"torch {torch.__version__} with onnxscript {metadata.version('onnxscript')} cannot export this model "
-                f"({type(error).__name__}); export it where a newer torch is, {TESTED} is tested: the run's folder may "
-                "be copied there, and what is exported runs anywhere"
+                f"{_exporter()} cannot export this model ({type(error).__name__}); export it where a newer torch is, "
+                f"{TESTED} is tested: the run's folder may be copied there, and what is exported runs anywhere"
             ) from error
         program.save(str(path), external_data=False)
     graph = onnx.load(str(path))
     del graph.metadata_props[:]
     _forget_sources(graph.graph)
     onnx.save(graph, str(path))
+    _require_same(path, tried, names)
 
 
-def _request(served: nn.Module, card: Card) -> tuple[tuple, tuple, list[str], str]:
-    """An example of a request, its shapes and names."""
-    positions = Dim("positions", min=max(card.min_len, 2), max=LARGEST_SIZE)
-    candidates = Dim("candidates", min=2, max=LARGEST_SIZE)
-    length, count, width = max(card.min_len, 2) + 3, 5, sum(card.parts.values())
-    num_ids = sum(card.ids.values())
-    row = [_example(spec, count) for spec in card.row_features.values()]
-    arguments = (
-        torch.rand(length, width), torch.ones(length), torch.rand(count, width),
-        torch.ones(length, num_ids, dtype=torch.int32), torch.ones(count, num_ids, dtype=torch.int32), row,
-    )  # fmt: skip
-    of_positions, of_candidates = {0: positions}, {0: candidates}
-    shapes = (of_positions, of_positions, of_candidates, of_positions, of_candidates, [of_candidates for _ in row])
-    names = ["history", "real", "candidates", "history_ids", "candidate_ids", *card.row_features]
-    return arguments, shapes, names, "scores"
+def _require_same(path: Path, tried: list[tuple[tuple, np.ndarray]], names: list[str]) -> None:
+    """Refuse a graph that onnxruntime cannot run, or finds other numbers with than torch."""
+    session = open_graph(path, threads=1)
+    read = {each.name for each in session.get_inputs()}
+    what = f"{path.name} of {_exporter()}"
+    advice = f"export it with other releases of them, torch {TESTED} is tested"
+    for arguments, expected in tried:
+        values = [one for each in arguments for one in (each if isinstance(each, list) else [each])]
+        fed = {name: value.numpy() for name, value in zip(names, values, strict=True) if name in read}
+        try:
+            [found] = session.run(None, fed)
+        except Exception as error:  # of onnxruntime's own kinds
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"{what} does not run in onnxruntime ({reason}); {advice}") from error
+        if found.shape != expected.shape:
+            sizes = f"{list(found.shape)} numbers where torch makes {list(expected.shape)}"
+            raise UserError(f"{what} makes {sizes}; {advice}")
+        largest = np.abs(expected).max(axis=-1, keepdims=True, initial=1)
+        wrong = ~(np.abs(found - expected) <= CLOSE * largest)  # NaN too
+        if wrong.any():
+            numbers = f"{found[wrong][0]:.6g} where torch computes {expected[wrong][0]:.6g}"
+            raise UserError(f"{what} computes {numbers}; {advice}")
 
 
-def _new_items(added: nn.Module, card: Card) -> tuple[tuple, tuple, list[str], str]:
-    """The same of items that are added."""
+@torch.inference_mode()
+def _computed(module: nn.Module, arguments: tuple) -> np.ndarray:
+    """What torch makes of a forward's arguments."""
+    with _quiet():
+        return module.eval()(*arguments).numpy()
+
+
+def _exporter() -> str:
+    return f"torch {torch.__version__} with onnxscript {metadata.version('onnxscript')}"
+
+
+def _requests(card: Card, items: ItemRows) -> list[tuple]:
+    """Requests of real items, with what is special: a short history, none, a full one; an item that has nothing."""
+    shortest = np.zeros(max(card.min_len, card.padded_len), np.int64)
+    short = np.concatenate([shortest, _few_items(card, 4)[1:]])
+    full = _few_items(card, max(card.max_len, len(shortest)) + 1)[1:]
+    one, five = _few_items(card, 2)[1:], _few_items(card, 5)
+    return [_request(card, items, *each) for each in ((short, five), (shortest, five), (full, five), (full, one))]
+
+
+def _request(card: Card, items: ItemRows, history: np.ndarray, candidates: np.ndarray) -> tuple:
+    """A request of items [L] and [C], as arguments of what scores it."""
+    real = torch.from_numpy((history > 0).astype(np.float32))
+    rows = [torch.from_numpy(items.take(each)) for each in (history, candidates)]
+    ids = [torch.from_numpy(items.ids.take(each, axis=0)) for each in (history, candidates)]
+    row = [_values(spec, len(candidates)) for spec in card.row_features.values()]
+    return rows[0], real, rows[1], *ids, row
+
+
+def _request_shapes(card: Card) -> tuple:
+    """What varies of a request, for torch.export."""
+    positions = {0: Dim("positions", min=max(card.min_len, 2), max=LARGEST_SIZE)}
+    candidates = {0: Dim("candidates", min=2, max=LARGEST_SIZE)}
+    return positions, positions, candidates, positions, candidates, [candidates for _ in card.row_features]
+
+
+def _few_items(card: Card, count: int) -> np.ndarray:
+    """integers [count]: the item 0, which has nothing, and others of the whole table."""
+    last = card.num_items - 1
+    return np.concatenate([[0], np.linspace(min(1, last), last, count - 1).astype(np.int64)])
+
+
+def _item_columns(added: nn.Module, table: ItemTable, items: np.ndarray) -> tuple[Tensor, ...]:
+    """Columns of items [M], as arguments of what encodes them."""
+    rows = table.rows(torch.from_numpy(items))
+    columns = (rows[name] for name in added.asked)
+    return tuple(values.float() if values.is_floating_point() else values.int() for values in columns)
+
+
+def _item_shapes(columns: tuple[Tensor, ...]) -> tuple:
+    """What varies of them, for torch.export."""
     items = Dim("items", min=2, max=LARGEST_SIZE)
-    arguments = tuple(_example(card.item_features[name], 5) for name in added.asked)
-    return arguments, (tuple({0: items} for _ in arguments),), list(added.asked), "rows"
+    return (tuple({0: items} for _ in columns),)
 
 
-def _example(spec: dict, count: int) -> Tensor:
-    """Values of a feature: [count] or [count, width]."""
-    if spec["type"] == "numeric":
-        return torch.rand(count)
-    if spec["type"] == "embedding":
-        return torch.rand(count, spec["pretrain_dim"])
-    shape = (count, spec["max_len"]) if spec["type"] == "sequence" else (count,)
-    return torch.ones(shape, dtype=torch.int32)
+def _values(spec: dict, count: int) -> Tensor:
+    """Values of a feature, the first of which say nothing: [count] or [count, width]."""
+    width = {"sequence": "max_len", "embedding": "pretrain_dim"}.get(spec["type"])
+    shape = (count, spec[width]) if width else (count,)
+    values = torch.arange(math.prod(shape)).reshape(shape)
+    values[:1] = 0
+    if spec["type"] in ("numeric", "embedding"):
+        return torch.sin(values.float())
+    return (values % spec["vocab_size"]).int()
 
 
 def _forget_sources(graph) -> None:

@@ -21,7 +21,7 @@ from mm_fibinet.options import TASKS
 from mm_fibinet.served_files import CARD, GRAPH, Card, ItemRows
 
 EMPTY: Mapping = {}
-INPUTS = {"history", "real", "candidates", "history_ids", "candidate_ids"}  # of a graph, beside the row's features
+INPUTS = ("history", "real", "candidates", "history_ids", "candidate_ids")  # of a graph, before the row's features
 MOST_THREADS = 256  # a system has so many processes for all, and a mistake would take them
 
 
@@ -65,7 +65,7 @@ class Scorer:
         firsts = np.cumsum([0, *self.card.ids.values()])
         self._id_columns = dict(zip(self.card.ids, firsts.tolist(), strict=False))
         self._inputs = {each.name for each in self.session.get_inputs()}
-        strange = self._inputs - INPUTS - self.card.row_features.keys()
+        strange = self._inputs.difference(INPUTS, self.card.row_features)
         if strange:
             raise UserError(f"{folder}: {GRAPH} reads {min(strange)}, which {CARD} does not have; export it again")
 

@@ -62,15 +62,9 @@ class ReLUTargetAttention(nn.Module):
         self.W_o = nn.Linear(attention_dim, item_dim, bias=False)
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Attend.
+        """float [B, W], float [B, L, W] and a mask [B, L], non-zero = a real history item, to float [B, W].
 
-        Args:
-            target: float [B, W].
-            history: float [B, L, W], or [1, L, W] where all rows have one history.
-            mask: [B, L] or [1, L], non-zero = a real history item.
-
-        Returns:
-            float [B, W].
+        History and mask are [1, L, W] and [1, L] where all rows have one history.
         """
         query = self.W_q(target) @ self.W_k.weight * self.scale
         scores = dot_products(query, history)

@@ -9,6 +9,7 @@ second time here, so the model that was trained is the model that is served.
 import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,18 @@ class NewItemEncoder(ItemEncoder):
         return super().forward(*(given.get(name, padding) for name in self.features))
 
 
+class Rows(NamedTuple):
+    """Items of a request.
+
+    Attributes:
+        parts: {name: float [M, width]} of their rows.
+        ids: integer [M, width of all ids], what is beside the rows.
+    """
+
+    parts: dict[str, Tensor]
+    ids: Tensor
+
+
 class Served(nn.Module):
     """A model that scores the candidates of one request, of rows that ItemEncoder made.
 
@@ -194,32 +207,23 @@ class Served(nn.Module):
         Returns:
             float [C].
         """
-        theirs, own = self._by_part(history), self._by_part(candidates)
+        theirs = Rows(_by_name(history, self.parts), history_ids)
+        own = Rows(_by_name(candidates, self.parts), candidate_ids)
         mask = real.unsqueeze(0)
         place = torch.arange(candidates.shape[0], device=candidates.device)
         batch = OneHistory(dict(zip(self.row_features, row, strict=True)), {}, place, mask, None)
-        batch.shares = own.get(LINEAR)
-        batch.similarities = self.similarities(theirs, own, history_ids, candidate_ids, mask)
+        batch.shares = own.parts.get(LINEAR)
+        batch.similarities = self.similarities(theirs, own, mask)
         logit = self.logit(batch, history[:, : self.vector_dim], candidates[:, : self.vector_dim])
         return self.model.output_activation(logit.float()).reshape(-1)
 
-    def similarities(
-        self,
-        theirs: dict[str, Tensor],
-        own: dict[str, Tensor],
-        history_ids: Tensor,
-        candidate_ids: Tensor,
-        mask: Tensor,
-    ) -> list[Tensor]:
+    def similarities(self, theirs: Rows, own: Rows, mask: Tensor) -> list[Tensor]:
         """The numbers behind the similarity fields; none for a model without them."""
         return []
 
     def logit(self, batch: OneHistory, history: Tensor, candidates: Tensor) -> Tensor:
         """float [C, 1] of the items' vectors, float [L, W] and [C, W]."""
         raise NotImplementedError
-
-    def _by_part(self, rows: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.parts, rows.split(list(self.parts.values()), dim=1), strict=True))
 
 
 class ServedFields(Served):
@@ -239,24 +243,15 @@ class ServedFields(Served):
             if similarity.tags:
                 self.ids[similarity.tags] = model.feature_map.features[similarity.tags]["max_len"]
 
-    def similarities(
-        self,
-        theirs: dict[str, Tensor],
-        own: dict[str, Tensor],
-        history_ids: Tensor,
-        candidate_ids: Tensor,
-        mask: Tensor,
-    ) -> list[Tensor]:
+    def similarities(self, theirs: Rows, own: Rows, mask: Tensor) -> list[Tensor]:
         """In SimilarityFields' order."""
         similarity = self.model.similarity
         if similarity is None:
             return []
         weights = history_weights(mask > 0)
         parts = [f"{UNIT}{name}" for name in similarity.embeddings]
-        found = [cosine_numbers(own[part] @ theirs[part].T, mask > 0, weights) for part in parts]
-        widths = list(self.ids.values())
-        own_ids = dict(zip(self.ids, candidate_ids.split(widths, dim=1), strict=True)) if widths else {}
-        their_ids = dict(zip(self.ids, history_ids.split(widths, dim=1), strict=True)) if widths else {}
+        found = [cosine_numbers(own.parts[part] @ theirs.parts[part].T, mask > 0, weights) for part in parts]
+        own_ids, their_ids = (_by_name(each.ids, self.ids) for each in (own, theirs))
         if similarity.tags:
             size = self.model.feature_map.features[similarity.tags]["vocab_size"]
             found.append(tag_features_of_one(own_ids[similarity.tags], their_ids[similarity.tags], size, weights))
@@ -310,6 +305,11 @@ def served(model: nn.Module) -> Served:
     if not model.item_side_features():
         raise UserError(f"{name} has no features of source item to encode once; score it with prediction.py")
     return ServedFields(model) if isinstance(model, FieldModel) else ServedVectors(model)
+
+
+def _by_name(values: Tensor, widths: dict[str, int]) -> dict[str, Tensor]:
+    """[M, all widths] to {name: [M, width]}."""
+    return dict(zip(widths, values.split(list(widths.values()), dim=1), strict=True)) if widths else {}
 
 
 def _to_export(model: MultimodalModel) -> MultimodalModel:

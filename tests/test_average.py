@@ -1,6 +1,7 @@
 """prediction.py --average: what several runs say together is the mean of what each says alone."""
 
 import copy
+import shutil
 
 import numpy as np
 import polars as pl
@@ -87,6 +88,19 @@ def test_ranks_have_no_logloss(runs, tmp_path, capsys, by, has_logloss):
     assert ("logloss: " in out.split("metrics  ")[1]) == has_logloss
 
 
+def test_weights_without_a_run_need_an_experiment_of_their_name(runs, tmp_path, capsys):
+    first, second = (commands.run.weights for commands in runs)
+    (tmp_path / "other").mkdir()
+    for name in ("swa", EXPID):
+        shutil.copy(second, tmp_path / "other" / f"{name}.model")
+    given = ["--config", runs[0].config, "--out", tmp_path / "both.csv", "--average", first]
+    code, _, err = run_script("prediction", *given, tmp_path / "other" / "swa.model", capsys=capsys)
+    assert code == 2 and len(err.splitlines()) == 1 and "--expid" not in err
+    assert f"--average {tmp_path / 'other' / 'swa.model'}: has no run manifest beside it, and swa is no exper" in err
+    code, out, err = run_script("prediction", *given, tmp_path / "other" / f"{EXPID}.model", capsys=capsys)
+    assert code == 0 and "has no run manifest beside it" in out, err
+
+
 def test_bad_input(runs, tmp_path, capsys):
     first, second = (commands.run.weights for commands in runs)
     cases = [
@@ -96,7 +110,7 @@ def test_bad_input(runs, tmp_path, capsys):
         ([], "expected --expid EXPID, or --average RUN RUN ..."),
         (["--expid", EXPID, "--average_by", "rank"], "--average_by rank: there is no --average RUN RUN ..."),
         (["--average", first, first.parent / "." / first.name], "is named twice, expected each run once"),
-        (["--average", first, tmp_path / "none.model"], "none"),
+        (["--average", first, tmp_path / "none.model"], "none.model: no such file, expected a run's ID"),
         (["--average", first, second, "--out", second.with_suffix(".csv"), "--average_by", "mean"], "invalid choice"),
     ]
     for arguments, message in cases:

@@ -55,3 +55,15 @@ def test_labels_of_another_split_are_refused_before_scoring(commands):
     assert code == 2 and f"test_labels.parquet: has 5 rows, expected {rows}, those of" in err
     code, _, err = commands.predict("--labels", commands.folder / "nowhere.parquet")
     assert code == 2 and "nowhere.parquet: no such file" in err
+
+
+def test_a_metric_that_the_labels_leave_undefined_is_explained(commands):
+    rows = len(pl.read_parquet(commands.data / "test.parquet"))
+    path, _ = write_labels(commands, label=np.ones(rows, int))
+    code, out, err = commands.predict("--labels", path)
+    assert code == 0, err
+    assert "AUC: nan" in out and "gAUC: nan" in out and f"logloss: {-np.log(commands.scores()).mean():.6f}" in out
+    assert f"note        AUC is not defined: all {rows} labels are the same, expected both 0 and 1\n" in out
+    assert "note        gAUC is not defined: none of the " in out
+    path, _ = write_labels(commands)
+    assert "not defined" not in commands.predict("--labels", path)[1]

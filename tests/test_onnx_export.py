@@ -1,13 +1,25 @@
 """An exported model scores as its torch model does, whatever the request."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 import served_models
+import torch
+from conftest import make_feature_map
 from served_models import CASES, ITEMS, MAX_LEN
+from test_model_contract import FEATURES, SIZES
+from torch import nn
+from torch.export import Dim
 
+import model_zoo
+from mm_fibinet import onnx_export
+from mm_fibinet.errors import UserError
+from mm_fibinet.new_items import append_items
 from mm_fibinet.scorer import Scorer
-from mm_fibinet.served_files import GRAPH
+from mm_fibinet.served_files import ENCODER, GRAPH, ItemRows
+from model_zoo import served
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -64,3 +76,67 @@ def require_plain_graph(path):
 def test_graphs_say_nothing_of_this_machine_and_are_for_runtimes_of_2024(exported):
     _, folder = exported
     require_plain_graph(folder / GRAPH)
+
+
+def test_a_graph_that_computes_something_else_is_refused(tmp_path):
+    layer, x = nn.Linear(3, 2).eval(), torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    right = (x @ layer.weight.T + layer.bias).detach().numpy()
+
+    def write(expected):
+        shapes = ({0: Dim("rows", min=2, max=9)},)
+        onnx_export.write_graph(tmp_path / "layer.onnx", layer, [((x,), right), ((x,), expected)], shapes, ["x"], "y")
+
+    largest = np.maximum(np.abs(right).max(axis=1, keepdims=True), 1)
+    write(right + 0.9e-4 * largest)
+    for wrong, message in (
+        (right + 1.1e-4 * largest, f"computes {right[0, 0]:.6g} where torch computes "),
+        (np.float32([right[0], [np.nan, 0]]), f"computes {right[1, 0]:.6g} where torch computes nan; export it with"),
+        (right[:1], "makes [2, 2] numbers where torch makes [1, 2]; export it with other releases"),
+    ):
+        with pytest.raises(UserError, match=rf"^layer.onnx of torch .* with onnxscript .* {re.escape(message)}"):
+            write(wrong)
+
+
+def test_a_graph_that_does_not_run_is_refused(tmp_path):
+    layer, x = nn.Linear(3, 2).eval(), torch.ones(2, 3)
+    tried = [((x,), layer(x).detach().numpy()), ((torch.ones(2, 4),), np.zeros((2, 2), np.float32))]
+    with pytest.raises(UserError, match=r"^layer.onnx of .* does not run in onnxruntime \(.*\); export it with other"):
+        onnx_export.write_graph(tmp_path / "layer.onnx", layer, tried, ({0: Dim("rows", min=2)},), ["x"], "y")
+
+
+def test_an_encoder_that_does_not_make_the_rows_of_the_table_is_refused(tmp_path, monkeypatch):
+    encode_items, model = onnx_export.encode_items, served_models.make_model("QIN")
+    monkeypatch.setattr(onnx_export, "encode_items", lambda *given: encode_items(*given) * np.float32(1.01))
+    modules = served.served(model), served.ItemEncoder(model), served.NewItemEncoder(model)
+    with pytest.raises(UserError, match=f"^{ENCODER} of torch .* computes .* where torch computes"):
+        onnx_export.write_model(tmp_path, *modules, served_models.make_table(), served_models.make_card(model))
+
+
+def test_a_model_of_ids_alone_is_exported_and_takes_no_new_items(tmp_path):
+    features = {name: spec for name, spec in FEATURES.items() if name not in ("item_tags", "item_emb_d128")}
+    model = model_zoo.QIN(make_feature_map(features), **SIZES["QIN"]).eval()
+    modules = served.served(model), served.ItemEncoder(model), served.NewItemEncoder(model)
+    table, folder = served_models.make_table(), tmp_path / "served"
+    folder.mkdir()
+    onnx_export.write_model(folder, *modules, table, served_models.make_card(model))
+    row = served_models.make_row(model, 2)
+    expected = served_models.score_rows(model, table, [5, 9], [3, 4], row)
+    np.testing.assert_allclose(Scorer(folder).score([5, 9], [3, 4], context=row), expected, atol=1e-5)
+    with pytest.raises(UserError, match="its model reads nothing of an item but its id"):
+        append_items(folder, tmp_path / "item_info.parquet", tmp_path / "grown")
+
+
+def test_graphs_are_tried_with_what_is_special():
+    model = served_models.make_model("FiBiNET with user's lists")
+    card, rows = served_models.make_card(model), np.random.default_rng(0).random((ITEMS, 1), np.float32)
+    packed = ItemRows(rows, None, np.zeros((ITEMS, 0), np.int32), {"all": 1})
+    requests = onnx_export._requests(card, packed)
+    lengths = [int(real.sum()) for _, real, *_ in requests]
+    assert min(lengths) == 0 and max(lengths) == MAX_LEN == len(requests[lengths.index(MAX_LEN)][0])
+    assert {len(candidates) for _, _, candidates, *_ in requests} == {1, 5}
+    for history, real, candidates, *_, row in requests:
+        assert np.isin(history, rows).all() and np.isin(candidates, rows).all()
+        assert ((history[:, 0] == rows[0, 0]) == (real == 0)).all()
+        lists = dict(zip(card.row_features, row, strict=True))["user_tags"]
+        assert not lists[0].any() and (len(lists) == 1 or lists[1:].any())
+    assert all(rows[0, 0] in candidates for _, _, candidates, *_ in requests if len(candidates) > 1)

@@ -15,9 +15,10 @@ import pytest
 import torch
 from conftest import NUM_ITEMS, ROOT, list_column, run_script
 
+from mm_fibinet import new_items
 from mm_fibinet.errors import UserError
 from mm_fibinet.new_items import append_items, differences
-from mm_fibinet.scorer import Request, Scorer, score_split
+from mm_fibinet.scorer import Request, Scorer, open_graph, score_split
 from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, Card, ItemRows
 
 HISTORY, CANDIDATES = [3, 9, 14, 2], [7, 1, 30]
@@ -361,6 +362,28 @@ def test_old_items_are_compared_whatever_is_stored_of_them(exported):
             "likes_level": [NUM_ITEMS - 1]
         }
         assert all(which.tolist() == [5] for which in differ(stored, one).values()) and differ(stored, one)
+
+
+def test_an_encoder_that_makes_nan_of_an_old_item_is_exported_again(exported, tmp_path, monkeypatch):
+    """As encoders did whose export was not tried: the items are what they were, it is the encoder that is wrong."""
+
+    class Session:
+        def __init__(self, session):
+            self.get_inputs, self.session = session.get_inputs, session
+
+        def run(self, names, fed):
+            [rows] = self.session.run(names, fed)
+            rows[4, 0] = np.nan
+            return [rows]
+
+    grow(exported, tmp_path / "item_info.parquet")
+    monkeypatch.setattr(new_items, "open_graph", lambda *given, **more: Session(open_graph(*given, **more)))
+    features = exported.config.parent / "item_feature.parquet"
+    with pytest.raises(
+        UserError, match=r"^item_encoder.onnx makes no finite numbers of item 5; export the model again"
+    ):
+        append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
+    assert [path.name for path in tmp_path.iterdir()] == ["item_info.parquet"]
 
 
 def test_levels_that_are_nowhere_are_asked_for(exported, tmp_path):

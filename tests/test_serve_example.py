@@ -1,6 +1,7 @@
 """examples/serve.py answers what can be answered, and everything else with one JSON error and no 5xx."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -107,3 +108,19 @@ def test_a_port_that_cannot_be_is_one_line(serve, exported, port, monkeypatch, c
     with pytest.raises(SystemExit, match="2"):
         run_cli(serve.main)
     assert capsys.readouterr().err == f"error: --port is {port}, expected a number from 0 to 65535\n"
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
+def test_a_host_that_cannot_be_is_one_line(serve, exported, host, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["serve.py", str(exported.folder), "--host", host])
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(serve.main)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --host {host}: no address (")
+
+
+def test_a_service_without_fastapi_says_how_to_get_it(tmp_path):
+    code = "import runpy, sys; sys.modules['fastapi'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "examples" / "serve.py")]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: fastapi is not installed; pip install fastapi uvicorn\n")

@@ -137,16 +137,29 @@ def run(args: argparse.Namespace, home: Home) -> None:
         if labels is not None:
             found = labels.metrics(combined)
             print(f"metrics     {' - '.join(f'{name}: {value:.6f}' for name, value in found.items())}")
+            for reason in labels.undefined().values():
+                print(f"note        {reason}")
     distributed.stop()
 
 
 def named_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The command line as it is, or one for each run of --average."""
+    """The command line as it is, or one for each run of --average.
+
+    Raises:
+        UserError: weights are not there, or neither a run's nor named like an experiment, whose settings they take.
+    """
     if not args.average:
         return [args]
     named = []
     for each in args.average:
         weights = Path(each) if each.endswith(".model") else None
+        if weights and not weights.is_file():
+            raise UserError(f"--average {weights}: no such file, expected a run's ID or its .model")
+        if weights and run_of(weights) is None and weights.stem not in settings.experiment_ids(args.config):
+            raise UserError(
+                f"--average {weights}: has no run manifest beside it, and {weights.stem} is no experiment of "
+                f"{args.config} whose settings it could have; name a run's file, or rename it EXPID.model"
+            )
         expid, checkpoint = (weights.stem, str(weights)) if weights else (each, None)
         named.append(argparse.Namespace(**{**vars(args), "expid": expid, "checkpoint": checkpoint}))
     return named
@@ -210,9 +223,7 @@ def scoring_precision(trained: RunFolder | None, params: dict, device: torch.dev
 def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:
     """The run whose weights are scored; None for weights without a run's manifest."""
     if args.checkpoint:
-        weights = Path(args.checkpoint)
-        run = RunFolder(weights.parent, weights.stem)
-        return run if run.weights == weights and run.manifest.is_file() else None
+        return run_of(Path(args.checkpoint))
     chosen = [change.partition("=")[2].strip() for change in args.set if change.partition("=")[0] == "dataset_id"]
     root = args.model_root
     if root is None:
@@ -227,6 +238,12 @@ def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:
             "the folder of its run with --model_root"
         )
     return found
+
+
+def run_of(weights: Path) -> RunFolder | None:
+    """The run that a file of weights is of; None where there is no manifest beside it."""
+    run = RunFolder(weights.parent, weights.stem)
+    return run if run.weights == weights and run.manifest.is_file() else None
 
 
 def models_of(trained: RunFolder | None, args: argparse.Namespace, home: Home) -> ModuleType | None:
