@@ -157,6 +157,8 @@ def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
     config = make_dataset(tmp_path, rows=60)
     data = tmp_path / "TEST_DATA"
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "studies").write_text("mine")
     (data / "valid.parquet").rename(data / "leaderboard.csv")
     dataset_config = config / "dataset_config.yaml"
     dataset_config.write_text(dataset_config.read_text().replace("valid.parquet", "leaderboard.csv"))
@@ -165,6 +167,7 @@ def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
         (tmp_path / "file", "this is a file, expected a folder"),
         (config, "leaderboard.csv is inside the input folder"),
         (data, "leaderboard.csv is an input"),
+        (tmp_path / "taken", "its studies is a file, expected nothing"),
     ):
         code, _, error = run_script(
             "run_benchmark", "--config", config, "--expids", "FiBiNET_test", "--out", out, capsys=capsys

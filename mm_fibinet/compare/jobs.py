@@ -28,6 +28,7 @@ from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
 from mm_fibinet.run_folder import RunFolder
 
+FOLDER = "runs"  # of the runs, in the output folder
 POLL_SECONDS = 0.2
 SECONDS_TO_STOP = 120  # after SIGTERM a run saves its state; then it is killed
 CPU = -1
@@ -163,7 +164,7 @@ def plan(
     for seed in dict.fromkeys(seeds):
         for expid, label in itertools.product(dict.fromkeys(expids), variants or [None]):
             own = variants[label] if variants else []
-            job = Job(expid, seed, out / "runs" / expid / (label or "") / str(seed), label, own)
+            job = Job(expid, seed, out / FOLDER / expid / (label or "") / str(seed), label, own)
             jobs.append(job)
             changes = [*(overrides or []), *own, f"seed={seed}"]
             given = settings.parse_overrides(changes)
