@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_fibinet import settings
-from mm_fibinet.compare.tuner import is_range, is_sound_range, values_of
+from mm_fibinet.compare.tuner import COMPARED_BY, is_range, is_sound_range, values_of
 from mm_fibinet.errors import UserError
 from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.settings_schema import DatasetEntry, schema_of, unknown
@@ -27,16 +27,7 @@ FIELDS, COMPARED = "similarity_fields", "similarity_only"
 SIMILARITIES = {"on": "with", "off": "without"}  # of --similarity: as the YAML calls it, where `on` would be true
 MOST_TRIALS = 10_000
 # What says which rows are judged, and by what: were it chosen as well, figures would be of different things.
-JUDGED_BY = {
-    *DatasetEntry.model_fields,
-    "dataset_id",
-    "group_id",
-    "metrics",
-    "model",
-    "monitor",
-    "monitor_mode",
-    "seed",
-}
+JUDGED_BY = {*DatasetEntry.model_fields, *COMPARED_BY, "dataset_id", "group_id", "metrics", "model", "seed"}
 PLACES = {"model_root", "gpu"}
 
 
