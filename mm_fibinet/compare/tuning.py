@@ -141,16 +141,10 @@ class Tuning:
 
     def watch(self, trial: Trial) -> bool:
         """Tell Optuna of new evaluations; returns whether one of them is behind, which ends the trial."""
-        try:
-            with open(trial.job.folder / "metrics.csv", newline="", encoding="utf-8") as opened:
-                fresh = list(csv.DictReader(opened))[trial.reported :]
-        except FileNotFoundError:
-            return False
-        for entry in fresh:
+        for metrics in trial.job.evaluations()[trial.reported :]:
             trial.reported += 1
-            value = monitored(trial.job, {key: float(number) for key, number in entry.items()})
-            trial.told.report(value, trial.reported)
-            if int(entry["epoch"]) < trial.job.params["epochs"] and trial.told.should_prune():
+            trial.told.report(monitored(trial.job, metrics), trial.reported)
+            if metrics["epoch"] < trial.job.params["epochs"] and trial.told.should_prune():
                 self._tell(trial, "pruned")
                 return True
         return False
