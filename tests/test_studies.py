@@ -214,6 +214,9 @@ def test_data_that_a_study_cannot_read_is_refused_before_anything_runs(tmp_path,
     with pytest.raises(UserError, match=r"--study modality: a has item_info .*, b has .*expected the same for all"):
         require(["modality"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
     require(["cold"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
+    for study in ("modality", "modality_retrained", "protocol"):
+        with pytest.raises(UserError, match=rf"^--study {study}: data set TEST has no item_info"):
+            require([study], [Job("a", 1, tmp_path, params={"dataset_id": "TEST"})])
 
 
 def planned(expid, item_info):

@@ -29,11 +29,11 @@ NAME = "protocol"
 OURS, THEIRS = "split of the data set", "random 80/10/10"
 
 
-def require_histories(params: dict) -> None:
+def require_histories(params: dict, study: str) -> None:
     """Refuse data without items and histories, to which this protocol does not apply: `params` of `load_params`."""
     if not params.get("item_info"):
         raise UserError(
-            f"--study {NAME}: data set {params['dataset_id']} has no item_info; it is of items and histories"
+            f"--study {study}: data set {params['dataset_id']} has no item_info; it is of items and histories"
         )
 
 
