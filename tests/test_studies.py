@@ -11,11 +11,11 @@ from conftest import make_dataset
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mm_fibinet.commands.arguments import STUDIES as NAMED
 from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.section import Section, as_html, as_markdown
 from mm_fibinet.compare.studies import STUDIES, calibration, groups, require
 from mm_fibinet.errors import UserError
+from mm_fibinet.options import STUDIES as NAMED
 from mm_fibinet.significance import compare_to_baseline, mean_auc_intervals
 
 EXPIDS = ("FiBiNET_test_no_emb", "FiBiNET_test")
