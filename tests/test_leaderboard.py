@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 import polars as pl
 import pytest
-from browsing import browser_of, contrast, pages_of
+from browsing import contrast, pages_of
 from conftest import make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
@@ -174,18 +174,6 @@ def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
         )
         assert code == 2 and message in error and error.startswith(f"error: --out {out}") and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browser_of() as launched:
-        yield launched
-
-
-@pytest.fixture
-def open_page(browser, written):
-    with pages_of(browser, written["html"]) as open_at:
-        yield open_at
 
 
 def order(page):

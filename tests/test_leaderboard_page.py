@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from browsing import browser_of, contrast, pages_of
+from browsing import contrast, pages_of
 from test_leaderboard import make_outcomes, order
 
 from mm_fibinet.compare import leaderboard
@@ -80,18 +80,6 @@ def written(outcomes, tmp_path_factory):
     board = leaderboard.build(outcomes, "base")
     board.sections = make_sections()
     return leaderboard.write(board, tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browser_of() as launched:
-        yield launched
-
-
-@pytest.fixture
-def open_page(browser, written):
-    with pages_of(browser, written["html"]) as open_at:
-        yield open_at
 
 
 def cells(page, expid):
