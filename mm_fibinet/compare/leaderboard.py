@@ -30,7 +30,7 @@ from mm_fibinet.significance import P_FLOOR, Comparison, Pairs
 
 KINDS = ("csv", "md", "html")
 TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
-SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "studies")]
+SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "fit", "studies")]
 
 
 class Tuned(NamedTuple):
