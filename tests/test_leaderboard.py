@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from mm_fibinet.compare import leaderboard
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.metrics import METRICS, evaluate_metrics
-from mm_fibinet.significance import compare_to_baseline
+from mm_fibinet.significance import Pairs
 
 ROWS = 400
 EVIL = "loss is nan </script><b>{{data}}</b>"
@@ -84,7 +84,7 @@ def test_csv(outcomes, written):
 
     label, user = runs[0].scores["label"].to_numpy(), runs[0].scores["user_id"].to_numpy()
     every = {expid: scores(expid) for expid in ("base", "good", "middle")}
-    expected = compare_to_baseline(label, user, every, "base")["good"]
+    expected = Pairs(label, user, every).compare("good", "base")
     for name, value in expected._asdict().items():
         assert float(good[name]) == pytest.approx(value, rel=1e-5)
 

@@ -10,7 +10,7 @@ from test_leaderboard import make_outcomes, order
 
 from mm_fibinet.compare import leaderboard
 from mm_fibinet.compare.section import Figure, Section
-from mm_fibinet.significance import P_FLOOR, compare_to_baseline
+from mm_fibinet.significance import P_FLOOR, Pairs
 
 EVIL = "</script><b>\u202e"
 LONG = "FiBiNET_ablation_embedding_field_dropped"
@@ -58,7 +58,7 @@ def outcomes():
             signal = 0.02 if expid == "far" else 2 + 0.1 * at
             score = 1 / (1 + np.exp(-(signal * label + rng.normal(size=len(label)))))
             scores = base.scores.with_columns(score=score)
-            auc = leaderboard.Pairs(label, scores["user_id"].to_numpy(), {"a": score[None]})._auc[0]
+            auc = Pairs(label, scores["user_id"].to_numpy(), {"a": score[None]})._auc[0]
             curve = [{"epoch": e, "seconds": 10.0 * e, "AUC": float(auc) - 0.2 / e} for e in (1, 2, 3)]
             gpu = {
                 "peak_gpu_memory_mb": 12345,
@@ -97,7 +97,8 @@ def test_a_click_compares_with_any_row(open_page, outcomes):
     scores = {
         name: np.stack([one.scores["score"].to_numpy() for one in outcomes if one.expid == name]) for name in NAMES
     }
-    expected = compare_to_baseline(label, user, scores, "middle")
+    pairs = Pairs(label, user, scores)
+    expected = {name: pairs.compare(name, "middle") for name in NAMES if name != "middle"}
     rows = {row["expid"]: row for row in leaderboard.build(outcomes, "middle").rows}
     columns = {column.key: column for column in leaderboard.COLUMNS}
     for name in NAMES:
