@@ -1,4 +1,4 @@
-"""Main memory: keep what is freed for the next batch, and how much a process held at most.
+"""Memory: keep what is freed for the next batch, let go of what a run held, and how much a process held at most.
 
 A batch's tensors are large (the challenge's triple of 4096 rows is 140 MB), and glibc gives every block of that size
 back when it is freed, so that each new one is paid for in page faults: on CPU these cost several times what filling

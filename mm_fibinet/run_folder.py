@@ -89,6 +89,16 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(history)
 
+    def read_history(self) -> list[dict[str, str]]:
+        """The lines of metrics.csv; none before the first evaluation."""
+        try:
+            with open(self.history, newline="", encoding="utf-8") as opened:
+                return list(csv.DictReader(opened))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise explain_os_error(error, self.history, "read") from error
+
     def _clean_parts(self) -> None:
         """Files that a killed run had begun to write, see `files.atomic_path`."""
         mine = [path for path in self.folder.glob(".*.part") if path.is_file()]

@@ -86,12 +86,14 @@ def change_params(
     data_root: str | None = None,
     model_root: str | None = None,
     gpu: int = -1,
+    where: str = "--set",
 ) -> dict:
     """Parameters that were merged before, those of a run's manifest for example, with changes to them.
 
     Args:
         params: of `load_params`, or read back from a manifest.
         models, overrides, data_root, model_root, gpu: of `load_params`; dataset_id cannot be changed here.
+        where: as errors name the place that the changes come from.
 
     Raises:
         UserError: an unknown model, key or value.
@@ -100,7 +102,7 @@ def change_params(
     expid = params["model_id"]
     dataset = {name: params[name] for name in (*DatasetEntry.model_fields, "dataset_id") if name in params}
     experiment = {name: value for name, value in params.items() if name not in (*dataset, "gpu", "model_id")}
-    changed = resolve(expid, experiment, dataset, models, ("--set", changes))
+    changed = resolve(expid, experiment, dataset, models, (where, changes))
     return _placed(changed, changes, data_root, model_root, gpu, expid)
 
 

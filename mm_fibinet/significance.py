@@ -51,13 +51,16 @@ class Interval(NamedTuple):
 
 
 class Pairs:
-    """Any model against any other on the same rows; both methods' work for all models is done once.
+    """Models on the same rows, each alone and any against any other; both methods' work for all is done once.
 
     Args:
         label: [N], 0 or 1.
         user: integer [N].
         scores: {model: float [S, N]}, a row for each of its S seeds; S may differ between models.
         seed: of the bootstrap.
+
+    Raises:
+        UserError: fewer than two rows of one class.
     """
 
     def __init__(self, label: np.ndarray, user: np.ndarray, scores: dict[str, np.ndarray], seed: int = 2025):
@@ -74,48 +77,21 @@ class Pairs:
         low, high, p_bootstrap = _interval(self._resampled @ contrast)
         return Comparison(difference, _normal_p(difference, variance), low, high, p_bootstrap)
 
+    def interval(self, model: str) -> Interval:
+        """The model's AUC, the mean over its seeds, with its 95 % interval by the bootstrap over users."""
+        own = self._owner == model
+        return Interval(float(self._auc[own].mean()), *_interval(self._resampled[:, own].mean(axis=1))[:2])
+
     def _mean_of(self, model: str) -> np.ndarray:
         return (self._owner == model) / np.sum(self._owner == model)
-
-
-def compare_to_baseline(
-    label: np.ndarray, user: np.ndarray, scores: dict[str, np.ndarray], baseline: str, seed: int = 2025
-) -> dict[str, Comparison]:
-    """Every model against the baseline.
-
-    Args:
-        label, user, scores, seed: of `Pairs`.
-        baseline: the model that the others are compared to.
-
-    Returns:
-        {model: Comparison}, without the baseline.
-    """
-    pairs = Pairs(label, user, scores, seed)
-    return {name: pairs.compare(name, baseline) for name in scores if name != baseline}
 
 
 def mean_auc_intervals(
     label: np.ndarray, user: np.ndarray, scores: dict[str, np.ndarray], seed: int = 2025
 ) -> dict[str, Interval]:
-    """Each model's AUC, the mean over its seeds, with its 95 % interval by the bootstrap over users.
-
-    Args:
-        label, user, scores, seed: of `Pairs`.
-
-    Returns:
-        {model: Interval}.
-
-    Raises:
-        UserError: fewer than two rows of one class.
-    """
-    stacked = np.concatenate(list(scores.values()))
-    auc, resampled = delong(label, stacked)[0], bootstrap_auc(label, stacked, user, seed=seed)
-    found, first = {}, 0
-    for model, own in scores.items():
-        seeds = slice(first, first + len(own))
-        found[model] = Interval(float(auc[seeds].mean()), *_interval(resampled[:, seeds].mean(axis=1))[:2])
-        first = seeds.stop
-    return found
+    """Each model's AUC with its interval, see `Pairs`: {model: Interval}."""
+    pairs = Pairs(label, user, scores, seed)
+    return {model: pairs.interval(model) for model in scores}
 
 
 def auc_intervals(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import user_models
+from browsing import browser_of, pages_of
 from fuxictr.features import FeatureMap
 from safetensors.torch import load_file
 
@@ -241,6 +242,20 @@ def run_script(script: str, *arguments: object, capsys=None) -> tuple[int, str, 
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     out = capsys.readouterr() if capsys else None
     return stopped.value.code, out.out if out else "", out.err if out else ""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Of `browsing.browser_of`."""
+    with browser_of() as launched:
+        yield launched
+
+
+@pytest.fixture
+def open_page(browser, written):
+    """The leaderboard's page that a module has `written`, see `browsing.pages_of`."""
+    with pages_of(browser, written["html"]) as open_at:
+        yield open_at
 
 
 @pytest.fixture(scope="module")

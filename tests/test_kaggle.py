@@ -37,7 +37,7 @@ def put_microlens(folder, splits="MicroLens_1M_x1"):
 def read_by_training(data, expid=None):
     """The files that `train` reads when it is told what `data` says, by the key of the config."""
     parser = argparse.ArgumentParser()
-    arguments.train(parser, ROOT / "config")
+    arguments.train.add(parser, ROOT / "config")
     args = parser.parse_args(["--expid", expid or data.expids[0], *data.train_arguments])
     params = settings.load_params(args.config, args.expid, model_zoo, args.set, args.data_root)
     return {key: Path(params[key]) for key in settings.DATA_FILES if params.get(key)}
@@ -116,7 +116,7 @@ def test_covers_in_a_folder_or_an_archive(there, expected, tmp_path):
     data = find_data(tmp_path)
     assert data.images == (tmp_path / expected if expected else None)
     parser = argparse.ArgumentParser()
-    arguments.embed(parser, ROOT / "config")
+    arguments.embed.add(parser, ROOT / "config")
     args = parser.parse_args([*data.embed_arguments, "--output", "x.parquet"])
     assert (args.item_info, args.item_feature) == (str(data.item_info), str(data.item_feature))
     assert (args.images, args.image_encoder == ["none"]) == (str(data.images) if expected else None, not expected)

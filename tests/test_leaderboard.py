@@ -9,14 +9,14 @@ import statistics
 import numpy as np
 import polars as pl
 import pytest
-from browsing import browser_of, contrast, pages_of
+from browsing import contrast, pages_of
 from conftest import make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.compare import leaderboard
 from mm_fibinet.compare.leaderboard import Outcome
 from mm_fibinet.metrics import METRICS, evaluate_metrics
-from mm_fibinet.significance import compare_to_baseline
+from mm_fibinet.significance import Pairs
 
 ROWS = 400
 EVIL = "loss is nan </script><b>{{data}}</b>"
@@ -84,7 +84,7 @@ def test_csv(outcomes, written):
 
     label, user = runs[0].scores["label"].to_numpy(), runs[0].scores["user_id"].to_numpy()
     every = {expid: scores(expid) for expid in ("base", "good", "middle")}
-    expected = compare_to_baseline(label, user, every, "base")["good"]
+    expected = Pairs(label, user, every).compare("good", "base")
     for name, value in expected._asdict().items():
         assert float(good[name]) == pytest.approx(value, rel=1e-5)
 
@@ -157,6 +157,8 @@ def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
     config = make_dataset(tmp_path, rows=60)
     data = tmp_path / "TEST_DATA"
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "studies").write_text("mine")
     (data / "valid.parquet").rename(data / "leaderboard.csv")
     dataset_config = config / "dataset_config.yaml"
     dataset_config.write_text(dataset_config.read_text().replace("valid.parquet", "leaderboard.csv"))
@@ -165,24 +167,13 @@ def test_a_board_is_not_written_over_an_input(tmp_path, capsys):
         (tmp_path / "file", "this is a file, expected a folder"),
         (config, "leaderboard.csv is inside the input folder"),
         (data, "leaderboard.csv is an input"),
+        (tmp_path / "taken", "its studies is a file, expected nothing"),
     ):
         code, _, error = run_script(
             "run_benchmark", "--config", config, "--expids", "FiBiNET_test", "--out", out, capsys=capsys
         )
         assert code == 2 and message in error and error.startswith(f"error: --out {out}") and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browser_of() as launched:
-        yield launched
-
-
-@pytest.fixture
-def open_page(browser, written):
-    with pages_of(browser, written["html"]) as open_at:
-        yield open_at
 
 
 def order(page):

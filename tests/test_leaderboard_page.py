@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from browsing import browser_of, contrast, pages_of
+from browsing import contrast, pages_of
 from test_leaderboard import make_outcomes, order
 
 from mm_fibinet.compare import leaderboard
 from mm_fibinet.compare.section import Figure, Section
-from mm_fibinet.significance import P_FLOOR, compare_to_baseline
+from mm_fibinet.significance import P_FLOOR, Pairs
 
 EVIL = "</script><b>\u202e"
 LONG = "FiBiNET_ablation_embedding_field_dropped"
@@ -58,7 +58,7 @@ def outcomes():
             signal = 0.02 if expid == "far" else 2 + 0.1 * at
             score = 1 / (1 + np.exp(-(signal * label + rng.normal(size=len(label)))))
             scores = base.scores.with_columns(score=score)
-            auc = leaderboard.Pairs(label, scores["user_id"].to_numpy(), {"a": score[None]})._auc[0]
+            auc = Pairs(label, scores["user_id"].to_numpy(), {"a": score[None]})._auc[0]
             curve = [{"epoch": e, "seconds": 10.0 * e, "AUC": float(auc) - 0.2 / e} for e in (1, 2, 3)]
             gpu = {
                 "peak_gpu_memory_mb": 12345,
@@ -82,18 +82,6 @@ def written(outcomes, tmp_path_factory):
     return leaderboard.write(board, tmp_path_factory.mktemp("page"))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with browser_of() as launched:
-        yield launched
-
-
-@pytest.fixture
-def open_page(browser, written):
-    with pages_of(browser, written["html"]) as open_at:
-        yield open_at
-
-
 def cells(page, expid):
     """{column: text} of a row as it is shown."""
     heads = page.locator("#board thead th").evaluate_all("all => all.map(one => one.dataset.key)")
@@ -109,7 +97,8 @@ def test_a_click_compares_with_any_row(open_page, outcomes):
     scores = {
         name: np.stack([one.scores["score"].to_numpy() for one in outcomes if one.expid == name]) for name in NAMES
     }
-    expected = compare_to_baseline(label, user, scores, "middle")
+    pairs = Pairs(label, user, scores)
+    expected = {name: pairs.compare(name, "middle") for name in NAMES if name != "middle"}
     rows = {row["expid"]: row for row in leaderboard.build(outcomes, "middle").rows}
     columns = {column.key: column for column in leaderboard.COLUMNS}
     for name in NAMES:

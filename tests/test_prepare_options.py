@@ -17,7 +17,7 @@ from PIL import Image
 from test_prepare import CATALOGUE, COLUMNS, make, originals, raw_items, raw_log, rows_of, write_raw
 
 from mm_fibinet import settings
-from mm_fibinet.commands.arguments import RECIPE_OPTIONS
+from mm_fibinet.commands.arguments.prepare import RECIPE_OPTIONS
 from mm_fibinet.errors import UserError
 from mm_fibinet.prepare import writing
 from mm_fibinet.prepare.build import build

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browsing import browser_of, contrast, pages_of
+from browsing import contrast, pages_of
 from conftest import list_column, run_script
 from PIL import Image
 from user_data import make_forms
@@ -250,12 +250,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(arguments, message, tmp_pa
     said = [line for line in error.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(said) == 1 and message in said[0] and "Traceback" not in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browser_of() as launched:
-        yield launched
 
 
 @pytest.fixture

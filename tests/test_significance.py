@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.significance import auc_intervals, bootstrap_auc, compare_to_baseline, delong, midranks
+from mm_fibinet.significance import Pairs, auc_intervals, bootstrap_auc, delong, midranks
 
 ROWS, USERS = 300, 40
 
@@ -94,9 +94,8 @@ def test_bootstrap_of_single_row_users_agrees_with_delong(drawn):
 
 def test_comparison_of_equal_and_of_opposite_models(drawn):
     label, user, scores = drawn
-    compared = compare_to_baseline(label, user, {"a": scores[:1], "same": scores[:1], "worse": -scores[:1]}, "a")
-    assert set(compared) == {"same", "worse"}
-    same, worse = compared["same"], compared["worse"]
+    pairs = Pairs(label, user, {"a": scores[:1], "same": scores[:1], "worse": -scores[:1]})
+    same, worse = pairs.compare("same", "a"), pairs.compare("worse", "a")
     assert same.difference == 0 and same.p_delong == 1 and same.p_bootstrap == 1 and same.low == same.high == 0
     assert worse.difference == pytest.approx(1 - 2 * roc_auc_score(label, scores[0]))
     assert worse.high < 0 and worse.p_delong < 1e-6 and worse.p_bootstrap < 0.01
@@ -104,7 +103,7 @@ def test_comparison_of_equal_and_of_opposite_models(drawn):
 
 def test_seeds_are_compared_by_their_mean_auc(drawn):
     label, user, scores = drawn
-    compared = compare_to_baseline(label, user, {"two seeds": scores[:2], "base": scores[2:]}, "base")["two seeds"]
+    compared = Pairs(label, user, {"two seeds": scores[:2], "base": scores[2:]}).compare("two seeds", "base")
     auc, covariance = delong(label, scores)
     contrast = np.array([0.5, 0.5, -1])
     assert compared.difference == pytest.approx((auc[0] + auc[1]) / 2 - auc[2])

@@ -11,12 +11,12 @@ from conftest import make_dataset
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mm_fibinet.commands.arguments import STUDIES as NAMED
 from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.section import Section, as_html, as_markdown
 from mm_fibinet.compare.studies import STUDIES, calibration, groups, require
 from mm_fibinet.errors import UserError
-from mm_fibinet.significance import compare_to_baseline, mean_auc_intervals
+from mm_fibinet.options import STUDIES as NAMED
+from mm_fibinet.significance import Pairs, mean_auc_intervals
 
 EXPIDS = ("FiBiNET_test_no_emb", "FiBiNET_test")
 
@@ -188,13 +188,12 @@ def test_experiments_on_different_rows_are_not_studied(studied, capsys):
     assert "--study cold: FiBiNET_test has valid_data" in error and "expected the same for all" in error
 
 
-def test_pairs_agree_with_the_comparison_to_a_baseline():
-    """What one model is above another, the other is below it."""
+def test_what_one_model_is_above_another_the_other_is_below_it():
     rng = np.random.default_rng(1)
     label, user = rng.integers(0, 2, 200), rng.integers(0, 30, 200)
     scores = {name: rng.random((2, 200)) + shift * label for name, shift in {"a": 0.1, "b": 0.3}.items()}
-    there = compare_to_baseline(label, user, scores, "a")["b"]
-    back = compare_to_baseline(label, user, scores, "b")["a"]
+    pairs = Pairs(label, user, scores)
+    there, back = pairs.compare("b", "a"), pairs.compare("a", "b")
     expected = (-there.difference, there.p_delong, -there.high, -there.low, there.p_bootstrap)
     assert tuple(back) == pytest.approx(expected, abs=1e-12)
 
@@ -214,6 +213,9 @@ def test_data_that_a_study_cannot_read_is_refused_before_anything_runs(tmp_path,
     with pytest.raises(UserError, match=r"--study modality: a has item_info .*, b has .*expected the same for all"):
         require(["modality"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
     require(["cold"], [planned("a", tmp_path / "TEST_DATA/item_info.parquet"), planned("b", other)])
+    for study in ("modality", "modality_retrained", "protocol"):
+        with pytest.raises(UserError, match=rf"^--study {study}: data set TEST has no item_info"):
+            require([study], [Job("a", 1, tmp_path, params={"dataset_id": "TEST"})])
 
 
 def planned(expid, item_info):

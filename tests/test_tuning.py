@@ -324,7 +324,7 @@ def test_a_line_is_the_experiment_itself_where_nothing_is_switched(dataset, tmp_
     experiment = {key: value for key, value in experiment.items() if key not in sizes}
     entry = settings.load_dataset_config(dataset, "TEST_DATA")
     params = settings.resolve("x", experiment, entry, model_zoo, ("--set", settings.parse_overrides(overrides)))
-    lines = space.lines("x", params, model_zoo, which)
+    lines = space.lines("x", {**params, "model_id": "x"}, model_zoo, which)
     assert [line.label for line in lines] == names and all(line.name == f"x{line.label}" for line in lines)
     assert lines[0].changes == {} or names == [" with similarity"]
 
@@ -414,7 +414,7 @@ def test_bad_budgets_are_one_line(text, dataset, tmp_path, capsys):
             "learning_rate is {'high': 0, 'low': 1}, expected a list",
         ),
         ({"common": {"learning_rate": {"times": [0]}}}, "{'times': [0]}, expected a list of values"),
-        ({"common": {"learning_rate": [0.1, -1]}}, "learning_rate is -1, expected"),
+        ({"common": {"learning_rate": [0.1, -1]}}, "space.yaml: learning_rate is -1, expected"),
         ({"common": {"similarity_fields": {"times": [2]}}}, "similarity_fields is times [2], but the experiment has"),
         ({"similarity": {"with": {"similar": 1}, "without": {}}}, "space.yaml: similar is a setting of no model"),
         ({"similarity": {"with": {}}}, "similarity has ['with'], expected with and without"),
@@ -439,6 +439,15 @@ def test_bad_spaces_are_one_line_before_anything_runs(change, message, dataset, 
     code, _, error = run_script("run_benchmark", *arguments, "--out", tmp_path / "out", capsys=capsys)
     assert code == 2 and message in error and len(error.splitlines()) == 1, error
     assert not list((tmp_path / "out").rglob("*.log"))
+
+
+def test_a_switched_line_is_held_to_the_schema_before_anything_runs(dataset, tmp_path, capsys):
+    path, switched = tmp_path / "space.yaml", {"similarity_fields": True, "similarity_to_mlp": 3}
+    path.write_text(yaml.safe_dump({**SPACE, "similarity": {**SPACE["similarity"], "with": switched}}))
+    arguments = ["--config", dataset, "--expids", "FiBiNET_test", "--similarity", "both", "--tune_space", path]
+    code, _, error = run_script("run_benchmark", *arguments, "--out", tmp_path / "out", capsys=capsys)
+    assert (code, error) == (2, f"error: {path}: similarity: with: similarity_to_mlp is 3, expected True or False\n")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

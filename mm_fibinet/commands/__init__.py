@@ -1,6 +1,6 @@
 """The commands: what the scripts at the repository's top and `mm-fibinet COMMAND` run.
 
-A command is a parser (`arguments`), which loads nothing heavy, and a module of the same name here with `run`, which is
+A command is its line, in `arguments`, which loads nothing heavy, and a module of its name here with `run`, which is
 imported once the command line is known to be right: help and mistakes are answered without waiting for torch. Commands
 bring wings and models together, so everything may be imported here, and nothing imports this package but scripts. The
 models are a `Home`'s: the library itself never imports them.

@@ -7,8 +7,8 @@ from pathlib import Path
 from mm_fibinet import files, settings
 from mm_fibinet.commands import Home
 from mm_fibinet.compare import alike, jobs, leaderboard, section, studies, task1, tuning
+from mm_fibinet.compare.studies import retraining
 from mm_fibinet.compare.studies.bench import Bench
-from mm_fibinet.compare.studies.retraining import Retraining
 from mm_fibinet.compare.tuning_space import FIELDS, FILE, Budget, Line, Space, read_space
 from mm_fibinet.compare.workers import Workers
 from mm_fibinet.errors import UserError, printable
@@ -16,9 +16,14 @@ from mm_fibinet.items.modalities import MODALITIES
 
 
 def require_place(out: Path, config: str, runs: list[jobs.Job], studied: list[str]) -> None:
-    """Refuse, before anything runs, an --out where the leaderboard would be written over an input."""
+    """Refuse, before anything runs, an --out that is taken: by an input, or by a file where a folder is to be."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: this is a file, expected a folder for the leaderboard and the runs")
+    for name in (jobs.FOLDER, tuning.FOLDER, retraining.FOLDER):
+        if (out / name).is_file():
+            raise UserError(
+                f"--out {out}: its {name} is a file, expected nothing, or a folder of an earlier leaderboard"
+            )
     inputs = {path for job in runs for path in job.inputs}
     names = [*(f"leaderboard.{kind}" for kind in leaderboard.KINDS), tuning.RESULTS]
     for name in [*names, *(f"{section.file_stem(study)}.csv" for study in studied)]:
@@ -107,9 +112,9 @@ def run(args: argparse.Namespace, home: Home) -> int:
             board.facts["Model"] = f"{task1.EXPID} on each item_info, as task 1 is judged"
         if args.study:
             leaderboard.write(board, out)  # studies may train for hours
-        retraining = Retraining(args.config, args.set, args.data_root, models, out, plain, devices, lock, kept)
+        anew = retraining.Retraining(args.config, args.set, args.data_root, models, out, plain, devices, lock, kept)
         prefixes = {modality.name: modality.prefix for modality in MODALITIES}
-        board.sections = studies.study(args.study, Bench(runs, baseline, out, devices[0], prefixes, retraining))
+        board.sections = studies.study(args.study, Bench(runs, baseline, out, devices[0], prefixes, anew))
     written = leaderboard.write(board, out)
     print(leaderboard.as_text(board))
     width = max(map(len, written)) + 2

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from mm_fibinet.commands import Home
-from mm_fibinet.commands.arguments import RECIPE_OPTIONS
+from mm_fibinet.commands.arguments.prepare import RECIPE_OPTIONS
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.prepare.build import Built, build
 from mm_fibinet.prepare.recipe import load_recipe

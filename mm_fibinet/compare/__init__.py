@@ -1,1 +1,1 @@
-"""Several experiments side by side: jobs, leaderboard, tuner."""
+"""Several experiments side by side: jobs and workers, leaderboard and studies, the tuner, and tuning all alike."""

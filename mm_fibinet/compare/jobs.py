@@ -28,6 +28,7 @@ from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
 from mm_fibinet.run_folder import RunFolder
 
+FOLDER = "runs"  # of the runs, in the output folder
 POLL_SECONDS = 0.2
 SECONDS_TO_STOP = 120  # after SIGTERM a run saves its state; then it is killed
 CPU = -1
@@ -78,6 +79,11 @@ class Job:
         """The run's folder."""
         return RunFolder.of(self.params).folder
 
+    def evaluations(self) -> list[dict[str, float]]:
+        """The run's evaluations so far, {column of its metrics.csv: value} each."""
+        lines = RunFolder.of(self.params).read_history()
+        return [{name: float(value) for name, value in line.items()} for line in lines]
+
     @property
     def output(self) -> Path:
         """What the process prints."""
@@ -98,11 +104,12 @@ class Job:
     def state(self) -> str:
         """How far the run is."""
         try:
-            header, *lines = (self.folder / "metrics.csv").read_text().splitlines()
-        except (OSError, ValueError):
+            lines = RunFolder.of(self.params).read_history()
+        except UserError:  # no run ends because it cannot be shown
+            lines = []
+        if not lines:
             return f"{self.name}: starting"
-        last = dict(zip(header.split(","), lines[-1].split(","), strict=False)) if lines else {}
-        return f"{self.name}: epoch {last.get('epoch', '?')}, AUC {last.get('AUC', '?'):.6}"
+        return f"{self.name}: epoch {lines[-1].get('epoch', '?')}, AUC {lines[-1].get('AUC', '?'):.6}"
 
 
 def finished(expid: str, seed: int, result: dict, folder: Path) -> Outcome:
@@ -163,7 +170,7 @@ def plan(
     for seed in dict.fromkeys(seeds):
         for expid, label in itertools.product(dict.fromkeys(expids), variants or [None]):
             own = variants[label] if variants else []
-            job = Job(expid, seed, out / "runs" / expid / (label or "") / str(seed), label, own)
+            job = Job(expid, seed, out / FOLDER / expid / (label or "") / str(seed), label, own)
             jobs.append(job)
             changes = [*(overrides or []), *own, f"seed={seed}"]
             given = settings.parse_overrides(changes)

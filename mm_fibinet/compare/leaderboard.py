@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm_fibinet import files
-from mm_fibinet.compare import section
+from mm_fibinet.compare import csv_files, section
 from mm_fibinet.compare.details import details
 from mm_fibinet.compare.section import Section
 from mm_fibinet.compare.text import html_text, markdown_text, without_nan
@@ -30,7 +30,7 @@ from mm_fibinet.significance import P_FLOOR, Comparison, Pairs
 
 KINDS = ("csv", "md", "html")
 TEMPLATE = Path(__file__).with_name("leaderboard_template.html")
-SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "studies")]
+SCRIPTS = [Path(__file__).with_name(f"leaderboard_{name}.js") for name in ("compare", "fit", "studies")]
 
 
 class Tuned(NamedTuple):
@@ -186,10 +186,10 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
         {what: path}.
     """
     paths = {kind: folder / f"leaderboard.{kind}" for kind in KINDS}
-    section.write_csv(paths["csv"], as_csv(board))
+    csv_files.write_csv(paths["csv"], as_csv(board))
     for study in board.sections:
         paths[study.name] = folder / study.file
-        section.write_csv(paths[study.name], section.section_csv(study))
+        csv_files.write_csv(paths[study.name], section.section_csv(study))
     files.write_text(paths["md"], as_markdown(board))
     files.write_text(paths["html"], as_html(board))
     return paths
@@ -198,7 +198,7 @@ def write(board: Board, folder: Path) -> dict[str, Path]:
 def as_csv(board: Board) -> str:
     """Every figure, and the failed runs."""
     failed = [{"expid": run.expid, "seed": run.seed, "error": run.error} for run in board.failed]
-    return section.as_csv([column.key for column in COLUMNS] + ["seed", "error"], [*board.rows, *failed])
+    return csv_files.as_csv([column.key for column in COLUMNS] + ["seed", "error"], [*board.rows, *failed])
 
 
 def as_markdown(board: Board) -> str:

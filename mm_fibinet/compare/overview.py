@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from mm_fibinet import run_manifest, run_result
 from mm_fibinet.compare import jobs, leaderboard
 from mm_fibinet.compare.leaderboard import Board, Outcome
-from mm_fibinet.errors import UserError, explain_os_error, printable
+from mm_fibinet.errors import UserError, printable
 from mm_fibinet.files import atomic_path
 from mm_fibinet.run_folder import RunFolder
 
@@ -67,7 +67,7 @@ def write_logs(runs: list[RunFolder], folder: str | Path) -> Path:
     Returns:
         the path of metrics.csv.
     """
-    histories = {run: read_history(run) for run in runs}
+    histories = {run: run.read_history() for run in runs}
     names = list(dict.fromkeys(name for lines in histories.values() for line in lines for name in line))
     table = Path(folder) / "metrics.csv"
     with atomic_path(table) as path, open(path, "w", newline="", encoding="utf-8") as opened:
@@ -81,17 +81,6 @@ def write_logs(runs: list[RunFolder], folder: str | Path) -> Path:
             with atomic_path(Path(folder) / f"{run.folder.parent.name}_{run.log.name}") as path:
                 shutil.copyfile(run.log, path)
     return table
-
-
-def read_history(run: RunFolder) -> list[dict[str, str]]:
-    """The lines of a run's metrics.csv; none before its first evaluation."""
-    try:
-        with open(run.history, newline="", encoding="utf-8") as opened:
-            return list(csv.DictReader(opened))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explain_os_error(error, run.history, "read") from error
 
 
 def draw_curves(runs: list[RunFolder], output: str | Path) -> Path:
@@ -109,7 +98,7 @@ def draw_curves(runs: list[RunFolder], output: str | Path) -> Path:
     panels = figure.subplots(1, 2)
     for panel, column, title in zip(panels, ("loss", "AUC"), ("training loss", "AUC on valid"), strict=True):
         for run, name in zip(runs, names, strict=True):
-            points = curve(read_history(run), column)
+            points = curve(run.read_history(), column)
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.8, label=name)
         panel.set_title(title, color=INK, fontsize=11)

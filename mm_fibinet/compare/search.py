@@ -5,7 +5,6 @@ their test scores looks better than it is. Runs are those of `mm_fibinet.compare
 repeated, and one that fails is a line of the table.
 """
 
-import csv
 import math
 import os
 import shlex
@@ -17,7 +16,7 @@ from fuxictr.utils import Monitor
 
 from mm_fibinet import files
 from mm_fibinet.compare import jobs
-from mm_fibinet.compare.text import csv_cell
+from mm_fibinet.compare.csv_files import as_csv, csv_cell, write_csv
 from mm_fibinet.compare.tuner import Tuner, is_range, read_tuner, refuse_test
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.metrics import METRICS
@@ -156,10 +155,7 @@ class Search:
 
         self.rows = sorted(rows, key=order)
         if rows:
-            with files.atomic_path(self.out / RESULTS) as path, open(path, "w", newline="", encoding="utf-8") as opened:
-                writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
-                writer.writeheader()
-                writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in self.rows)
+            write_csv(self.out / RESULTS, as_csv(list(rows[0]), self.rows, csv_cell))
 
     def best(self) -> dict | None:
         """The best experiment's row; None while none is done."""

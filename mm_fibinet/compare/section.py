@@ -5,15 +5,12 @@ by the page's script from its points.
 """
 
 import base64
-import csv
-import io
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mm_fibinet import files
-from mm_fibinet.compare.text import csv_value, html_text, markdown_text
+from mm_fibinet.compare.csv_files import as_csv
+from mm_fibinet.compare.text import html_text, markdown_text
 
 OPEN_ROWS = 12  # a longer table is folded on the page
 Point = tuple[float, float, float | None, float | None]  # x, y, and the interval of y where there is one
@@ -73,24 +70,9 @@ def file_stem(name: str) -> str:
     return f"study_{name}"
 
 
-def as_csv(columns: list[str], records: list[dict[str, Any]]) -> str:
-    """A table for other programs: numbers with six digits, lines ending as RFC 4180 has them."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows({key: csv_value(value) for key, value in record.items()} for record in records)
-    return text.getvalue()
-
-
 def section_csv(section: Section) -> str:
     """The CSV of a study; only a heading when every run failed."""
     return as_csv(list(section.records[0]) if section.records else ["expid"], section.records)
-
-
-def write_csv(path: Path, text: str) -> None:
-    """Write a CSV, whole or not at all, with its line ends as they are."""
-    with files.atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as opened:
-        opened.write(text)
 
 
 def as_markdown(section: Section) -> list[str]:

@@ -26,6 +26,7 @@ from mm_fibinet.settings_schema import unknown
 from mm_fibinet.yaml_reader import shown
 
 KEYS = ("base_config", "base_expid", "dataset_id", "dataset_config", "model_config", "tuner_space")
+COMPARED_BY = ("monitor", "monitor_mode")  # by which runs are told apart: the same for all of a search
 RANGE_KEYS = {"low", "high", "log", "step", "type"}
 
 
@@ -227,7 +228,7 @@ def _check_names(tuner: Tuner, models) -> None:
             raise UserError(f"{tuner.path}: tuner_space: {key}: {unknown(key, known)}")
     if "test_data" in tuner.space:
         raise UserError(f"{tuner.path}: tuner_space has test_data; a tuner does not look at the test split")
-    for key in ("monitor", "monitor_mode"):
+    for key in COMPARED_BY:
         if key in tuner.varied:
             raise UserError(f"{tuner.path}: tuner_space varies {key}, expected one by which all are compared")
 

@@ -6,7 +6,6 @@ seed is a function of the trial's number, so that a search that was killed and s
 have proposed (with one run at a time; several end in any order).
 """
 
-import csv
 import hashlib
 import json
 import time
@@ -93,18 +92,13 @@ class _Running:
 
     def watch(self) -> None:
         """Report new evaluations, and stop a trial that falls behind; one in its last epoch may finish."""
-        try:
-            with open(self.job.folder / "metrics.csv", newline="") as opened:
-                fresh = list(csv.DictReader(opened))[self.reported :]
-        except FileNotFoundError:
-            return
-        for entry in fresh:
+        fresh = self.job.evaluations()[self.reported :]
+        for metrics in fresh:
             self.reported += 1
-            metrics = {key: float(value) for key, value in entry.items()}
             self.trial.report(monitored(self.job, metrics), self.reported)
         if not fresh or self.pruned or self.process.returncode is not None:
             return
-        if int(fresh[-1]["epoch"]) < self.job.params["epochs"] and self.trial.should_prune():
+        if fresh[-1]["epoch"] < self.job.params["epochs"] and self.trial.should_prune():
             self.pruned = True
             self.process.terminate()
 

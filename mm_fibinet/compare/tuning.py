@@ -11,7 +11,6 @@ trial's folder is named by the fingerprint of its settings and data, and a comma
 the trials again that it finds there, in their order, and goes on with the first that has not ended.
 """
 
-import csv
 import math
 import shlex
 import sys
@@ -22,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm_fibinet import files, signals
+from mm_fibinet import signals
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare import jobs
+from mm_fibinet.compare.csv_files import as_csv, csv_cell, write_csv
 from mm_fibinet.compare.search import monitored
-from mm_fibinet.compare.text import csv_cell
 from mm_fibinet.compare.tuner import is_range
 from mm_fibinet.compare.tuner_optuna import chosen, suggest, text_of
 from mm_fibinet.compare.tuning_space import Budget, Line, as_changes
@@ -141,16 +140,10 @@ class Tuning:
 
     def watch(self, trial: Trial) -> bool:
         """Tell Optuna of new evaluations; returns whether one of them is behind, which ends the trial."""
-        try:
-            with open(trial.job.folder / "metrics.csv", newline="", encoding="utf-8") as opened:
-                fresh = list(csv.DictReader(opened))[trial.reported :]
-        except FileNotFoundError:
-            return False
-        for entry in fresh:
+        for metrics in trial.job.evaluations()[trial.reported :]:
             trial.reported += 1
-            value = monitored(trial.job, {key: float(number) for key, number in entry.items()})
-            trial.told.report(value, trial.reported)
-            if int(entry["epoch"]) < trial.job.params["epochs"] and trial.told.should_prune():
+            trial.told.report(monitored(trial.job, metrics), trial.reported)
+            if metrics["epoch"] < trial.job.params["epochs"] and trial.told.should_prune():
                 self._tell(trial, "pruned")
                 return True
         return False
@@ -313,10 +306,7 @@ def write_results(tunings: list[Tuning], out: Path) -> None:
     """tuning.csv: a line a trial, with what --set repeats it."""
     rows = [row for tuning in tunings for row in tuning.rows()]
     if rows:
-        with files.atomic_path(out / RESULTS) as path, open(path, "w", newline="", encoding="utf-8") as opened:
-            writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
+        write_csv(out / RESULTS, as_csv(list(rows[0]), rows, csv_cell))
 
 
 def _forget(job: jobs.Job) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_fibinet import settings
-from mm_fibinet.compare.tuner import is_range, is_sound_range, values_of
+from mm_fibinet.compare.tuner import COMPARED_BY, is_range, is_sound_range, values_of
 from mm_fibinet.errors import UserError
 from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.settings_schema import DatasetEntry, schema_of, unknown
@@ -27,16 +27,7 @@ FIELDS, COMPARED = "similarity_fields", "similarity_only"
 SIMILARITIES = {"on": "with", "off": "without"}  # of --similarity: as the YAML calls it, where `on` would be true
 MOST_TRIALS = 10_000
 # What says which rows are judged, and by what: were it chosen as well, figures would be of different things.
-JUDGED_BY = {
-    *DatasetEntry.model_fields,
-    "dataset_id",
-    "group_id",
-    "metrics",
-    "model",
-    "monitor",
-    "monitor_mode",
-    "seed",
-}
+JUDGED_BY = {*DatasetEntry.model_fields, *COMPARED_BY, "dataset_id", "group_id", "metrics", "model", "seed"}
 PLACES = {"model_root", "gpu"}
 
 
@@ -148,7 +139,7 @@ class Space:
             if key in known and key not in fixed:
                 space[key] = _times(values, params.get(key, defaults.get(key)), f"{self.path}: {key}")
                 for value in values_of(space[key]):
-                    settings.change_params(params, models, as_changes({key: value}))
+                    settings.change_params(params, models, as_changes({key: value}), where=str(self.path))
         return space
 
     def lines(self, expid: str, params: dict, models, which: str | None) -> list[Line]:
@@ -160,20 +151,25 @@ class Space:
             models: the namespace of the models.
             which: "on", "off" or "both", where the model has similarity fields and the data have items; None for the
                 experiment as it is.
+
+        Raises:
+            UserError: a value that one of the settings cannot have.
         """
         known = settings.known_settings(settings.find_model(models, params["model"]))
         if which is None or FIELDS not in known or not params.get("item_info"):
             return [Line(expid)]
         own = "on" if params.get(FIELDS) else "off"
         wanted = [own, *({"on", "off"} - {own})] if which == "both" else [which]
-        return [Line(expid) if one == own else self._switched(expid, params, one, known) for one in wanted]
+        return [Line(expid) if one == own else self._switched(expid, params, one, models) for one in wanted]
 
-    def _switched(self, expid: str, params: dict, to: str, known: Set[str]) -> Line:
-        name = SIMILARITIES[to]
+    def _switched(self, expid: str, params: dict, to: str, models) -> Line:
+        """The line with its similarity fields switched, its settings held to the schema."""
+        name, known = SIMILARITIES[to], settings.known_settings(settings.find_model(models, params["model"]))
         changes = {key: value for key, value in self.similarity[name].items() if key in known}
         if changes.get(COMPARED):
             columns = set(open_parquet(params["item_info"]).schema_arrow.names)
             changes[COMPARED] = [name for name in changes[COMPARED] if name in columns]
+        settings.change_params(params, models, as_changes(changes), where=f"{self.path}: similarity: {name}")
         return Line(expid, f" {name} similarity", changes)
 
 

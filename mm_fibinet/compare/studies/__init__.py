@@ -15,12 +15,12 @@ class Study(NamedTuple):
 
     Attributes:
         run: what it says of the runs.
-        check: refuses settings, of `load_params`, whose data it cannot study.
+        check: refuses settings, of `load_params`, whose data it cannot study; also given its name.
         files: settings that name files of which all experiments must have the same.
     """
 
     run: Callable[[Bench], Section]
-    check: Callable[[dict], None] = lambda params: None
+    check: Callable[[dict, str], None] = lambda params, study: None
     files: tuple[str, ...] = ROWS
 
 
@@ -49,7 +49,7 @@ def require(names: list[str], runs: list[Job]) -> None:
     for name in names:
         require_same_files(loaded, name, STUDIES[name].files)
         if loaded:
-            STUDIES[name].check(loaded[0].params)
+            STUDIES[name].check(loaded[0].params, name)
 
 
 def study(names: list[str], bench: Bench) -> list[Section]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mm_fibinet import run_result
 from mm_fibinet.compare.jobs import Job
-from mm_fibinet.compare.studies.retraining import Retraining, Variant, Variants
+from mm_fibinet.compare.studies.retraining import FOLDER, Retraining, Variant, Variants
 from mm_fibinet.errors import UserError, printable
 
 ROWS = ("train_data", "valid_data", "user_info")  # the settings that say which rows there are
@@ -68,7 +68,7 @@ class Bench:
 
     def folder(self, name: str) -> Path:
         """Where studies keep what they make."""
-        return self.out / "studies" / name
+        return self.out / FOLDER / name
 
     def retrained(self, study: str, variants: Callable[[Job], Variants]) -> list[Variant]:
         """The finished runs with each of their variants, see `Retraining.run`."""

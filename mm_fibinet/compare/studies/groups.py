@@ -23,15 +23,15 @@ COUNTS = (0, 1, 4, 11)
 LENGTHS = (0, 1, 5, 16, 64)
 
 
-def require_targets(params: dict) -> None:
+def require_targets(params: dict, study: str) -> None:
     """Refuse data whose rows have no item_id: `params` of `load_params`."""
-    _require_column(params, schema.ITEM_ID, "cold")
+    _require_column(params, schema.ITEM_ID, study)
 
 
-def require_histories(params: dict) -> None:
+def require_histories(params: dict, study: str) -> None:
     """Refuse data without histories: `params` of `load_params`."""
     if not params.get("user_info"):
-        _require_column(params, schema.ITEM_SEQ, "history")
+        _require_column(params, schema.ITEM_SEQ, study)
 
 
 def cold(bench: Bench) -> Section:

@@ -22,11 +22,11 @@ SHARES = (0.1, 0.3, 0.5, 0.7)  # of the items
 Auc = dict[str, dict[float, float]]  # {what items lack: {share of the items: AUC}}
 
 
-def require_items(params: dict) -> None:
+def require_items(params: dict, study: str) -> None:
     """Refuse data whose items have no files of their own: `params` of `load_params`."""
     if not params.get("item_info"):
         raise UserError(
-            f"--study modality: data set {params['dataset_id']} has no item_info, whose vectors may be missing"
+            f"--study {study}: data set {params['dataset_id']} has no item_info, whose vectors may be missing"
         )
 
 

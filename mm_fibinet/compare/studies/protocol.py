@@ -14,13 +14,13 @@ import numpy as np
 
 from mm_fibinet import schema
 from mm_fibinet.compare.jobs import Job
-from mm_fibinet.compare.section import Figure, Section
+from mm_fibinet.compare.section import Figure, Point, Section
 from mm_fibinet.compare.studies.bench import Bench, Scored, failures, has_auc, scored, set_path
 from mm_fibinet.compare.studies.retraining import Variant
 from mm_fibinet.compare.studies.rows import num_rows, write_rows
 from mm_fibinet.errors import UserError, printable
 from mm_fibinet.settings_rules import active_columns
-from mm_fibinet.significance import Comparison, Pairs, mean_auc_intervals
+from mm_fibinet.significance import Comparison, Interval, Pairs
 
 SEED, MAX_LEN = 42, 5
 NOT_USED = (*schema.LEVELS, "item_tags")
@@ -29,11 +29,11 @@ NAME = "protocol"
 OURS, THEIRS = "split of the data set", "random 80/10/10"
 
 
-def require_histories(params: dict) -> None:
+def require_histories(params: dict, study: str) -> None:
     """Refuse data without items and histories, to which this protocol does not apply: `params` of `load_params`."""
     if not params.get("item_info"):
         raise UserError(
-            f"--study {NAME}: data set {params['dataset_id']} has no item_info; it is of items and histories"
+            f"--study {study}: data set {params['dataset_id']} has no item_info; it is of items and histories"
         )
 
 
@@ -41,13 +41,12 @@ def protocol(bench: Bench) -> Section:
     """The same experiments by MMCTR-Bench's protocol: their AUCs, their order, and what becomes of each gap."""
     split = write_split(bench.params["train_data"], bench.folder(NAME))
     runs = bench.retrained(NAME, lambda base: {NAME: changes(base.params, split)})
-    here, there = bench.scored(), _scored_there(bench, runs)
-    ours, theirs = _intervals(here), _intervals(there)
-    gaps = _gaps(here, bench.baseline), _gaps(there, bench.baseline)
+    ours, gaps = _compared(bench.scored(), bench.baseline)
+    theirs, other_gaps = _compared(_scored_there(bench, runs), bench.baseline)
 
     records, table = [], []
     for expid, interval in ours.items():
-        other, gap, other_gap = theirs.get(expid), gaps[0].get(expid), gaps[1].get(expid)
+        other, gap, other_gap = theirs.get(expid), gaps.get(expid), other_gaps.get(expid)
         record = {"expid": expid, "auc": interval.auc, "auc_protocol": other.auc if other else None}
         for suffix, one in {"": gap, "_protocol": other_gap}.items():
             record |= {f"{key}{suffix}": getattr(one, key, None) for key in ("difference", "low", "high")}
@@ -55,7 +54,7 @@ def protocol(bench: Bench) -> Section:
         auc = f"{other.auc:.4f}" if other else "-"
         table.append([expid, f"{interval.auc:.4f}", auc, _shown(gap), _shown(other_gap), fate(gap, other_gap) or "-"])
     headings = ["Experiment", f"AUC, {OURS}", f"AUC, {THEIRS}", f"Δ, {OURS}", f"Δ, {THEIRS}", "gap"]
-    points = {
+    points: dict[str, list[Point]] = {
         expid: [(at, *found[expid]) for at, found in enumerate((ours, theirs)) if expid in found] for expid in ours
     }
     figure = Figure("", "AUC", {"": points}, [(0, OURS), (1, THEIRS)])
@@ -112,17 +111,16 @@ def _scored_there(bench: Bench, runs: list[Variant]) -> Scored | None:
     return scored(done) if done else None
 
 
-def _intervals(scores: Scored | None) -> dict:
-    return mean_auc_intervals(scores.label, scores.user, scores.scores) if scores else {}
-
-
-def _gaps(scores: Scored | None, baseline: str) -> dict[str, Comparison]:
-    """Each experiment against the baseline; nothing without it."""
-    baseline = printable(baseline)
-    if scores is None or baseline not in scores.scores:
-        return {}
-    pairs = Pairs(scores.label, scores.user, scores.scores)
-    return {expid: pairs.compare(expid, baseline) for expid in scores.scores if expid != baseline}
+def _compared(scores: Scored | None, baseline: str) -> tuple[dict[str, Interval], dict[str, Comparison]]:
+    """(each experiment's AUC, each against the baseline); nothing of runs or of a baseline that there are not."""
+    if scores is None:
+        return {}, {}
+    pairs, baseline = Pairs(scores.label, scores.user, scores.scores), printable(baseline)
+    others = [expid for expid in scores.scores if expid != baseline] if baseline in scores.scores else []
+    return (
+        {expid: pairs.interval(expid) for expid in scores.scores},
+        {expid: pairs.compare(expid, baseline) for expid in others},
+    )
 
 
 def _same_order(ours: dict, theirs: dict) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.workers import Workers
 
 Variants = dict[str, list[str]]  # {name, which a folder can have: changes to settings}
+FOLDER = "studies"  # of what studies make, in the leaderboard's
 
 
 class Variant(NamedTuple):
@@ -53,7 +54,8 @@ class Retraining:
         """Run each of some runs with each of its variants, but for what is finished.
 
         Args:
-            study: whose runs they are; they are kept in out/studies/STUDY/runs/EXPID/VARIANT/SEED.
+            study: whose runs they are; they are kept in out/studies/STUDY/runs/EXPID/VARIANT/SEED, with the label of
+                the leaderboard's run, where it has one, before runs.
             bases: the leaderboard's runs.
             variants: what is changed of one of them; a setting that is named there is the variant's alone.
         """
@@ -63,7 +65,7 @@ class Retraining:
                 name: [*_without(settings.parse_overrides(own).keys(), [*self.overrides, *base.changes]), *own]
                 for name, own in variants(base).items()
             }
-            out = self.out / "studies" / study / (base.label or "")
+            out = self.out / FOLDER / study / (base.label or "")
             planned = jobs.plan(
                 self.config_dir, [base.expid], [base.seed], self.models, out, [], self.data_root, changed, known
             )
