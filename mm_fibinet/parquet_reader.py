@@ -145,7 +145,7 @@ def part_files(path: str | Path) -> list[Path]:
     try:
         mode = _mode(path) or _mode(f"{path}{SUFFIX}")
         if mode is None:
-            raise UserError(f"{path}: no such file; check data_root and the paths of the dataset config")
+            raise UserError(f"{path}: no such file; check the path, or data_root where a dataset config has it")
         found = Path(path) if _mode(path) else Path(f"{path}{SUFFIX}")
         if stat.S_ISREG(mode):
             return [found]
