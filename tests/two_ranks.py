@@ -57,7 +57,10 @@ def make_trainer(config, folder, model_class=model_zoo.FiBiNET, **settings):
 
 
 def train(config, folder, **settings):
-    """(weights after one epoch, training losses, all-reduces, numbers in the largest message, gradients sent as copies)."""
+    """(weights after one epoch, training losses, all-reduces of gradients, numbers in the largest message, copies).
+
+    A copy is a gradient that is not sent from where it is.
+    """
     trainer, loader = make_trainer(config, folder, **settings)
     reductions, largest, copies = [0], [0], [0]
     if distributed.current().size > 1:
