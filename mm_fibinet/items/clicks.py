@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.click_files import LABEL, RowClicks, UserClicks
+from mm_fibinet.items.click_files import RowClicks, UserClicks
 from mm_fibinet.parquet_reader import open_parquet, part_files
-from mm_fibinet.schema import ITEM_SEQ
+from mm_fibinet.schema import ITEM_SEQ, LABEL
 from mm_fibinet.user_info import USER_ID
 
 MERGE_PAIRS = 1 << 24  # clicks that are held before those of the same user and item are merged
