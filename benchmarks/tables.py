@@ -126,7 +126,7 @@ def main() -> None:
     for name, seconds, peak in zip(SIDES, times, peaks, strict=True):
         print(f"| {name} | {median(seconds) * 1e3:,.2f} | {spread(seconds):.0%} | {peak / 1e6:,.0f} |")
     dense, *of_rows, small = map(median, times)
-    for name, own in zip(SIDES[1:], of_rows, strict=False):
+    for name, own in zip(SIDES[1:-1], of_rows, strict=True):
         added = (dense - small) / (own - small)
         print(f"dense / {name}: {dense / own:.1f}; of what the table adds to a small one's step: {added:.1f}")
 

@@ -19,13 +19,8 @@ from torch import Tensor
 
 BYTES_A_PART = 4 << 20  # about half a millisecond of copying
 MOST_THREADS = 8  # more wait for memory, not for cores
-SHARED_TYPES = (
-    torch.float32,
-    torch.float64,
-    torch.int8,
-    torch.int32,
-    torch.int64,
-)  # with numpy, among those that tables have
+# With numpy, among those that tables have.
+SHARED_TYPES = (torch.float32, torch.float64, torch.int8, torch.int32, torch.int64)
 
 
 def take_rows(values: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:

@@ -171,14 +171,14 @@ def _values(
 ) -> np.ndarray:
     """Some rows of a column of item_info, checked: int8 where that is kept, int32, or float32.
 
+    Numbers are zero for the padding item.
+
     Args:
         before: the rows before them, whose width and number type they must have.
-
-    Numbers are zero for the padding item.
     """
     width = before.shape[1] if before is not None and before.ndim == 2 else None
-    keeps = spec.get("compared_only") or ("scale" in spec and spec.get("keep_int8"))
-    keeps = bool(keeps) and spec["type"] == "embedding" and getattr(array.type, "value_type", None) == pa.int8()
+    is_int8 = spec["type"] == "embedding" and getattr(array.type, "value_type", None) == pa.int8()
+    keeps = is_int8 and bool(spec.get("compared_only") or ("scale" in spec and spec.get("keep_int8")))
     if before is not None and keeps != (before.dtype == np.int8):
         raise UserError(f"{path}: column {name} is int8 in some of the part files alone; write it alike in all of them")
     if keeps:

@@ -145,7 +145,7 @@ def part_files(path: str | Path) -> list[Path]:
     try:
         mode = _mode(path) or _mode(f"{path}{SUFFIX}")
         if mode is None:
-            raise UserError(f"{path}: no such file; check data_root and the paths of the dataset config")
+            raise UserError(f"{path}: no such file; check the path, or data_root where a dataset config has it")
         found = Path(path) if _mode(path) else Path(f"{path}{SUFFIX}")
         if stat.S_ISREG(mode):
             return [found]
@@ -189,11 +189,8 @@ def open_parquet(path: str | Path) -> ParquetData:
         _refuse_duplicates(where, names.names)
         if rows == 0:  # Spark leaves such parts
             continue
-        if first_schema is not None and set(names.names) != set(first_schema.names):
-            raise UserError(
-                f"{where}: has columns {', '.join(names.names)}, expected those of {parts[0].name}: "
-                f"{', '.join(first_schema.names)}"
-            )
+        if first_schema is not None:
+            _require_alike(where, names, first_schema, parts[0].name)
         parts.append(part)
         num_rows += rows
         first_schema = first_schema or names
@@ -433,6 +430,25 @@ def _refuse_duplicates(path: str | Path, names: list[str]) -> None:
             f"{path}: column {twice[0]} is there {names.count(twice[0])} times, expected each name once; drop or "
             "rename the others"
         )
+
+
+def _require_alike(where: str | Path, part: pa.Schema, first: pa.Schema, named: str) -> None:
+    """A part file has the columns of the first one, and lists of integers where that has such.
+
+    Integers beside floats are an embedding in two forms: a `scale` of the one would be multiplied into both.
+    """
+    if set(part.names) != set(first.names):
+        raise UserError(
+            f"{where}: has columns {', '.join(part.names)}, expected those of {named}: {', '.join(first.names)}"
+        )
+    for name in part.names:
+        kind, other = part.field(name).type, first.field(name).type
+        both = is_number_list(kind) and is_number_list(other)
+        if both and pa.types.is_integer(kind.value_type) != pa.types.is_integer(other.value_type):
+            raise UserError(
+                f"{where}: column {name} has lists of {kind.value_type}, expected {other.value_type} as in {named}; "
+                "write it alike in all part files"
+            )
 
 
 def _natural_order(path: Path) -> list[tuple[bool, int, str]]:

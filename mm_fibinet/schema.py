@@ -36,6 +36,7 @@ from mm_fibinet.parquet_reader import (
 ITEM_ID = "item_id"
 ITEM_SEQ = "item_seq"
 TEST_ID = "ID"
+LABEL = "label"  # where a dataset config names no other
 LEVELS = ("likes_level", "views_level")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of ITEM_ID.jpg, an item's cover
 ARCHIVE_SUFFIXES = (".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")  # of covers, beside .zip

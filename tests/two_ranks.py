@@ -57,15 +57,20 @@ def make_trainer(config, folder, model_class=model_zoo.FiBiNET, **settings):
 
 
 def train(config, folder, **settings):
-    """(weights after one epoch, training losses, all-reduces of gradients, numbers in the largest message)."""
+    """(weights after one epoch, training losses, all-reduces of gradients, numbers in the largest message, copies).
+
+    A copy is a gradient that is not sent from where it is.
+    """
     trainer, loader = make_trainer(config, folder, **settings)
-    reductions, largest = [0], [0]
+    reductions, largest, copies = [0], [0], [0]
     if distributed.current().size > 1:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
         def counted(state, bucket):
             reductions[0] += 1
             largest[0] = max(largest[0], bucket.buffer().numel())
+            sent = zip(bucket.parameters(), bucket.gradients(), strict=True)
+            copies[0] += sum(own.grad.data_ptr() != gradient.data_ptr() for own, gradient in sent)
             return allreduce_hook(None, bucket)
 
         trainer.forward.register_comm_hook(None, counted)
@@ -84,6 +89,7 @@ def train(config, folder, **settings):
         losses,
         reductions[0],
         largest[0],
+        copies[0],
     )
 
 

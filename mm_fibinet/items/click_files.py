@@ -12,10 +12,8 @@ import numpy as np
 
 from mm_fibinet import schema, user_info
 from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.schema import ITEM_ID, ITEM_SEQ, Column
+from mm_fibinet.schema import ITEM_ID, ITEM_SEQ, LABEL, Column
 from mm_fibinet.user_info import HISTORY_END, USER_ID, Users
-
-LABEL = "label"
 
 
 class RowClicks:

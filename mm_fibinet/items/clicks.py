@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.items.click_files import LABEL, RowClicks, UserClicks
-from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.schema import ITEM_SEQ
+from mm_fibinet.items.click_files import RowClicks, UserClicks
+from mm_fibinet.parquet_reader import open_parquet, part_files
+from mm_fibinet.schema import ITEM_SEQ, LABEL
 from mm_fibinet.user_info import USER_ID
 
 MERGE_PAIRS = 1 << 24  # clicks that are held before those of the same user and item are merged
@@ -145,11 +145,17 @@ def beside(train: str | Path) -> Path | None:
 
 def _refuse_same_file(train: str | Path, valid: str | Path | None) -> None:
     name = Path(train).resolve().stem.lower()
-    if name in ("valid", "validation", "val", "test") or (valid is not None and Path(train).samefile(valid)):
+    shared = set() if valid is None else _identities(train) & _identities(valid)
+    if name in ("valid", "validation", "val", "test") or shared:
         raise UserError(
-            f"--train {train}: this is the validation or the test split, expected the training split; an embedding "
-            "learned from it has seen the answers"
+            f"--train {train}: this is the validation or the test split, or has a part of it, expected the training "
+            "split; an embedding learned from it has seen the answers"
         )
+
+
+def _identities(split: str | Path) -> set[tuple[int, int]]:
+    """What tells the files of a split from others, under whatever names: device and inode of each."""
+    return {(found.st_dev, found.st_ino) for found in (file.stat() for file in part_files(split))}
 
 
 def _distinct(clicks: Iterator[np.ndarray]) -> np.ndarray:

@@ -98,9 +98,7 @@ class TextEncoder(Encoder):
         pad_in_steps(model)
         self._padded(WARM_UP)  # the first call sets the tokenizer up, which must not happen in two threads at once
         longest = _longest(model)
-        self._tokens = tokens_of(
-            self.tokenizer, longest, math.gcd(STEP, longest or STEP), self._model.prompt, self._tensors
-        )
+        self._tokens = tokens_of(self.tokenizer, longest, _step(longest), self._model.prompt, self._tensors)
         if self._tokens and not np.array_equal(
             self._model.vectors([WARM_UP]), self.encode(self._tokens.read([WARM_UP]))
         ):
@@ -139,12 +137,8 @@ def _tensors_of(model: nn.Module, prompt: str | None) -> Callable[[list[str]], d
 
 
 def pad_in_steps(model: nn.Module) -> None:
-    """Have a sentence-transformers model pad its texts to full steps, whichever release it is of (5.0 and later).
-
-    A step divides the model's longest text, which must not grow beyond it: of CLIP's 77 tokens, one token.
-    """
-    step = math.gcd(STEP, _longest(model) or STEP)
-    padding = {"pad_to_multiple_of": step}
+    """Have a sentence-transformers model pad its texts to full steps, whichever release it is of (5.0 and later)."""
+    padding = {"pad_to_multiple_of": _step(_longest(model))}
     for module in model.modules():
         if hasattr(module, "processing_kwargs"):  # since 5.4
             of_text = {**module.processing_kwargs.get("text", {}), **padding}
@@ -190,6 +184,11 @@ def _longest(model: nn.Module) -> int | None:
     """The tokens that a model reads at most; None where it does not tell."""
     longest = getattr(model, "max_seq_length", None)
     return longest if isinstance(longest, int) else None
+
+
+def _step(longest: int | None) -> int:
+    """Tokens, to a multiple of which texts are padded: it divides the longest one's, as 1 does CLIP's 77."""
+    return math.gcd(STEP, longest or STEP)
 
 
 def load_minilm(_: str, how: Loading) -> TextEncoder:

@@ -158,10 +158,10 @@ def check_emb_dim(fusing: Fusing, num_items: int, blocks: dict[str, int], groups
         if fusing.also:
             raise UserError(f"--also {fusing.also[0]}: all encoders are none, expected one or more to fuse")
         return
-    names = (fusing.fusion, *fusing.also)
-    if "mean" in names:
+    fusions = (fusing.fusion, *fusing.also)
+    if "mean" in fusions:
         require_one_space(blocks, fusing.emb_dim)
-    if "cca" in names:
+    if "cca" in fusions:
         require_two(blocks)
     widths = {modality.name: sum(blocks[name] for name in names) for modality, names in groups.items()}
     most, alone = min(num_items - 1, sum(widths.values())), min(num_items - 1, *widths.values())

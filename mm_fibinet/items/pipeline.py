@@ -60,14 +60,12 @@ class _Chunk:
         items, keys: of those that could be used.
         new: {key: (sample, shape)} of those that were not in the store.
         bad: (name, kind, reason) of the others.
-        of: how many there are in all.
     """
 
     items: list[int]
     keys: list[bytes]
     new: dict[bytes, tuple[Any, int]]
     bad: list[tuple[str, str, str]]
-    of: int
 
 
 def fill(
@@ -185,7 +183,7 @@ def _prepare(store: FeatureStore, encoder: Encoder, entries: list[Entry]) -> _Ch
         found.append((entry, key))
     new = [key for key, there in zip(contents, store.has(list(contents)), strict=True) if not there]
     prepared = dict(zip(new, encoder.prepare_all([contents[key] for key in new]), strict=True))
-    chunk = _Chunk([], [], {}, [], len(entries))
+    chunk = _Chunk([], [], {}, [])
     for entry, what in found:
         sample = what if isinstance(what, BadContent) else prepared.get(what)
         if isinstance(sample, BadContent):

@@ -17,6 +17,7 @@ from mm_fibinet.prepare.dataset import Dataset, Rows
 from mm_fibinet.prepare.levels import LEVELS
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
+from mm_fibinet.schema import LABEL
 from mm_fibinet.user_info import HISTORY_END, USER_ID
 
 ROWS_AT_ONCE = 100_000
@@ -26,7 +27,6 @@ IDS = "ids.parquet"
 IMAGES = "item_images"
 EMBEDDED = "embedded/item_info.parquet"  # where build_item_emb.py is told to write
 EMBEDDINGS = ("item_emb_d128", "txt_emb_d128", "img_emb_d128")
-LABEL = "label"
 RESERVED = (
     USER_ID, schema.ITEM_ID, schema.ITEM_SEQ, schema.TEST_ID, LABEL, HISTORY_END, *schema.LEVELS, KEY, TITLE, TAGS,
     DESCRIPTION, *EMBEDDINGS,

@@ -17,10 +17,10 @@ from scipy.sparse import csr_matrix
 from mm_fibinet import schema, user_info
 from mm_fibinet.errors import UserError
 from mm_fibinet.parquet_reader import open_parquet, read_slices
+from mm_fibinet.schema import LABEL
 from mm_fibinet.significance import Interval, auc_intervals
 from mm_fibinet.user_info import HISTORY_END, USER_ID, Users
 
-LABEL = "label"
 MOST_ROWS = 100_000  # their AUC is sure to about 0.003
 MOST_POSITIONS = 1_000  # of a history of user_info, its newest
 BLOCK_ROWS = 8_192
