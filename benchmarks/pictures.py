@@ -83,7 +83,8 @@ def main() -> None:
     """Draw what can be drawn."""
     parser = argparse.ArgumentParser(description="Draw the pictures of docs/.")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these pictures (default: all)")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", help="the demo data (default: %(default)s)")
+    demo = ROOT / "data" / "demo"
+    parser.add_argument("--data", type=Path, default=demo, help="the demo data (default: %(default)s)")
     speed = ROOT / "benchmarks" / "out" / "speed.json"
     parser.add_argument("--speed", type=Path, default=speed, help="of benchmarks/speed.py (default: %(default)s)")
     page = ROOT / "leaderboard" / "leaderboard.html"

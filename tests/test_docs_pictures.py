@@ -46,7 +46,8 @@ def test_a_speed_run_is_drawn_again_from_its_numbers(tmp_path, monkeypatch):
 def test_a_page_is_drawn_whole(tmp_path, monkeypatch):
     with browser_of():  # or this test is skipped
         pass
-    (tmp_path / "page.html").write_text("<body style='margin:0'><div style='height:2345px;background:#00f'></div></body>")
+    blue = "<body style='margin:0'><div style='height:2345px;background:#00f'></div></body>"
+    (tmp_path / "page.html").write_text(blue)
     run(monkeypatch, "--only", "leaderboard", "--leaderboard", tmp_path / "page.html", "--out", tmp_path)
     picture = Image.open(tmp_path / "leaderboard.png")
     assert picture.size == (1280, 2345) and picture.getpixel((640, 2300)) == (0, 0, 255)

@@ -1,4 +1,4 @@
-"""The documentation's site: built strictly, as `make docs` does, and opened in a browser without a server or a network."""
+"""The documentation's site: built strictly, as `make docs` does, and opened in a browser without server or network."""
 
 import pytest
 from browsing import pages_of

@@ -1,4 +1,4 @@
-"""The page of settings: all that the schema takes is on it, with the schema's default and a sentence on what it does."""
+"""The page of settings: all that the schema takes is on it, with its default and a sentence on what it does."""
 
 import importlib.util
 import re
@@ -112,7 +112,8 @@ def test_settings_of_a_class_of_fuxictrs_are_its_own(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["mm-fibinet", "list", "--settings", "model_zoo.LongCTR:SIM"])
     assert not main()
     out = capsys.readouterr().out
-    assert "\nSIM\n" in out and "  short_seq_len (50): a whole number from 1 to" in out and "early_stop_patience (2)" in out
+    assert "\nSIM\n" in out and "  short_seq_len (50): a whole number from 1 to" in out
+    assert "  early_stop_patience (2): " in out
 
 
 def test_an_unknown_model_is_refused(monkeypatch):
