@@ -128,7 +128,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             several, as {"bce": 0.8, "pairwise": 0.2}.
         pos_weight, focal_gamma: of these (see mm_fibinet.losses).
         history_levels: the history's items carry likes_level and views_level too, embedded by the row's own tables.
-        kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing. Of these
+        kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing. They are
         embedding_regularizer: L2 or L1 of the embedding tables, as its gradient; the loss that is shown is without it.
         net_regularizer: the same of all other weights.
         eval_steps: steps between two evaluations; null for one an epoch.
