@@ -6,7 +6,7 @@ CASES ?= 5000
 GPU ?= -1
 RAW ?= Taobao-MM
 
-.PHONY: venv demo microlens taobao_mm test fuzz lint bench clean
+.PHONY: venv demo microlens taobao_mm test fuzz lint bench docs clean
 
 venv: .venv/.installed
 
@@ -55,5 +55,9 @@ lint: venv
 bench: venv
 	$(VENV)/python benchmarks/speed.py
 
+# The documentation as a site in site/; site/index.html opens without a server.
+docs: venv
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build
+
 clean:
-	rm -rf .venv checkpoints submission data/demo
+	rm -rf .venv checkpoints submission site data/demo
