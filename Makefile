@@ -6,7 +6,7 @@ CASES ?= 5000
 GPU ?= -1
 RAW ?= Taobao-MM
 
-.PHONY: venv demo microlens taobao_mm test fuzz lint bench clean
+.PHONY: venv demo microlens taobao_mm test fuzz lint bench dist clean
 
 venv: .venv/.installed
 
@@ -55,5 +55,10 @@ lint: venv
 bench: venv
 	$(VENV)/python benchmarks/speed.py
 
+# Files in a wheel are dated as the commit is, so that the same commit gives the same bytes.
+dist: venv
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(VENV)/python -m build
+
 clean:
-	rm -rf .venv checkpoints submission data/demo
+	rm -rf .venv checkpoints submission data/demo dist
