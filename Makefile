@@ -18,8 +18,9 @@ venv: .venv/.installed
 ifeq ($(LOCK),)
 	$(VENV)/python -m pip install -e ".[dev]"
 else
-	$(VENV)/python -m pip install --require-hashes -r requirements/ci.txt
+	$(VENV)/python -m pip install --require-hashes --no-deps -r requirements/ci.txt
 	$(VENV)/python -m pip install --no-deps --no-build-isolation -e .
+	$(VENV)/python -m pip check
 endif
 	touch $@
 

@@ -3,8 +3,8 @@
     .venv/bin/python tests/replicas/clean_install.py dist/*.whl --folder /tmp/clean
 
 Run it by the Python of `make venv`, which exports a model for the scorer. *core* is the wheel and what pip brings with
-it, no extra: loader, training and FuxiCTR's own model_zoo beside ours. *scorer* and *scorer_lowest* are the wheel alone,
-numpy and onnxruntime, the newest and the lowest: scores are those of torch. Anything amiss ends it with exit code 1.
+it, no extra: loader, training and FuxiCTR's own model_zoo beside ours. *scorer* and *scorer_lowest* are the wheel,
+numpy and onnxruntime alone, the newest and the lowest: scores are those of torch. Anything amiss ends it with code 1.
 """
 
 import argparse
@@ -53,7 +53,7 @@ row = {name.removeprefix("row "): asked[name] for name in asked.files if name.st
 found = scorer.score(asked["history"], asked["candidates"], context=row)
 difference = np.abs(found - asked["expected"]).max()
 heavy = {"torch", "fuxictr", "ray", "pandas", "polars"} & sys.modules.keys()
-print(f"{len(found)} scores, at most {difference:.1e} from torch's, {np.ptp(found):.2f} apart; loaded {heavy or 'none'} of the rest")
+print(f"{len(found)} scores, at most {difference:.1e} from torch's, {np.ptp(found):.2f} apart")
 assert difference < 1e-5 < np.ptp(found) and not heavy
 """
 
