@@ -246,7 +246,7 @@ def open_graph(path: Path, threads: int):
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    slower = ["SkipLayerNormFusion"]  # of fields, short vectors: its kernel takes several times as long as the two it is for
+    slower = ["SkipLayerNormFusion"]  # for vectors as short as fields, one kernel takes several times as long as two
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=slower

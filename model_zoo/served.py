@@ -243,11 +243,11 @@ class ServedFields(Served):
         if model.history_pooling == "target_attention":
             self.pairs_at_once = WIDE_PAIRS
         pairs = getattr(self.model, "bilinear_interaction1", None)
-        if isinstance(pairs, BilinearPlus) and pairs.bilinear_type == "field_interaction":
-            if model.history_pooling == "mean":
-                first = len(model.field_features)
-                shared = range(first, first + len(model.pooled_features))
-                self.model.bilinear_interaction1 = PairsWithOneHistory(pairs, model.num_fields, shared)
+        one_history = model.history_pooling == "mean"  # and not as each candidate asks for it
+        if one_history and isinstance(pairs, BilinearPlus) and pairs.bilinear_type == "field_interaction":
+            first = len(model.field_features)
+            shared = range(first, first + len(model.pooled_features))
+            self.model.bilinear_interaction1 = PairsWithOneHistory(pairs, model.num_fields, shared)
         similarity = model.similarity
         if similarity is not None:
             self.min_len = TOP

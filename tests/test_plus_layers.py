@@ -42,7 +42,7 @@ def test_bilinear_plus_is_an_inner_product_a_pair(fields, bilinear_type):
     torch.testing.assert_close(layer(fields), low_rank, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [range(2, 4), range(2, 3), range(0, 2), range(3, 5), range(1, 5)])
+@pytest.mark.parametrize("shared", [range(2, 4), range(2, 3), range(2), range(3, 5), range(1, 5)])
 def test_with_one_history_the_pairs_are_the_same(fields, shared):
     layer = shaken(BilinearPlus(FIELDS, DIM, "field_interaction", output_dim=3))
     fields[:, shared.start : shared.stop] = fields[:1, shared.start : shared.stop].clone()
