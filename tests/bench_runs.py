@@ -20,7 +20,7 @@ class Ended:
 
 @contextlib.contextmanager
 def trained_here() -> Iterator[list[jobs.Job]]:
-    """Runs are trained in this process, one after the other, but a tuning's trials; yields the list of those that were."""
+    """Runs, but no trials, are trained in this process, one after the other; yields the list of those that were."""
     trained, started = [], jobs.start
 
     def start(job, command, device, places, lock, workers=None, meter=None):
