@@ -8,6 +8,7 @@ what there is: another encoder is one more entry.
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -75,7 +76,8 @@ def load_encoder(modality: str, name: str, how: Loading, loaders: Loaders) -> En
 
     Args:
         modality: for the message.
-        name: a key of `loaders`, a key that ends in a colon with something behind it, or any other where OTHERS is one.
+        name: a key of `loaders`, one that ends in a colon with something behind it, or, where OTHERS is a key, a
+            folder or a name without a colon.
         how: device, batch size, precision and what the user asked of the model.
         loaders: TEXT_ENCODERS, IMAGE_ENCODERS or another modality's.
 
@@ -84,14 +86,14 @@ def load_encoder(modality: str, name: str, how: Loading, loaders: Loaders) -> En
     """
     how = dataclasses.replace(how, option=f"--{modality}_encoder {name}")
     prefix, colon, rest = name.partition(":")
-    if name in loaders and name != OTHERS:
+    if name in loaders and name != OTHERS and not colon:
         encoder = loaders[name]("", how)
-    elif prefix + colon in loaders and colon:
+    elif prefix + colon in loaders and rest:
         encoder = loaders[prefix + colon](rest, how)
-    elif OTHERS in loaders:
+    elif OTHERS in loaders and name and (not colon or Path(name).exists()):
         encoder = loaders[OTHERS](name, how)
     else:
-        known = [f"{key}..." if key.endswith(":") else key for key in loaders]
+        known = [f"{key}..." if key.endswith(":") else key or "a model's folder or name of the hub" for key in loaders]
         raise UserError(f"{how.option}: unknown, expected {NONE}, {' or '.join(known)}")
     if how.dim not in (None, encoder.dim):
         raise UserError(
