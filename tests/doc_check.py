@@ -32,7 +32,9 @@ from mm_fibinet.options import FUSIONS, NONE
 from mm_fibinet.yaml_reader import read_value
 
 CONFIG = ROOT / "config"
-OUTSIDE = ("bash", "cd", "curl", "git", "pip", "pre-commit", "pytest")  # programs of others, whose options are theirs
+OUTSIDE = ("bash", "curl", "git", "pip", "pre-commit", "pytest")  # programs of others, whose options are theirs
+SHELL = ("cd", "cp", "mkdir")  # those that prepare a folder, which tests do, too
+CLONE = "../mm-fibinet/"  # the clone, for pages that work in a folder beside it
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_0-9]*(/[A-Z]+)?(\.[a-z]+)?|\.\.\.|\$\w+")
 TRACKED = ("benchmarks/", "config/", "docs/", "examples/", "notebooks/", "tests/")  # folders whose files must exist
 SCRIPTS = {
@@ -62,7 +64,10 @@ def problems(command: Command) -> list[str]:
         return _of_python(command, list(command.words[script:]))
     if name == "make":
         return _of_make(command)
-    if name not in OUTSIDE:
+    if name == "cp":
+        named = command.words[1].removeprefix(CLONE)
+        return [] if (ROOT / named).exists() else [f"there is no {named}: correct the page"]
+    if name not in (*OUTSIDE, *SHELL):
         return [f"{name} is no program that tests/doc_check.py knows: correct the page, or add it to OUTSIDE there"]
     if name == "pip":
         return _of_pip(command)
@@ -85,13 +90,17 @@ def problems_of_block(block: Block) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("mm_fibinet", "model_zoo"):
             module = importlib.import_module(node.module)
-            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            names = [alias.name for alias in node.names]
+            missing = [
+                name for name in names if not hasattr(module, name) and not _module_file(f"{node.module}.{name}")
+            ]
             wrong += [f"{node.module} has no {name}: correct the page" for name in missing]
     return wrong
 
 
 def _of_python(command: Command, words: list[str]) -> list[str]:
     """Of a script or a module: it exists, takes these arguments, and they name what there is."""
+    words = [word.removeprefix(CLONE) for word in words]
     filled = [part for before, word in zip(["", *words], words, strict=False) for part in _stand_in(word, before)]
     words = [word for word in filled if word != "..."]
     if not words:  # a sentence on torchrun
@@ -131,9 +140,10 @@ def _stand_in(word: str, before: str) -> list[str]:
     return ["1/1" if word == "I/N" else "1"] if word in ("N", "I/N") else [word]
 
 
-def _module_file(module: str, command: Command) -> Path | None:
+def _module_file(module: str, command: Command | None = None) -> Path | None:
     """The file that `python -m MODULE` runs, None for none; PYTHONPATH is searched as the command sets it."""
-    folders = [str(ROOT / folder) for folder in command.variables.get("PYTHONPATH", "").split(":") if folder]
+    given = command.variables.get("PYTHONPATH", "") if command else ""
+    folders = [str(ROOT / folder) for folder in given.split(":") if folder]
     with mock.patch.object(sys, "path", [str(ROOT), *folders, *sys.path]):
         for name in (f"{module}.__main__", module):
             with contextlib.suppress(ModuleNotFoundError):
@@ -253,7 +263,8 @@ def _settings(config: Path, expids: list[str], changes: list[str]) -> str | None
 @cache
 def _own_names(page: str) -> tuple[str, ...]:
     """The experiment IDs and data sets that the page's own YAML defines."""
-    blocks = [block for block in read(page) if isinstance(block, Block) and block.language == "yaml"]
+    shown = read(page) if (ROOT / page).is_file() else []
+    blocks = [block for block in shown if isinstance(block, Block) and block.language == "yaml"]
     found = [read_value(textwrap.dedent(block.code), str(block)) for block in blocks]
     return tuple(str(name) for entry in found if isinstance(entry, dict) for name in entry)
 

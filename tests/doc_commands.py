@@ -7,14 +7,15 @@ Kaggle, the network, many minutes. Whatever it is, its own parser takes it and w
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from doc_check import problems, problems_of_block  # noqa: E402  (found by the line above)
+from doc_check import OUTSIDE, SHELL, problems, problems_of_block  # noqa: E402  (found by the line above)
 from doc_pages import ROOT, Block, Command, pages, read  # noqa: E402
-from documented import is_outside, runners  # noqa: E402
+from documented import in_ci, is_run, runners  # noqa: E402
 
 PARSED = "parsed"
 # What a command needs, by what a reader sees in the command, beside it or above it.
@@ -23,11 +24,11 @@ NEEDS = {
     "MicroLens": r"data/MicroLens_1M_x1|needs MicroLens",
     "Taobao-MM": r"needs Taobao-MM",
     "a GPU": r"--gpu \d|needs a GPU",
-    "the network": r"^(pip|git|pre-commit) |\bmake venv\b|needs the network",
+    "the network": r"^(pip|git|pre-commit) |\bmake venv\b|internet is on|needs the network",
     "a checkout of FuxiCTR": r"--models_from|\b(\.\./)?FuxiCTR/|needs a checkout of FuxiCTR",
     "minutes": r"\d (to \d+ )?(minutes|hours)|\bminutes\b",
-    "a reader's own": r"(?<![\w./-])(IN|OUT|NAME|REPO|EXPID|MY_DATA|URL)\b|\.\.\. |needs your own",
 }
+OWN = r"(?<![\w./-])(IN|OUT|NAME|REPO|MY_DATA|URL)\b|\.\.\. "  # a reader's own, in the command itself
 
 
 @dataclass(frozen=True)
@@ -39,34 +40,39 @@ class Row:
     detail: str
 
 
-def rows() -> list[Row]:
-    """All commands and blocks of all pages, in the pages' order."""
-    ran, checked = runners(), (ROOT / ".ci" / "run").read_text()
-    found = []
-    for page in pages():
-        for shown in read(page):
+def rows(of: Sequence[str] | None = None, root: Path = ROOT) -> list[Row]:
+    """All commands and blocks of pages, in their order; of all pages unless they are named."""
+    ran, found = runners(), []
+    for page in of or pages():
+        for shown in read(page, root):
             if isinstance(shown, Block) and shown.language not in ("python", "yaml"):
                 continue
-            tests = ran.get((page, shown.heading))
-            runs = isinstance(shown, Block) or not is_outside(shown)
-            if isinstance(shown, Command) and not shown.fenced:
-                found.append(Row(shown, PARSED, "named within a sentence"))
+            text = shown.code if isinstance(shown, Block) else shown.text
+            places = [
+                place for place in ran if place[:2] == (page, shown.heading) and all(t in text for t in place[2:])
+            ]
+            if places and is_run(shown):
+                found.append(Row(shown, "run", ", ".join(test for place in places for test in ran[place])))
             elif isinstance(shown, Block) and shown.language == "yaml":
-                found.append(Row(shown, PARSED, "read by the project's own reader"))
-            elif tests and runs:
-                found.append(Row(shown, "run", ", ".join(tests)))
-            elif isinstance(shown, Command) and re.search(rf"^{' '.join(shown.words[:2])}$", checked, re.M):
+                found.append(Row(shown, PARSED, "read as YAML, as configs are"))
+            elif isinstance(shown, Command) and not shown.fenced:
+                found.append(Row(shown, PARSED, "named within a sentence"))
+            elif isinstance(shown, Command) and in_ci(shown):
                 found.append(Row(shown, "run", ".ci/run"))
+            elif needs := needed(shown):
+                found.append(Row(shown, "needs", ", ".join(needs)))
+            elif isinstance(shown, Command) and shown.words[0] in (*OUTSIDE, *SHELL):
+                found.append(Row(shown, "outside", "a program of others"))
             else:
-                needs = needed(shown)
-                found.append(Row(shown, "needs" if needs else "untested", ", ".join(needs)))
+                found.append(Row(shown, "untested", ""))
     return found
 
 
 def needed(shown: Block | Command) -> list[str]:
     """What a page says that a command needs."""
     text = f"{' '.join(shown.words)} " if isinstance(shown, Command) else ""
-    return [name for name, sign in NEEDS.items() if re.search(sign, f"{text}\n{shown.around}", re.M)]
+    found = [name for name, sign in NEEDS.items() if re.search(sign, f"{text}\n{shown.around}", re.M)]
+    return found + ["a reader's own"] * bool(re.search(OWN, text))
 
 
 def main() -> int:
@@ -91,7 +97,7 @@ def of_row(row: Row) -> list[str]:
     if row.how == "untested":
         wrong.append(
             "no test runs it: mark a test that does with documented(PAGE, HEADING), see tests/documented.py, or say "
-            f"in the page that it needs one of: {', '.join(NEEDS)} (tests/doc_commands.py)"
+            f"in the page that it needs one of: {', '.join(NEEDS)}; NAME and the like stand for a reader's own (tests/doc_commands.py)"
         )
     return wrong
 

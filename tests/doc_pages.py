@@ -87,7 +87,7 @@ def _read(page: str, lines: list[str], first: int, step: int = 1) -> Iterator[Bl
     while i < len(lines):
         fence = re.fullmatch(r"\s*```(\w*).*", lines[i])
         if fence:
-            yield from _spans(page, prose, first + start * step, heading)
+            yield from _spans(page, prose, first + start * step, heading, step)
             above, prose = " ".join(prose) or above, []
             end = next(j for j in range(i + 1, len(lines) + 1) if j == len(lines) or lines[j].strip() == "```")
             code = "\n".join(lines[i + 1 : end]) + "\n"
@@ -95,27 +95,27 @@ def _read(page: str, lines: list[str], first: int, step: int = 1) -> Iterator[Bl
                 yield from shell(code, page, first + (i + 1) * step, heading, above, step)
             else:
                 yield Block(page, first + i * step, fence[1], code, heading, f"{above} {code}")
-            i, start = end + 1, end + 1
+            above, i, start = "", end + 1, end + 1
             continue
         title = re.fullmatch(r"#+ (.*)", lines[i])
         if title or not lines[i].strip():
-            yield from _spans(page, prose, first + start * step, heading)
+            yield from _spans(page, prose, first + start * step, heading, step)
             above, prose, start = " ".join(prose) or above, [], i + 1
             heading, above = (title[1], "") if title else (heading, above)
         else:
             prose.append(lines[i])
         i += 1
-    yield from _spans(page, prose, first + start * step, heading)
+    yield from _spans(page, prose, first + start * step, heading, step)
 
 
-def _spans(page: str, prose: list[str], first: int, heading: str) -> Iterator[Command]:
+def _spans(page: str, prose: list[str], first: int, heading: str, step: int) -> Iterator[Command]:
     """The commands within the sentences of a paragraph; one may be broken over two lines."""
     text = "\n".join(prose)
     for span in re.finditer(r"`([^`]+)`", text):
         code = re.sub(r"\s*\\?\n\s*", " ", span[1]).removeprefix("!")
         name = code.split()[0] if code.split() else ""
         if (name in PROGRAMS and " " in code) or (name.endswith(".py") and " " in code):
-            line = first + text.count("\n", 0, span.start())
+            line = first + text.count("\n", 0, span.start()) * step
             alternatives = re.sub(r" \| ", f" ; {name} ", code)  # of one program, as a help line has them
             for _, words, _ in _lines(alternatives):
                 yield Command(page, line, code, tuple(words), heading, text, fenced=False)

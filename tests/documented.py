@@ -1,5 +1,6 @@
 """Tests that run what a page shows: `@pytest.mark.documented(PAGE, HEADING)` and the fixture `documented`.
 
+A third word, `documented(PAGE, HEADING, TEXT)`, leaves it at those with this text in them.
 The commands come from the page itself, in its order, and every one of them has to be run by the time the test ends: one
 that is new in the page fails the test until it runs there, too. `doc_commands.py` lists them by these marks.
 """
@@ -7,32 +8,47 @@ that is new in the page fails the test until it runs there, too. `doc_commands.p
 import ast
 import glob
 import importlib
+import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from doc_check import OUTSIDE
+from doc_check import CLONE, OUTSIDE, SHELL
 from doc_pages import ROOT, Block, Command, read
 
 NO_GPU = {"--gpu": "-1"}
 TESTS = Path(__file__).resolve().parent
 
 
-def commands_of(page: str, heading: str) -> list[Block | Command]:
-    """What stands in blocks of code below a heading and is run: this project's commands and Python."""
-    found = [each for each in read(page) if each.heading == heading]
-    found = [each for each in found if isinstance(each, Command) or each.language == "python"]
-    return [each for each in found if isinstance(each, Block) or (each.fenced and not is_outside(each))]
+def commands_of(page: str, heading: str, text: str = "") -> list[Block | Command]:
+    """What stands in blocks of code below a heading, has `text` in it, and is run or saved as a file."""
+    found = [each for each in read(page) if each.heading == heading and is_run(each)]
+    return [each for each in found if text in (each.code if isinstance(each, Block) else each.text)]
 
 
-def is_outside(command: Command) -> bool:
-    """Whether a command is one of other programs, which no test runs: pip, git, ..."""
-    return Path(command.words[0]).name in OUTSIDE
+def is_run(shown: Block | Command) -> bool:
+    """Whether tests run it: commands of this project in blocks of code, Python, and blocks that name a file."""
+    if isinstance(shown, Block):
+        return shown.language == "python" or file_of(shown) is not None
+    return shown.fenced and Path(shown.words[0]).name not in OUTSIDE and not in_ci(shown)
+
+
+def in_ci(command: Command) -> bool:
+    """Whether `.ci/run` runs it as it is."""
+    return " ".join(command.words) in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def file_of(block: Block) -> str | None:
+    """The file that a block is to be saved as, which its first line names in a comment; None for none."""
+    named = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", block.code)
+    return named[1] if named else None
 
 
 class Documented:
@@ -40,10 +56,10 @@ class Documented:
 
     Attributes:
         commands: the command lines, in the page's order.
-        blocks: the Python.
+        blocks: Python, and what is to be saved as a file.
     """
 
-    def __init__(self, places: list[tuple[str, str]]):
+    def __init__(self, places: list[tuple[str, ...]]):
         found = [each for place in places for each in commands_of(*place)]
         assert found, f"there is nothing to run at {places}: correct the heading in the test's mark"
         self.commands = [each for each in found if isinstance(each, Command)]
@@ -62,16 +78,23 @@ class Documented:
                 for nothing}.
             capsys: of pytest.
         """
-        options = {name: value for name, value in instead.items() if name.startswith("--")}
         values = {option: value for option, value in instead.items() if option.startswith("-")}
         own = {word: value for word, value in instead.items() if word not in values}
+        if command.words[0] in SHELL:
+            self.done(command)
+            if command.words[0] == "cd":
+                os.chdir(command.words[1])
+            else:
+                subprocess.run(command.words, check=True)
+            return SimpleNamespace(code=0, out="", err="")
         filled = [values.get(before, own.get(word, word)) for before, word in pairs(command.words)]
         words = [word for word in filled if word is not None]
         words = [path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])]
         assert Path(words[0]).name.startswith("python"), f"{command}: tests run Python programs"
         script, *arguments = words[2:] if words[1] == "-m" else words[1:]
         self.done(command)
-        code = start(script.removesuffix(".py").replace("/", "."), [*arguments, *map(str, more)])
+        script = script.removeprefix(CLONE).removesuffix(".py").replace("/", ".")
+        code = start(script, [*arguments, *map(str, more)])
         out = capsys.readouterr() if capsys else SimpleNamespace(out="", err="")
         return SimpleNamespace(code=code, out=out.out, err=out.err)
 
@@ -89,6 +112,13 @@ class Documented:
         self.done(block)
         exec(compile("\n" * block.line + block.code, block.page, "exec"), names)
         return names
+
+    def save(self, block: Block) -> Path:
+        """Write a block as the file that it names, in the current folder."""
+        path = Path(file_of(block) or "")
+        path.write_text(block.code, encoding="utf-8")
+        self.done(block)
+        return path
 
     def done(self, each: Block | Command) -> None:
         """That a test has run it in a way of its own."""
@@ -128,11 +158,13 @@ def documented(request) -> Iterator[Documented]:
     assert not left, f"{request.node.nodeid} is to run these too:{left}\nor they belong below another heading"
 
 
-def runners() -> dict[tuple[str, str], list[str]]:
-    """{(page, heading): the tests that run it}, by the marks in the tests' source."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for path in sorted(TESTS.glob("test_*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+@cache
+def runners() -> dict[tuple[str, ...], list[str]]:
+    """{(page, heading) or (page, heading, text): the tests that run it}, by the marks in the tests' source."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in sorted(TESTS.rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.parse(text).body if "mark.documented(" in text else []:
             for mark in getattr(node, "decorator_list", []):
                 if re.fullmatch(r"pytest\.mark\.documented\(.*\)", ast.unparse(mark), re.DOTALL):
                     place = tuple(ast.literal_eval(argument) for argument in mark.args)
