@@ -96,8 +96,9 @@ def of_row(row: Row) -> list[str]:
     wrong = problems(row.shown) if isinstance(row.shown, Command) else problems_of_block(row.shown)
     if row.how == "untested":
         wrong.append(
-            "no test runs it: mark a test that does with documented(PAGE, HEADING), see tests/documented.py, or say "
-            f"in the page that it needs one of: {', '.join(NEEDS)}; NAME and the like stand for a reader's own (tests/doc_commands.py)"
+            "no test runs it: mark a test that does with documented(PAGE, HEADING), see tests/documented.py, or say in "
+            f"the page that it needs one of {', '.join(NEEDS)} (tests/doc_commands.py); NAME and the like stand for a "
+            "reader's own"
         )
     return wrong
 

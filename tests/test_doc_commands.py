@@ -31,6 +31,19 @@ def test_every_command_of_a_page(page, table):
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+@pytest.mark.documented("CONTRIBUTING.md", "What the pages show")
+def test_the_list(documented, table, capsys):
+    """A line a command, and their number; the page's example of a test is one."""
+    documented.execute(documented.blocks[0], pytest=pytest)
+    [done] = documented.run_all(capsys=capsys)
+    listed = [row for of_page in table.values() for row in of_page]
+    lines = [line for line in done.out.splitlines() if line.startswith("| ")]
+    assert len(lines) == len(listed) + 1
+    *_, counts = done.out.strip().splitlines()
+    assert re.match(rf"{len(listed)}: ", counts)
+    assert f" {sum(row.how == 'run' for row in listed)} run" in counts and "untested" not in counts
+
+
 def test_the_tests_that_run_them_are_collected(request):
     """By pytest: of this session where it has all of them, else of one that collects their files."""
     named = {test for tests in runners().values() for test in tests}
@@ -178,7 +191,7 @@ def test_a_new_command_has_to_be_run_or_marked(tmp_path):
         "new.md:7: python run_expid.py --expid FiBiNET_demo --gpu 0": ("needs", ""),
         "new.md:13: python run_expid.py --expid DIN_demo --set dataset_id=MINE": ("needs", ""),
         "new.md:16: python block": ("untested", "mm_fibinet has no no_such_thing"),
-        "new.md:20: yaml block": ("parsed", "new.md:20: yaml block: 'a' is given twice"),
+        "new.md:20: yaml block": ("parsed", "new.md:20: yaml block: not valid YAML: 'a' is given twice"),
         "new.md:25: python run_expid.py --expid FiBiNET_demo --bad 1": ("parsed", "unrecognized arguments: --bad 1"),
         "new.md:26: run_benchmark.py --suite": ("parsed", ""),
     }

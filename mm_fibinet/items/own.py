@@ -95,7 +95,8 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
         ]
         has = ", ".join(sorted(classes)) or "no class at all"
         raise UserError(f"{how.option}: there is no class {class_name} in {module.__file__}, which has {has}")
-    made = _guarded(how.option, found, "its constructor", lambda: found(how))
+    make: Callable[[Loading], Any] = found
+    made = _guarded(how.option, found, "its constructor", lambda: make(how))
     missing = [attribute for attribute in NEEDED if not hasattr(made, attribute)]
     if missing:
         raise UserError(
