@@ -30,7 +30,7 @@ def print_experiments(config: str, models_from: str | None, home: Home) -> None:
         models_from: a checkout of FuxiCTR whose models are named too, or None.
         home: whose models.
     """
-    rows = [("experiment", "model", "data set")]
+    rows: list[tuple[str, ...]] = [("experiment", "model", "data set")]
     for expid, experiment in settings.load_model_configs(config).items():
         rows.append((expid, str(experiment.get("model")), str(experiment["dataset_id"])))
     print_table(rows)
