@@ -99,9 +99,17 @@ def problems_of_block(block: Block) -> list[str]:
 
 
 def _of_python(command: Command, words: list[str]) -> list[str]:
-    """Of a script or a module: it exists, takes these arguments, and they name what there is."""
+    """Of a script or a module: it exists, takes these arguments, and they name what there is.
+
+    A pattern of the shell's stands for two files or, where that is wrong, for one.
+    """
     words = [word.removeprefix(CLONE) for word in words]
-    filled = [part for before, word in zip(["", *words], words, strict=False) for part in _stand_in(word, before)]
+    return _with_files(command, words, 2) and _with_files(command, words, 1)
+
+
+def _with_files(command: Command, words: list[str], files: int) -> list[str]:
+    """The same, with so many files for each pattern."""
+    filled = [w for before, word in zip(["", *words], words, strict=False) for w in _stand_in(word, before, files)]
     words = [word for word in filled if word != "..."]
     if not words:  # a sentence on torchrun
         return []
@@ -131,12 +139,12 @@ def _of_python(command: Command, words: list[str]) -> list[str]:
     return wrong + _names(namespace, command)
 
 
-def _stand_in(word: str, before: str) -> list[str]:
+def _stand_in(word: str, before: str, files: int) -> list[str]:
     """Values for what a reader is to fill in: `...` behind an option, N of a number, files that `*` stands for."""
     if word == "..." and before.startswith("--"):
         return ["NAME"]
     if "*" in word and "=" not in word:
-        return [word.replace("*", "1"), word.replace("*", "2")]
+        return [word.replace("*", str(number)) for number in range(files)]
     return ["1/1" if word == "I/N" else "1"] if word in ("N", "I/N") else [word]
 
 

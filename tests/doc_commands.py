@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 from doc_check import OUTSIDE, SHELL, problems, problems_of_block  # noqa: E402  (found by the line above)
 from doc_pages import ROOT, Block, Command, pages, read  # noqa: E402
-from documented import in_ci, is_run, runners  # noqa: E402
+from documented import commands_of, in_ci, is_run, runners  # noqa: E402
 
 PARSED = "parsed"
 # What a command needs, by what a reader sees in the command, beside it or above it.
@@ -43,22 +43,23 @@ class Row:
 def rows(of: Sequence[str] | None = None, root: Path = ROOT) -> list[Row]:
     """All commands and blocks of pages, in their order; of all pages unless they are named."""
     ran, found = runners(), []
+    by_words: dict[tuple[str, ...], list[tuple[str, ...]]] = {}  # the same words on two pages are one command
+    for place in ran:
+        for shown in commands_of(*place):
+            by_words.setdefault(key_of(shown), []).append(place)
     for page in of or pages():
         for shown in read(page, root):
             if isinstance(shown, Block) and shown.language not in ("python", "yaml"):
                 continue
-            text = shown.code if isinstance(shown, Block) else shown.text
-            places = [
-                place for place in ran if place[:2] == (page, shown.heading) and all(t in text for t in place[2:])
-            ]
-            if places and is_run(shown):
-                found.append(Row(shown, "run", ", ".join(test for place in places for test in ran[place])))
+            tests = sorted({test for place in by_words.get(key_of(shown), []) for test in ran[place]})
+            if tests and is_run(shown):
+                found.append(Row(shown, "run", ", ".join(tests)))
             elif isinstance(shown, Block) and shown.language == "yaml":
                 found.append(Row(shown, PARSED, "read as YAML, as configs are"))
             elif isinstance(shown, Command) and not shown.fenced:
                 found.append(Row(shown, PARSED, "named within a sentence"))
-            elif isinstance(shown, Command) and in_ci(shown):
-                found.append(Row(shown, "run", ".ci/run"))
+            elif isinstance(shown, Command) and (workflow := in_ci(shown)):
+                found.append(Row(shown, "run", workflow))
             elif needs := needed(shown):
                 found.append(Row(shown, "needs", ", ".join(needs)))
             elif isinstance(shown, Command) and shown.words[0] in (*OUTSIDE, *SHELL):
@@ -66,6 +67,11 @@ def rows(of: Sequence[str] | None = None, root: Path = ROOT) -> list[Row]:
             else:
                 found.append(Row(shown, "untested", ""))
     return found
+
+
+def key_of(shown: Block | Command) -> tuple[str, ...]:
+    """What makes two of them the same."""
+    return shown.words if isinstance(shown, Command) else (shown.code,)
 
 
 def needed(shown: Block | Command) -> list[str]:

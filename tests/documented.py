@@ -40,9 +40,12 @@ def is_run(shown: Block | Command) -> bool:
     return shown.fenced and Path(shown.words[0]).name not in OUTSIDE and not in_ci(shown)
 
 
-def in_ci(command: Command) -> bool:
-    """Whether `.ci/run` runs it as it is."""
-    return " ".join(command.words) in (ROOT / ".ci" / "run").read_text().splitlines()
+def in_ci(command: Command) -> str | None:
+    """The file that runs a command, as it is, with every change; None for none."""
+    for path in [ROOT / ".ci" / "run", *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]:
+        if re.search(rf"^[ -]*(run: )?{re.escape(' '.join(command.words))}( |$)", path.read_text(), re.MULTILINE):
+            return str(path.relative_to(ROOT))
+    return None
 
 
 def file_of(block: Block) -> str | None:
