@@ -1,38 +1,41 @@
 """A benchmark of tiny runs that are trained in this process, for tests that need many of them."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 from conftest import run_script
 
+from mm_fibinet import files
 from mm_fibinet.compare import jobs
 
 
+class Ended:
+    """A run that is over, with what `jobs.run_all` asks of a process."""
+
+    def __init__(self, code: int | None):
+        self.poll = lambda: code or 0
+
+
 @contextlib.contextmanager
-def trained_here():
-    """Runs of `jobs.run_all` are trained in this process, one after the other; yields the list of those that were."""
-    trained = []
+def trained_here() -> Iterator[list[jobs.Job]]:
+    """Runs, but no trials, are trained in this process, one after the other; yields the list of those that were."""
+    trained, started = [], jobs.start
 
-    def run_all(planned, command, *_):
-        for job in planned:
-            if job.params and not job.result():
-                jobs._clear_other_run(job)
-                options = [
-                    *command[2:],
-                    "--expid",
-                    job.expid,
-                    "--gpu",
-                    "-1",
-                    "--model_root",
-                    job.model_root,
-                    "--resume",
-                ]
-                code, _, _ = run_script("run_expid", *options, "--set", "verbose=0", *job.changes, f"seed={job.seed}")
-                job.error = None if code == 0 else "failed"
-                trained.append(job)
+    def start(job, command, device, places, lock, workers=None, meter=None):
+        if meter:
+            return started(job, command, device, places, lock, workers, meter)
+        jobs._clear_other_run(job)
+        files.make_folder(job.model_root)
+        options = ["--expid", job.expid, "--gpu", device, "--model_root", job.model_root, "--resume"]
+        changes = ["--set", "verbose=0", *job.changes, f"seed={job.seed}"]
+        with open(job.output, "w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code, _, _ = run_script("run_expid", *command[2:], *options, *changes)
+        trained.append(job)
+        return Ended(code)
 
-    with mock.patch.object(jobs, "run_all", run_all):
+    with mock.patch.object(jobs, "start", start), mock.patch.object(jobs, "POLL_SECONDS", 0):
         yield trained
 
 

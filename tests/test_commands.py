@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
+import model_zoo
 from mm_fibinet import commands
 from mm_fibinet.commands.arguments import COMMANDS
 
@@ -81,12 +82,18 @@ def test_of_several_processes_one_is_warned(rank, times, monkeypatch):
     assert done.returncode == 0 and done.stderr.count("UserWarning: old name") == times
 
 
-def test_list_names_every_experiment(dataset, capsys):
+def test_list_names_every_experiment_and_model(dataset, capsys):
     code, out, _ = run_script("mm_fibinet.__main__", "list", "--config", dataset, capsys=capsys)
     assert code == 0
-    heads, *rows = [line.split() for line in out.splitlines()]
+    experiments, models = out.split("\n\n")
+    heads, *rows = [line.split() for line in experiments.splitlines()]
     assert heads == ["experiment", "model", "data", "set"]
     assert [row[:2] for row in rows] == [["FiBiNET_test", "FiBiNET"], ["FiBiNET_test_no_emb", "FiBiNET"]]
+    _, *lines = [line.split(maxsplit=1) for line in models.splitlines()]
+    assert [name for name, _ in lines] == sorted(model_zoo.__all__, key=str.lower)
+    assert ["DIN", "Target attention over the history, then an MLP."] in lines
+    assert ["QIN_variety_v9", "another name of QIN"] in lines
+    assert run_script("run_expid", "--list", "--config", dataset, capsys=capsys) == (0, out, "")
 
 
 def test_both_homes_have_the_same_experiments():

@@ -402,7 +402,7 @@ def test_importing_the_modules_changes_nothing_for_the_process():
     assert before == (list(warnings.filters), logging.root.manager.disable, list(logging.root.handlers))
 
 
-def test_an_encoder_is_found_by_its_key_its_prefix_or_not_at_all():
+def test_an_encoder_is_found_by_its_key_its_prefix_or_not_at_all(tmp_path, monkeypatch):
     class Named(SimpleNamespace):
         dim = 3
 
@@ -411,13 +411,19 @@ def test_an_encoder_is_found_by_its_key_its_prefix_or_not_at_all():
 
     loaders = {"plain": loader("plain"), "family:": loader("family")}
     how = Loading(CPU, 4)
-    for name, key, rest in (("plain", "plain", ""), ("family:a:b", "family", "a:b"), ("family:", "family", "")):
+    for name, key, rest in (("plain", "plain", ""), ("family:a:b", "family", "a:b")):
         found = load_encoder("audio", name, how, loaders)
         assert (found.key, found.rest, found.option) == (key, rest, f"--audio_encoder {name}")
-    for name in ("plain:x", "family", "", "other"):
+    for name in ("plain:x", "family", "family:", "", "other"):
         with pytest.raises(UserError, match=f"--audio_encoder {name}: unknown, expected none, plain or family:"):
             load_encoder("audio", name, how, loaders)
     loaders[encoders.OTHERS] = loader("others")
     assert load_encoder("audio", "a/b", how, loaders).rest == "a/b"
+    monkeypatch.chdir(tmp_path)
+    for name in ("family:", "timm:resnet18", "fmaily:a", ""):  # nobody's model, so that no hub is asked
+        with pytest.raises(UserError, match=f"--audio_encoder {name}: unknown, .* or family:... or a model's folder"):
+            load_encoder("audio", name, how, loaders)
+    (tmp_path / "models:mine").mkdir()
+    assert load_encoder("audio", "models:mine", how, loaders).key == "others"
     with pytest.raises(UserError, match=r"has vectors of 3 numbers and no shorter ones .*drop --audio_dim"):
         load_encoder("audio", "plain", Loading(CPU, 4, dim=2), loaders)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from bench_runs import trained_here
 from conftest import ROOT, make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
@@ -238,8 +239,9 @@ def test_killed_half_way_and_started_again(tmp_path, capsys):
     assert (folders[0] / "result.json").exists() and not (folders[1] / "result.json").exists()
     before = {path: path.stat().st_mtime_ns for path in folders[0].rglob("*")}
 
-    code, _, _ = run_script("run_benchmark", *arguments, capsys=capsys)
-    assert code == 1  # one run failed
+    with trained_here() as trained:
+        code, _, _ = run_script("run_benchmark", *arguments, capsys=capsys)
+    assert code == 1 and [job.expid for job in trained] == ["FiBiNET_test"]  # one run failed
     assert {path: path.stat().st_mtime_ns for path in folders[0].rglob("*")} == before
     with open(out / "leaderboard.csv", newline="") as opened:
         rows = {row["expid"]: row for row in csv.DictReader(opened)}

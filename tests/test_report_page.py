@@ -234,6 +234,7 @@ def unclicked(folder):
         (["item_info.parquet", "--out", "item_info.parquet"], "--out item_info.parquet is an input"),
         (["item_info.parquet", "--out", "mine.html"], "--out mine.html: there is a file that is no html"),
         (["item_info.parquet", "--seed", "-1"], "--seed -1: expected 0"),
+        (["item_info.parquet", "--user_info", "u.parquet"], "--user_info u.parquet: there is no validation split"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_nothing_is_written(arguments, message, tmp_path, monkeypatch, capsys):

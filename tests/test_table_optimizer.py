@@ -268,14 +268,14 @@ def test_nothing_of_the_tables_height_is_allocated(dataset, tmp_path, mode, allo
     ids=["lazy", "rowwise_adagrad"],
 )
 def test_resume_is_exact(dataset, tmp_path, small_tables, monkeypatch, settings, of_tables):
-    settings = {**settings, "batch_size": 20, **of_tables}
+    settings = {**settings, "batch_size": 40, **of_tables}
     whole = Run(dataset, tmp_path / "whole", **settings)
-    expected = whole.fit(checkpoint_every=3)
+    expected = whole.fit(checkpoint_every=4)
 
     class Stop(Exception):
         pass
 
-    step, left = Trainer._train_step, 40
+    step, left = Trainer._train_step, 22
 
     def stopping(self, *arguments, **named):
         nonlocal left
@@ -286,9 +286,9 @@ def test_resume_is_exact(dataset, tmp_path, small_tables, monkeypatch, settings,
 
     monkeypatch.setattr(Trainer, "_train_step", stopping)
     with pytest.raises(Stop):
-        Run(dataset, tmp_path / "stopped", **settings).fit(checkpoint_every=3)
+        Run(dataset, tmp_path / "stopped", **settings).fit(checkpoint_every=4)
     run = Run(dataset, tmp_path / "stopped", **settings)
-    history = run.fit(resume=True, checkpoint_every=3)
+    history = run.fit(resume=True, checkpoint_every=4)
     assert_equal_weights(weights(run.model), weights(whole.model))
     assert [entry["loss"] for entry in history] == [entry["loss"] for entry in expected]
 

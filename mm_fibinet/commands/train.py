@@ -14,6 +14,7 @@ from torch import nn
 from mm_fibinet import any_model, commands, distributed, model_source, run_manifest, run_result, settings
 from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.commands import Home
+from mm_fibinet.commands import list as listing
 from mm_fibinet.compare import workers
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError, printable
@@ -35,6 +36,9 @@ def checked_gpu(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace, home: Home) -> None:
     """Train, evaluate, and say where the files are."""
+    if args.list:
+        listing.print_experiments(args.config, args.models_from, home)
+        return
     if args.serve:
         home.import_models()
         workers.serve(lambda given: commands.main("train", home, given), tidy=forget_run)

@@ -2,12 +2,13 @@
 
 Default weights come inside pinned packages and are checked by SHA-256 before they are loaded; weights are never
 unpickled (safetensors, or torch.load with weights_only). TEXT_ENCODERS and IMAGE_ENCODERS at the end of this file say
-what there is: another encoder is one more entry.
+what there is: another encoder is one more entry, or a class of a user's own by its name (`own.py`).
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,8 @@ from mm_fibinet.items.encoders_text import load_minilm, load_sentence_transforme
 from mm_fibinet.items.encoders_timm import load_timm
 from mm_fibinet.items.encoding import Encoder, Loaders, Loading
 from mm_fibinet.items.lite0 import load_lite0
-from mm_fibinet.options import COLUMN, DEFAULT_IMAGE, DEFAULT_TEXT, ENCODER_PRECISIONS, NONE
+from mm_fibinet.items.own import load_own
+from mm_fibinet.options import COLUMN, DEFAULT_IMAGE, DEFAULT_TEXT, ENCODER_PRECISIONS, NONE, OWN
 from mm_fibinet.precision import HALVES, Precision
 
 OTHERS = ""  # the key, in a registry, of the loader that takes every name without an entry of its own
@@ -75,7 +77,8 @@ def load_encoder(modality: str, name: str, how: Loading, loaders: Loaders) -> En
 
     Args:
         modality: for the message.
-        name: a key of `loaders`, a key that ends in a colon with something behind it, or any other where OTHERS is one.
+        name: a key of `loaders`, one that ends in a colon with something behind it, or, where OTHERS is a key, a
+            folder or a name without a colon.
         how: device, batch size, precision and what the user asked of the model.
         loaders: TEXT_ENCODERS, IMAGE_ENCODERS or another modality's.
 
@@ -84,14 +87,14 @@ def load_encoder(modality: str, name: str, how: Loading, loaders: Loaders) -> En
     """
     how = dataclasses.replace(how, option=f"--{modality}_encoder {name}")
     prefix, colon, rest = name.partition(":")
-    if name in loaders and name != OTHERS:
+    if name in loaders and name != OTHERS and not colon:
         encoder = loaders[name]("", how)
-    elif prefix + colon in loaders and colon:
+    elif prefix + colon in loaders and rest:
         encoder = loaders[prefix + colon](rest, how)
-    elif OTHERS in loaders:
+    elif OTHERS in loaders and name and (not colon or Path(name).exists()):
         encoder = loaders[OTHERS](name, how)
     else:
-        known = [f"{key}..." if key.endswith(":") else key for key in loaders]
+        known = [f"{key}..." if key.endswith(":") else key or "a model's folder or name of the hub" for key in loaders]
         raise UserError(f"{how.option}: unknown, expected {NONE}, {' or '.join(known)}")
     if how.dim not in (None, encoder.dim):
         raise UserError(
@@ -107,6 +110,7 @@ TEXT_ENCODERS: Loaders = {
     "open_clip:": load_clip_texts,
     "joint:": load_sentence_transformers,
     COLUMN: load_column,
+    OWN: load_own,
     OTHERS: load_sentence_transformers,
 }
 IMAGE_ENCODERS: Loaders = {
@@ -115,4 +119,5 @@ IMAGE_ENCODERS: Loaders = {
     "open_clip:": load_clip_images,
     "joint:": load_joint_images,
     COLUMN: load_column,
+    OWN: load_own,
 }

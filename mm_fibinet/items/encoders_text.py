@@ -290,6 +290,8 @@ def _require_matryoshka(model: nn.Module, how: Loading) -> None:
     widths = getattr(config, "matryoshka_dims", None) or getattr(config, "matryoshka_dimensions", None) or []
     card = getattr(model, "_model_card_text", None) or ""
     says_so = MATRYOSHKA.search(card.replace("/blog/matryoshka", ""))
+    if how.dim >= whole:
+        raise UserError(f"{how.option}: has {whole} numbers, expected fewer to keep, found {how.dim}")
     if not widths and not says_so and getattr(model, "truncate_dim", None) is None:
         raise UserError(
             f"{how.option}: its config and its README say nothing of Matryoshka (MRL) training, so the first {how.dim} "
@@ -297,5 +299,3 @@ def _require_matryoshka(model: nn.Module, how: Loading) -> None:
         )
     if widths and how.dim not in widths:
         raise UserError(f"{how.option}: has vectors of {', '.join(map(str, widths))} numbers, found {how.dim}")
-    if how.dim >= whole:
-        raise UserError(f"{how.option}: has {whole} numbers, expected fewer to keep, found {how.dim}")

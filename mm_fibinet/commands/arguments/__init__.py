@@ -55,5 +55,5 @@ COMMANDS = {
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark.add, benchmark.check),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune.add),
     "check": Command("Check challenge data.", check, require_one_subject),
-    "list": Command("List the experiment IDs, with their models and data sets, or the settings of a model.", list_),
+    "list": Command("List the experiment IDs and the models, or the settings of a model.", list_),
 }

@@ -29,10 +29,15 @@ def find_sources(args: argparse.Namespace) -> Sources:
     """The files: those of the options, else those of the data set's entry that are there.
 
     Raises:
-        UserError: the data set is not known, or one of its splits is not there.
+        UserError: the data set is not known, one of its splits is not there, or one is named that is not read.
     """
     entry = _entry(args)
     named = {option: getattr(args, option) or entry.get(key) for option, key in OPTIONS.items()}
+    if args.user_info and not named["valid"]:
+        raise UserError(
+            f"--user_info {args.user_info}: there is no validation split whose histories these are; name that with "
+            "--valid, or leave this out"
+        )
     feature = named["titles"]
     if feature and not args.titles and not exists(feature):  # not every data set has one
         feature = None
