@@ -54,7 +54,7 @@ def auc_of(valid_scores):
     return roc_auc_score(table["label"], table["score"])
 
 
-@pytest.mark.documented("docs/guide.md", "Training")
+@pytest.mark.documented("docs/training.md", "Training and predicting")
 def test_training(documented, here, capsys):
     [done] = documented.run_all("--model_root", "trained", *SMALL[:1], *SMALL[2:], capsys=capsys)
     run = here / "trained" / "MMCTR_demo" / "FiBiNET_demo"
@@ -63,7 +63,7 @@ def test_training(documented, here, capsys):
     assert f"AUC: {auc_of(run / 'valid_scores.parquet'):.6f}"[:10] in done.out
 
 
-@pytest.mark.documented("docs/guide.md", "Prediction")
+@pytest.mark.documented("docs/training.md", "Prediction")
 def test_three_seeds_as_one(documented, here, capsys):
     """The submission is the mean of the three runs' own."""
     *train, average = documented.commands
@@ -82,8 +82,8 @@ def test_three_seeds_as_one(documented, here, capsys):
     np.testing.assert_allclose(found, np.mean(alone, axis=0), atol=2e-6)
 
 
-@pytest.mark.documented("docs/guide.md", "Comparing", "DIN_demo")
-@pytest.mark.documented("docs/guide.md", "Comparing", "run_param_tuner.py")
+@pytest.mark.documented("docs/comparing.md", "Comparing", "DIN_demo")
+@pytest.mark.documented("docs/comparing.md", "Comparing", "run_param_tuner.py")
 def test_comparing(documented, here, capsys):
     """Trainings are in this process, one epoch each, where the command starts one for each."""
     board, tuner = documented.commands

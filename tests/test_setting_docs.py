@@ -100,10 +100,11 @@ def test_a_docstring_is_taken_apart():
     assert setting_docs.described(Said) == {"one": text, "two": text, "three": "in brackets.", "four": "is kept."}
 
 
-def test_a_terminal_shows_the_same(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["mm-fibinet", "list", "--settings", "FiBiNET"])
-    assert not main()
-    out = capsys.readouterr().out
+@pytest.mark.documented("docs/settings.md", "Settings")
+def test_a_terminal_shows_the_same(documented, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [done] = documented.run_all(capsys=capsys)
+    out = done.out
     assert "  bilinear_type (field_interaction): one of field_all, field_each, field_interaction\n" in out
     assert "  learning_rate (0.001): a number above 0\n" in out and "  scale (left out): a number above 0\n" in out
 
