@@ -74,7 +74,7 @@ def test_a_path_is_never_asked_for(name, bert, monkeypatch):
         raise AssertionError("the network is asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(UserError, match="cannot be loaded|C:.* unknown, expected none, minilm"):
+    with pytest.raises(UserError, match=r"cannot be loaded|C:.* unknown, expected none, minilm"):
         load("text", name)
     load("text", str(bert))
 
