@@ -5,14 +5,23 @@ DEMO := data/demo
 CASES ?= 5000
 GPU ?= -1
 RAW ?= Taobao-MM
+LOCK ?=
+UV ?= uv
 
-.PHONY: venv demo microlens taobao_mm test fuzz lint bench clean
+.PHONY: venv demo microlens taobao_mm test fuzz lint bench docs dist lock lowest clean
 
+# make venv LOCK=1 installs exactly what requirements/ci.txt says, for Python 3.11 on Linux; without it, the newest releases.
 venv: .venv/.installed
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
+ifeq ($(LOCK),)
 	$(VENV)/python -m pip install -e ".[dev]"
+else
+	$(VENV)/python -m pip install --require-hashes --no-deps -r requirements/ci.txt
+	$(VENV)/python -m pip install --no-deps --no-build-isolation -e .
+	$(VENV)/python -m pip check
+endif
 	touch $@
 
 demo: venv
@@ -55,5 +64,23 @@ lint: venv
 bench: venv
 	$(VENV)/python benchmarks/speed.py
 
+# The documentation as a site in site/; site/index.html opens without a server.
+docs: venv
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build
+
+# Files in a wheel are dated as the commit is, so that the same commit gives the same bytes.
+dist: venv
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(VENV)/python -m build
+
+# The releases that make venv LOCK=1 installs, moved to the newest ones; wants uv (pip install uv).
+lock:
+	$(UV) pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --upgrade \
+	    --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements/ci.txt
+
+# The lowest releases that pyproject.toml admits are those that tests/replicas/server.txt tries; wants uv, too.
+lowest:
+	$(PYTHON) tests/replicas/lowest.py --uv $(UV)
+
 clean:
-	rm -rf .venv checkpoints submission data/demo
+	rm -rf .venv checkpoints submission site dist data/demo

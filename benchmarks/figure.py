@@ -109,7 +109,7 @@ def draw(path: Path, results: list[Result], curves: list[dict], title: str) -> N
     if curves:
         for axes, curve in zip(parts[1].subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw_curve(axes, curve)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     plt.close(figure)
 
 

@@ -9,10 +9,12 @@ titles and covers are generated, so the picture may be passed on, as those of a 
 # ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
 
 import argparse
+import contextlib
 import io
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,8 +43,15 @@ def main() -> None:
     parser.add_argument("--data", default="data/demo", help="folder of the demo data (default: %(default)s)")
     parser.add_argument("--out", default=str(ROOT / "docs" / "report.png"), help="PNG to write (default: %(default)s)")
     args = parser.parse_args()
-    data = Path(args.data)
-    require_output(args.out, [data], kind="png", option="--out")
+    require_output(args.out, [Path(args.data)], kind="png", option="--out")
+    picture = of_demo(Path(args.data))
+    with atomic_path(args.out) as path:
+        picture.save(path, "PNG", optimize=True)
+    print(args.out)
+
+
+def of_demo(data: Path) -> Image.Image:
+    """The picture of the demo data in a folder."""
     item_info, splits = data / "embedded" / "item_info.parquet", data / "MMCTR_demo"
     if not item_info.is_file():
         raise UserError(f"{item_info}: no such file; make demo writes it")
@@ -53,14 +62,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         write_report(sources, page)
-        picture = draw(page)
-    with atomic_path(args.out) as path:
-        picture.save(path, "PNG", optimize=True)
-    print(args.out)
+        return draw(page)
 
 
-def draw(page: Path) -> Image.Image:
-    """The parts of a page one below the other, as Chromium shows them in its light scheme."""
+@contextlib.contextmanager
+def opened(page: Path, width: int = WIDTH) -> Iterator:
+    """A page as Chromium shows it in its light scheme, `width` pixels wide."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -68,11 +75,22 @@ def draw(page: Path) -> Image.Image:
         raise UserError("chromium is not installed, and draws the picture: apt-get install chromium")
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=FLAGS)
-        opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        opened.goto(page.resolve().as_uri())
-        whole = Image.open(io.BytesIO(opened.screenshot(full_page=True))).convert("RGB")
-        boxes = [[opened.locator(part).first.bounding_box() for part in band] for band in BANDS]
+        shown = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme="light")
+        shown.goto(page.resolve().as_uri())
+        yield shown
         browser.close()
+
+
+def whole_of(shown) -> Image.Image:
+    """All of an opened page, from its head to its foot."""
+    return Image.open(io.BytesIO(shown.screenshot(full_page=True))).convert("RGB")
+
+
+def draw(page: Path) -> Image.Image:
+    """The parts of a page one below the other."""
+    with opened(page) as shown:
+        whole = whole_of(shown)
+        boxes = [[shown.locator(part).first.bounding_box() for part in band] for band in BANDS]
     bands = [(int(first["y"]), int(last["y"] + last["height"]) + 1) for first, last in boxes]
     height = sum(bottom - top + GAP for top, bottom in bands) + 2 * MARGIN - GAP
     picture = Image.new("RGB", (WIDTH, height), whole.getpixel((2, 2)))

@@ -3,4 +3,4 @@
 Imports run one way: scripts -> model_zoo -> mm_fibinet -> libraries. Nothing in this package imports model_zoo.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -330,7 +330,8 @@ def parse_arguments() -> argparse.Namespace:
 def load_entry(config: str | Path, dataset_id: str | None, expid: str | None) -> dict:
     """A data set's entry, under an experiment's settings where one is named."""
     from mm_fibinet import settings  # a folder is checked, and help given, without
-    from mm_fibinet.settings_schema import DatasetEntry, validate
+    from mm_fibinet.settings_fields import DatasetEntry
+    from mm_fibinet.settings_schema import validate
 
     experiment = settings.load_model_config(Path(config), expid) if expid else {}
     entry = settings.load_dataset_config(Path(config), dataset_id or experiment["dataset_id"])

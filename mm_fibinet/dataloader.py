@@ -76,7 +76,7 @@ class MMCTRDataLoader:
             `users` (shared by the splits).
         max_len: history positions used, the last ones.
         batch_format: "triple" yields the challenge's `(batch_dict, item_dict, mask)`, "indices" an `IndexBatch`, "flat"
-            FuxiCTR's plain dictionary (see mm_fibinet.flat).
+            FuxiCTR's plain dictionary (see mm_fibinet.flat). The scripts take what the model's class reads.
         gpu: the device the batches are on, -1 = CPU, as FuxiCTR.
         seed: of the permutations.
         storage: "auto" (device if the split fits, else memory, else memmap), or one of these by name.

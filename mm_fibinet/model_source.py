@@ -155,7 +155,7 @@ def import_class(name: str, where: str = "", checkout: Checkout | None = None) -
     if not CLASS_NAME.fullmatch(name):
         raise UserError(f"{where}model is {shown(name)}, expected package.module:Class, for example my_models:MyModel")
     module_name, _, class_name = name.partition(":")
-    module = _import_module(module_name, f"{where}model {name}", checkout)
+    module = import_module(module_name, f"{where}model {name}", checkout)
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, BaseModel) and found.__name__ not in BASES:
         return found
@@ -172,6 +172,37 @@ def import_class(name: str, where: str = "", checkout: Checkout | None = None) -
     if hidden.is_file() and hidden != _file_of(module):
         expected += f"; it hides {hidden}, whose name must be another"
     raise UserError(f"{where}model {name}: there is no {class_name} in {file}, {expected}")
+
+
+def import_module(name: str, what: str, checkout: Checkout | None = None) -> ModuleType:
+    """A user's module by its name; the working folder comes last in the search, so that it hides no package.
+
+    Args:
+        name: of a module of the working folder, of an installed package, or of the checkout.
+        what: what an error begins with.
+        checkout: of FuxiCTR.
+
+    Raises:
+        UserError: there is no such module, or importing it fails.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        with _joined_zoos(checkout):  # a user's own module may import from there, too
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise UserError(
+                f"{what}: there is no module {missing}, neither in {os.getcwd()} nor among the installed packages; "
+                "run the command in the folder of your module, or install its package"
+            ) from error
+        raise UserError(f"{what}: its module imports {missing}, which is not installed") from error
+    except (Exception, SystemExit) as error:  # a stranger's module may do anything
+        place = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else _last_line(error)
+        text = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(f"{what}: importing its module failed: {type(error).__name__}: {text}{place}") from error
 
 
 def is_multimodal(model_class: type) -> bool:
@@ -239,28 +270,6 @@ def place_of(error: BaseException, model_class: type) -> str:
     own = {str(path) for path in source_files(model_class)}
     passed = [frame for frame in frames if frame.filename in own] or list(frames[-1:])
     return f" ({passed[-1].filename}, line {passed[-1].lineno})" if passed else ""
-
-
-def _import_module(name: str, what: str, checkout: Checkout | None) -> ModuleType:
-    """A module by its name; the working folder comes last in the search, so that it hides no package."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        with _joined_zoos(checkout):  # a user's own module may import from there, too
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name == missing or name.startswith(f"{missing}."):
-            raise UserError(
-                f"{what}: there is no module {missing}, neither in {os.getcwd()} nor among the installed packages; "
-                "run the command in the folder of your module, or install its package"
-            ) from error
-        raise UserError(f"{what}: its module imports {missing}, which is not installed") from error
-    except (Exception, SystemExit) as error:  # a stranger's module may do anything
-        place = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else _last_line(error)
-        text = error.msg if isinstance(error, SyntaxError) else error
-        raise UserError(f"{what}: importing its module failed: {type(error).__name__}: {text}{place}") from error
 
 
 def _last_line(error: BaseException) -> str:

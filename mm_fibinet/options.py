@@ -9,6 +9,7 @@ DEFAULT_TEXT = "minilm"
 DEFAULT_IMAGE = "efficientnet_lite0"
 FUSIONS = ("pca", "pca_per_modality", "whiten", "cca", "mean", "item2vec", "contrastive", "mix", "auto")
 COLUMN = "column:"  # an encoder's prefix: the vectors are there already
+OWN = "module:"  # the same: a class of the user's own
 ENCODER_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("local", "ray")  # where items are encoded
 CODE_LEVELS, CODE_SIZE = 3, 256  # of semantic ids

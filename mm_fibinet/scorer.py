@@ -246,8 +246,11 @@ def open_graph(path: Path, threads: int):
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    slower = ["SkipLayerNormFusion"]  # for vectors as short as fields, one kernel takes several times as long as two
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=slower
+        )
     except Exception as error:  # of onnxruntime's own kinds
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{path}: onnxruntime cannot load it ({reason}); copy or export it again") from error

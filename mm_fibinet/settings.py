@@ -15,12 +15,11 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.fuxictr_data import complete_entry
 from mm_fibinet.model_source import find_model
 from mm_fibinet.setting_types import MAX_NAME
+from mm_fibinet.settings_fields import DatasetEntry, RunSettings
 from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
 from mm_fibinet.settings_schema import (
     ACCEPTED,
     ALIASES,
-    DatasetEntry,
-    RunSettings,
     field_names,
     require_accepted,
     schema_of,

@@ -1,29 +1,26 @@
 """The schema of all settings: of a run, of a data set's entry, of its features, and of what constructors take.
 
 An experiment is one mapping by the time it is checked here: FuxiCTR merges `Base`, the experiment and its data set's
-entry. `validate` holds it to a pydantic model that is built for the experiment's model class: the fields below, and
-an argument's field for each constructor of the model, the loader and the trainer. A name that is none of these is
-refused, with those like it. FuxiCTR's names that change nothing here are one list, `ACCEPTED`, which says why.
+entry. `validate` holds it to a pydantic model that is built for the experiment's model class: the fields of
+`settings_fields`, and an argument's field for each constructor of the model, the loader and the trainer. A name that is
+none of these is refused, with those like it. FuxiCTR's names that change nothing here are one list, `ACCEPTED`, which
+says why.
 """
 
 import difflib
 import functools
 import inspect
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
-from mm_fibinet.metrics import METRICS
 from mm_fibinet.model_source import is_multimodal
+from mm_fibinet.settings_fields import ENTRIES, FEATURES, Experiment, Strict
 from mm_fibinet.yaml_reader import shown
 
-OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
-METRIC_NAMES = (*METRICS, "binary_crossentropy")
-NORMALIZERS = ("StandardScaler", "MinMaxScaler", "none")
-SOURCES = ("", "user", "item", "context")
 OF_FLAT = ("similarity_fields", "similarity_only")  # the loader reads them for batch_format: flat alone
 # Arguments of constructors that a script gives, not a config.
 NOT_SETTINGS = {
@@ -79,186 +76,6 @@ INSTEAD = {
     "din_target_field": "the target is item_id; leave this out",
     "din_sequence_field": "the history is item_seq; leave this out",
 }
-
-
-ABSENT: Any = None  # of what need not be there, and is no null when it is
-
-
-class Strict(BaseModel):
-    """No other names, no conversions, no infinity."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Feature(Strict):
-    """What all entries of feature_cols have; `name` may be a list of names that share the rest."""
-
-    name: Annotated[
-        types.Column | Annotated[list[types.Column], Field(min_length=1, max_length=10_000)],
-        Field(description="the name of a column, or a list of such names"),
-    ]
-    active: types.Flag = True
-    source: Annotated[str, types.one_of(SOURCES, none='""')] = ""
-
-
-class MetaFeature(Feature):
-    """A column that is no field: the user of gAUC, the history."""
-
-    type: Literal["meta"]
-
-
-class NumericFeature(Feature):
-    """A number a row."""
-
-    type: Literal["numeric"]
-    normalizer: Annotated[str | None, types.one_of([*NORMALIZERS, None], "null")] = "StandardScaler"
-    fill_na: types.Number = ABSENT
-    embedding_dim: types.Width = ABSENT
-
-
-class IdFeature(Feature):
-    """Ids with a table of embeddings."""
-
-    vocab_size: types.Size = ABSENT
-    embedding_dim: types.Width = ABSENT
-    share_embedding: types.Column = ABSENT
-
-
-class CategoricalFeature(IdFeature):
-    """An id a row."""
-
-    type: Literal["categorical"]
-    fill_na: Annotated[int, Field(ge=0, le=types.MAX_SIZE, description="an id, a whole number from 0")] = ABSENT
-
-
-class SequenceFeature(IdFeature):
-    """A list of ids a row, padded with zeros in front and pooled."""
-
-    type: Literal["sequence"]
-    max_len: types.Size = ABSENT
-    feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = types.SEQUENCE_ENCODERS[0]
-
-
-class EmbeddingFeature(Feature):
-    """A vector a row; `scale` is what its numbers are multiplied by, for columns of int8."""
-
-    type: Literal["embedding"]
-    pretrain_dim: types.Width = ABSENT
-    embedding_dim: types.Width = ABSENT
-    scale: types.Positive = ABSENT
-
-
-class Label(Strict):
-    """The label's column, 0 or 1."""
-
-    name: types.Column
-
-
-class FeatureSpec(Strict):
-    """An entry of feature_specs: changes to features of the data set."""
-
-    name: Annotated[
-        types.Column | Annotated[list[types.Column], Field(min_length=1, max_length=10_000)],
-        Field(description="the name of a feature, or a list of such names"),
-    ]
-    embedding_dim: types.Width = ABSENT
-    share_embedding: types.Column = ABSENT
-    feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = ABSENT
-
-
-FEATURES: dict[str, type[Strict]] = {
-    "meta": MetaFeature,
-    "numeric": NumericFeature,
-    "categorical": CategoricalFeature,
-    "sequence": SequenceFeature,
-    "embedding": EmbeddingFeature,
-}
-ENTRIES: dict[str, type[Strict]] = {"feature_specs": FeatureSpec, "label_col": Label}
-OptionalPath = Annotated[types.Path | None, Field(description="a path, or null")]
-AnyFeature = Annotated[
-    MetaFeature | NumericFeature | CategoricalFeature | SequenceFeature | EmbeddingFeature, Field(discriminator="type")
-]
-MonitorWeights = Annotated[
-    dict[Annotated[str, types.one_of(METRIC_NAMES)], types.Number],
-    Field(min_length=1, description=f"a metric ({', '.join(METRIC_NAMES)}), or several with weights: {{AUC: 1}}"),
-]
-
-
-Loss = Annotated[
-    Annotated[str, types.one_of(types.LOSSES)]
-    | Annotated[dict[Annotated[str, types.one_of(types.LOSS_TERMS)], types.Positive], Field(min_length=1)],
-    Field(
-        description=f"one of {', '.join(types.LOSSES)}, or weights above 0 of {', '.join(types.LOSS_TERMS)}: "
-        "{bce: 0.8, pairwise: 0.2}"
-    ),
-]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
-
-
-def _as_weights(value: Any) -> Any:
-    return {value: 1.0} if isinstance(value, str) else value
-
-
-class DatasetEntry(Strict):
-    """A data set's entry: its files and its columns."""
-
-    data_root: types.Path = "."
-    train_data: types.Path
-    valid_data: types.Path
-    test_data: OptionalPath = None
-    item_info: OptionalPath = None
-    item_feature: OptionalPath = None
-    user_info: OptionalPath = None
-    feature_cols: Annotated[list[AnyFeature], Field(min_length=1, max_length=10_000, description="a list of features")]
-    label_col: Annotated[
-        list[Label], BeforeValidator(_as_list), Field(min_length=1, max_length=1, description="one label column")
-    ] = [Label(name="label")]
-
-
-class RunSettings(Strict):
-    """What a run is, whatever its model: the names that FuxiCTR's BaseModel and scripts read."""
-
-    model: types.Text
-    dataset_id: types.Text
-    model_root: types.Path = "./checkpoints/"
-    verbose: Annotated[int, Field(ge=0, le=9, description="a whole number from 0 to 9")] = 1
-    seed: types.Seed = 2025
-    epochs: types.Size = 10
-    batch_size: types.Size = 4096
-    shuffle: types.Flag = True
-    max_len: types.Size = 100  # of the challenge's loader
-    loss: Loss = "binary_crossentropy"
-    pos_weight: types.Positive = 1.0
-    focal_gamma: Annotated[float, Field(ge=0, description="a number from 0")] = 2.0
-    task: Annotated[str, types.one_of(["binary_classification"])] = "binary_classification"
-    optimizer: Annotated[str, types.one_of(OPTIMIZERS)] = "adam"
-    learning_rate: types.Positive = 1e-3
-    metrics: Annotated[
-        list[Annotated[str, types.one_of(METRIC_NAMES)]],
-        Field(min_length=1, max_length=len(METRIC_NAMES), description=f"a list out of {', '.join(METRIC_NAMES)}"),
-    ] = ["AUC", "logloss"]
-    monitor: Annotated[MonitorWeights, BeforeValidator(_as_weights), MonitorWeights.__metadata__[0]] = {"AUC": 1}
-    monitor_mode: Annotated[str, types.one_of(["max", "min"])] = "max"
-    group_id: Annotated[types.Column | None, Field(description="the name of a column, or null")] = None
-    use_features: Annotated[
-        Annotated[types.Columns, Field(min_length=1)] | None,
-        Field(description="a list of names of features, or null"),
-    ] = None
-    feature_specs: Annotated[
-        Annotated[list[FeatureSpec], Field(max_length=10_000)] | None,
-        Field(description="a list of mappings with a name, or null"),
-    ] = None
-    user_id_field: types.Flag = False
-    tensorboard: types.Flag = False
-
-
-class Experiment(RunSettings, DatasetEntry):
-    """An experiment and its data set, merged; the constructors' arguments are added for each model class."""
-
-    arguments: ClassVar[dict[str, object]] = {}
 
 
 def constructor_arguments(*classes: type) -> dict[str, inspect.Parameter]:

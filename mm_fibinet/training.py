@@ -64,7 +64,7 @@ class Trainer:
             large tables that the step touches, by Adam, "rowwise_adagrad" the same by Adagrad with one number of state
             a row (see mm_fibinet.table_optimizer); both need Adam for all else.
         table_learning_rate: of the embedding tables, small and large; None for that of all else.
-        precision: one of PRECISIONS (see mm_fibinet.precision); weights stay fp32.
+        precision: what products are computed in (see mm_fibinet.precision); weights stay fp32.
         compile: run the model through torch.compile.
         cuda_graphs: replay forward and backward of full batches as one CUDA graph; "auto" where that can be done.
         lr_schedule: "plateau" lowers the learning rate when an evaluation is no better, as FuxiCTR does; "linear"

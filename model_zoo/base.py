@@ -128,7 +128,14 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             several, as {"bce": 0.8, "pairwise": 0.2}.
         pos_weight, focal_gamma: of these (see mm_fibinet.losses).
         history_levels: the history's items carry likes_level and views_level too, embedded by the row's own tables.
-        kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing.
+        kwargs: what FuxiCTR's BaseModel takes; KWARG_DEFAULTS fill what is missing. They are
+        embedding_regularizer: L2 or L1 of the embedding tables, as its gradient; the loss that is shown is without it.
+        net_regularizer: the same of all other weights.
+        eval_steps: steps between two evaluations; null for one an epoch.
+        early_stop_patience: training ends when so many evaluations in a row were no better.
+        reduce_lr_on_plateau: an evaluation that was no better multiplies the learning rate by lr_decay_factor.
+        save_best_only: False keeps the last evaluation's weights, better or not.
+        task, monitor, monitor_mode: of every run.
 
     Attributes:
         item_features: features of source `item`, in the feature map's order.

@@ -115,7 +115,7 @@ class BilinearPlus(nn.Module):
         if self.bilinear_type == "field_interaction":
             dtype = autocast_dtype(fields)
             with without_autocast(fields.device.type):
-                return self._products_by_field(fields.to(dtype), self.bilinear_W.to(dtype))
+                return self.products_by_field(fields.to(dtype), self.bilinear_W.to(dtype))
         if self.bilinear_type == "field_each":
             left = torch.bmm(fields.transpose(0, 1), self.bilinear_W).transpose(0, 1)
         else:
@@ -123,7 +123,7 @@ class BilinearPlus(nn.Module):
         return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.flat_index)
 
     @staticmethod
-    def _products_by_field(fields: Tensor, weights: Tensor) -> Tensor:
+    def products_by_field(fields: Tensor, weights: Tensor) -> Tensor:
         """`products` with a W a pair, in the type of `fields`; each is summed in float32.
 
         Left to autocast, whatever is as large as all pairs' vectors would be widened to float32 and stored so.

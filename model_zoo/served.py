@@ -7,7 +7,7 @@ second time here, so the model that was trained is the model that is served.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -30,7 +30,9 @@ from .fibinet import FiBiNET
 from .fields import FieldModel
 from .history import HistoryModel
 from .layers import LinearPart
+from .plus_layers import BilinearPlus
 from .qin import QIN
+from .served_pairs import PairsWithOneHistory
 from .transformer_dcn import Transformer_DCN
 
 SERVED = (FiBiNET, DeepFM, DCNv2, DIN, DIN_att6, DIN_att_emb_rms, QIN, Transformer_DCN)
@@ -45,9 +47,11 @@ class OneHistory(Inputs):
 
     Attributes:
         shares: float [C, 1], what the linear part makes of the candidates.
+        fields: {feature: float [C, D]}, the candidates' vectors by feature.
     """
 
     shares: Tensor | None = None
+    fields: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def target(self) -> Tensor:
@@ -214,6 +218,7 @@ class Served(nn.Module):
         batch = OneHistory(dict(zip(self.row_features, row, strict=True)), {}, place, mask, None)
         batch.shares = own.parts.get(LINEAR)
         batch.similarities = self.similarities(theirs, own, mask)
+        batch.fields = {name: own.parts[name] for name in self.model.vector_features}
         logit = self.logit(batch, history[:, : self.vector_dim], candidates[:, : self.vector_dim])
         return self.model.output_activation(logit.float()).reshape(-1)
 
@@ -237,6 +242,12 @@ class ServedFields(Served):
             self.model.lr_layer = ServedLinear(self.model.lr_layer)
         if model.history_pooling == "target_attention":
             self.pairs_at_once = WIDE_PAIRS
+        pairs = getattr(self.model, "bilinear_interaction1", None)
+        one_history = model.history_pooling == "mean"  # and not as each candidate asks for it
+        if one_history and isinstance(pairs, BilinearPlus) and pairs.bilinear_type == "field_interaction":
+            first = len(model.field_features)
+            shared = range(first, first + len(model.pooled_features))
+            self.model.bilinear_interaction1 = PairsWithOneHistory(pairs, model.num_fields, shared)
         similarity = model.similarity
         if similarity is not None:
             self.min_len = TOP
@@ -262,9 +273,7 @@ class ServedFields(Served):
 
     def logit(self, batch: OneHistory, history: Tensor, candidates: Tensor) -> Tensor:
         """The fields that FieldModel makes, with the history's where all rows have one."""
-        model, row = self.model, {}
-        if model.vector_features:
-            row = model.by_feature(candidates)
+        model, row = self.model, dict(batch.fields)
         pooled = [field.expand(candidates.shape[0], -1) for field in model.history_fields(batch, history, candidates)]
         row |= model.embed(model.embedding_layer, batch.user)  # the row's own levels, not the item's
         return model.compute_logit(batch, model.stack_fields(row, pooled, batch.similarities, []))

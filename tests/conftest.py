@@ -15,6 +15,7 @@ import pytest
 import torch
 import user_models
 from browsing import browser_of, pages_of
+from documented import documented  # noqa: F401  (a fixture)
 from fuxictr.features import FeatureMap
 from safetensors.torch import load_file
 

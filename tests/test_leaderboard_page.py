@@ -172,6 +172,23 @@ def test_buttons_stay_in_the_cell_of_a_name_of_several_words(browser, outcomes, 
         assert page.locator("#board tbody th button").evaluate_all(f"{beyond}.length") == 0
 
 
+def test_a_phone_shows_names_whole_and_auc_beside_them(browser, outcomes, tmp_path):
+    """Two lines of one model differ by the end of their names; several data sets take no room from the AUC."""
+    named = [
+        one._replace(expid=f"FiBiNET_{one.expid}{tail}", result={**one.result, "dataset_id": f"DATA{tail}"})
+        for one, tail in zip(outcomes, ["", " with similarity"] * len(NAMES), strict=True)
+    ]
+    leaderboard.write(leaderboard.build(named, named[0].expid), tmp_path)
+    with pages_of(browser, tmp_path / "leaderboard.html") as open_named:
+        page = open_named(width=390, has_touch=True, is_mobile=True)
+        names = page.locator("#rows .name")
+        assert sorted(name.strip() for name in names.all_text_contents()) == sorted(one.expid for one in named)
+        cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.textContent)"
+        assert names.evaluate_all(cut) == []
+        heads = page.locator("#board thead th").evaluate_all("all => all.map(one => one.dataset.key)")
+        assert heads[1] == "auc" and heads[-1] == "dataset"
+
+
 def axis(page, chart):
     """The numbers at the vertical axis."""
     texts = page.locator(f"{chart} svg text[text-anchor=end]:not(.beyond)").all_text_contents()

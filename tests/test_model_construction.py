@@ -1,8 +1,6 @@
 """A constructor's layers are a whole model: weights, device, optimizer and loss follow without a call to know."""
 
 import inspect
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +18,6 @@ from mm_fibinet.item_table import load_item_table
 from mm_fibinet.settings import load_params
 from model_zoo.base import MultimodalModel
 from model_zoo.history import HistoryModel
-
-GUIDE = Path(__file__).parent.parent / "docs/guide.md"
 
 
 class Plain(MultimodalModel):
@@ -134,10 +130,11 @@ def test_a_history_models_logit_has_the_items_and_the_target():
             torch.testing.assert_close(predicted[row], logit.sigmoid(), rtol=0, atol=1e-5)
 
 
-def test_the_guides_model():
+@pytest.mark.documented("docs/guide.md", "Your own model")
+def test_the_guides_model(documented):
     """Its lines run as they stand there."""
-    namespace = {"__package__": "model_zoo"}
-    exec(re.search(r"```python\n(from .fields import.*?)```", GUIDE.read_text(), re.DOTALL)[1], namespace)
+    [block] = documented.blocks
+    namespace = documented.execute(block, __package__="model_zoo")
     model, batch = make(namespace["Tower"], embedding_dim=4).eval(), make_batch()
     with torch.no_grad():
         logit = model.mlp(model.fields(model.read_batch(batch)).flatten(1))

@@ -1,34 +1,25 @@
 """The four commands of docs/own-data.md, as they stand there, on a shop whose click model is known."""
 
-import re
-import shlex
 import shutil
 
 import polars as pl
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT
 from shop import ROWS, draw_shop
 from sklearn.metrics import roc_auc_score
 
 
-def commands():
-    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
-    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL).group(1)
-    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-
-
 @pytest.mark.slow
-def test_raw_csv_to_an_accepted_submission_in_four_commands(tmp_path, capsys, monkeypatch):
+@pytest.mark.documented("docs/own-data.md", "From a raw log to scores")
+def test_raw_csv_to_an_accepted_submission_in_four_commands(documented, tmp_path, capsys, monkeypatch):
     """AUC within 0.03 of that of the probabilities which the labels were drawn from."""
     truth = draw_shop(tmp_path / "shop")
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
-    lines = commands()
-    assert [line[1] for line in lines] == ["build_dataset.py", "build_item_emb.py", "run_expid.py", "prediction.py"]
-    for _, script, *arguments in lines:
-        code, out, err = run_script(script.removesuffix(".py"), *arguments, capsys=capsys)
-        assert code == 0, (script, out, err)
-    assert f"accepted: {ROWS // 10} rows" in out
+    scripts = [command.words[1] for command in documented.commands]
+    assert scripts == ["build_dataset.py", "build_item_emb.py", "run_expid.py", "prediction.py"]
+    *_, last = documented.run_all(capsys=capsys)
+    assert f"accepted: {ROWS // 10} rows" in last.out
 
     scores = pl.read_csv("submission/shop.csv", schema_overrides={"item_id": pl.String})
     labels = pl.read_parquet("data/shop/test_labels.parquet")["label"]

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_zoo.layers import BILINEAR_TYPES
 from model_zoo.plus_layers import BilinearPlus, FieldNorm, SENETPlus
+from model_zoo.served_pairs import PairsWithOneHistory
 
 BATCH, FIELDS, DIM = 7, 5, 6
 
@@ -39,6 +40,14 @@ def test_bilinear_plus_is_an_inner_product_a_pair(fields, bilinear_type):
     torch.testing.assert_close(layer.products(fields), expected, atol=1e-4, rtol=1e-5)
     low_rank = expected @ layer.low_rank.weight.T + layer.low_rank.bias
     torch.testing.assert_close(layer(fields), low_rank, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [range(2, 4), range(2, 3), range(2), range(3, 5), range(1, 5)])
+def test_with_one_history_the_pairs_are_the_same(fields, shared):
+    layer = shaken(BilinearPlus(FIELDS, DIM, "field_interaction", output_dim=3))
+    fields[:, shared.start : shared.stop] = fields[:1, shared.start : shared.stop].clone()
+    found = PairsWithOneHistory(layer, FIELDS, shared)(fields)
+    torch.testing.assert_close(found, layer(fields), atol=1e-4, rtol=1e-5)
 
 
 class Widened(TorchDispatchMode):

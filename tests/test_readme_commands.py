@@ -1,14 +1,12 @@
 """The README's commands for MicroLens, as they stand there, on small files in the places that data/README.md names."""
 
 import json
-import re
-import shlex
 import shutil
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.demo.data import generate
@@ -17,29 +15,9 @@ from mm_fibinet.demo.score import score
 ITEMS, TEST_ROWS = 140, 600
 
 
-def block(heading, language):
-    """The first block of code of a language below a heading of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1]
-    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL).group(1)
-
-
-def commands(heading):
-    """The command lines below a heading of the README, without their comments, split as a shell splits them."""
-    lines = block(heading, "bash").replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines]
-
-
-def run(line, capsys):
-    """A line of the README in this process: (script or module, exit code, stdout, stderr)."""
-    program, *arguments = line
-    assert program == "python"
-    script, *arguments = arguments[1:] if arguments[0] == "-m" else arguments
-    script = "mm_fibinet.__main__" if script == "mm_fibinet" else script
-    return script, *run_script(script.removesuffix(".py"), *arguments, capsys=capsys)
-
-
 @pytest.mark.slow
-def test_microlens_in_five_commands(tmp_path, capsys, monkeypatch):
+@pytest.mark.documented("README.md", "MicroLens in five commands")
+def test_microlens_in_five_commands(documented, tmp_path, capsys, monkeypatch):
     """A newcomer has to know no flag beside those shown; for these files, the config's number of items is theirs."""
     data = tmp_path / "data"
     generate(data, name="MicroLens_1M_x1", items=ITEMS, users=400, train_rows=6000, valid_rows=600, test_rows=TEST_ROWS)
@@ -47,14 +25,12 @@ def test_microlens_in_five_commands(tmp_path, capsys, monkeypatch):
     microlens = tmp_path / "config" / "dataset_config" / "microlens.yaml"
     microlens.write_text(microlens.read_text().replace("vocab_size: 91718", f"vocab_size: {ITEMS + 1}"))
     monkeypatch.chdir(tmp_path)
-    lines = commands("MicroLens in five commands")
-    assert len(lines) == 5
-    for line in lines:
-        line = ["-1" if before == "--gpu" else word for before, word in zip(["", *line], line, strict=False)]
-        config = ["--config", "config"] if "run_expid.py" in line else []
-        script, code, out, err = run([*line, *config], capsys)
-        assert code == 0, (script, out, err)
-    assert f"accepted: {TEST_ROWS} rows, Task1&2" in out
+    assert len(documented.commands) == 5
+    for command in documented.commands:
+        config = ["--config", "config"] if "run_expid.py" in command.words else []
+        done = documented.run(command, *config, capsys=capsys)
+        assert done.code == 0, (command, done.out, done.err)
+    assert f"accepted: {TEST_ROWS} rows, Task1&2" in done.out
 
     info = pl.read_parquet(data / "own" / "item_info.parquet")
     assert np.array(info["item_emb_d128"].to_list()).shape == (ITEMS + 1, 128)
@@ -62,7 +38,8 @@ def test_microlens_in_five_commands(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ten_lines_of_python(tmp_path, capsys, monkeypatch):
+@pytest.mark.documented("README.md", "Ten lines of Python")
+def test_ten_lines_of_python(documented, tmp_path, capsys, monkeypatch):
     """As printed, on a small data set in the demo's place; the metrics are those of scikit-learn on its scores."""
     generate(tmp_path / "data" / "demo", items=ITEMS, users=300, train_rows=4000, valid_rows=600, test_rows=TEST_ROWS)
     info = pl.read_parquet(tmp_path / "data" / "demo" / "MMCTR_demo" / "item_info.parquet")
@@ -74,10 +51,9 @@ def test_ten_lines_of_python(tmp_path, capsys, monkeypatch):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
 
-    code = block("Ten lines of Python", "python")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 11
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    [block] = documented.blocks
+    assert len([line for line in block.code.splitlines() if line.strip()]) <= 11
+    names = documented.execute(block)
     printed = json.loads(capsys.readouterr().out.splitlines()[-1].replace("'", '"'))
     labels = pl.read_parquet(names["params"]["valid_data"])["label"].to_numpy()
     assert printed["AUC"] == pytest.approx(roc_auc_score(labels, names["model"].predict(names["valid"])), abs=6e-4)

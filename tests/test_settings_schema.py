@@ -16,8 +16,9 @@ from mm_fibinet import setting_types
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.settings import changed_from_defaults, check_reachable, experiment_ids, load_params
+from mm_fibinet.settings_fields import DatasetEntry
 from mm_fibinet.settings_rules import monitor_mode
-from mm_fibinet.settings_schema import ACCEPTED, DatasetEntry, schema_of, validate
+from mm_fibinet.settings_schema import ACCEPTED, schema_of, validate
 
 
 def load(config, *overrides, expid="FiBiNET_test", models=model_zoo, **options):

@@ -44,7 +44,8 @@ def test_watch_counts_what_runs_and_what_is_alive():
     del third
 
 
-def test_the_table_is_printed(monkeypatch, capsys):
+@pytest.mark.documented("docs/performance.md", "On a GPU", "step_cost.py")
+def test_the_table_is_printed(documented, monkeypatch, capsys):
     monkeypatch.setattr(step_cost, "step_cost", lambda name, **settings: Cost(Counter(mm=3, view=2), 2e9, 3e9))
-    step_cost.main()
-    assert capsys.readouterr().out.splitlines()[1].split() == ["FiBiNET", "5", "3", "2.00", "GB", "3.00", "GB"]
+    [done] = documented.run_all(capsys=capsys)
+    assert done.out.splitlines()[1].split() == ["FiBiNET", "5", "3", "2.00", "GB", "3.00", "GB"]

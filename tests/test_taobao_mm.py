@@ -1,6 +1,5 @@
 """The three commands of docs/reproduce.md for Taobao-MM, as they stand there, on small files of its layout."""
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -8,26 +7,23 @@ import zipfile
 
 import numpy as np
 import polars as pl
-from conftest import ROOT, run_script
+import pytest
+from conftest import ROOT
+from documented import commands_of
 from sklearn.metrics import roc_auc_score
 from test_recipes import write_taobao_mm
 
-
-def commands():
-    text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8").split("## Taobao-MM\n", 1)[1]
-    return [shlex.split(line) for line in re.search(r"```bash\n(.*?)```", text, re.DOTALL).group(1).splitlines()]
+PLACE = ("docs/reproduce.md", "Taobao-MM")
 
 
-def test_the_download_to_a_score_in_three_commands(tmp_path, capsys, monkeypatch):
+@pytest.mark.documented("docs/reproduce.md", "Taobao-MM")
+def test_the_download_to_a_score_in_three_commands(documented, tmp_path, capsys, monkeypatch):
     write_taobao_mm(tmp_path / "Taobao-MM", rows=1200)
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
-    lines = commands()
-    assert [line[1] for line in lines] == ["build_dataset.py", "run_expid.py", "prediction.py"]
-    for line in lines:
-        line = ["-1" if before == "--gpu" else word for before, word in zip(["", *line], line, strict=False)]
-        code, out, err = run_script(line[1].removesuffix(".py"), *line[2:], capsys=capsys)
-        assert code == 0, (line, out, err)
+    scripts = [command.words[1] for command in documented.commands]
+    assert scripts == ["build_dataset.py", "run_expid.py", "prediction.py"]
+    *_, last = documented.run_all(capsys=capsys)
     labels = pl.read_parquet("data/taobao_mm/test_labels.parquet")["label"].to_numpy()
     users = pl.read_parquet("data/taobao_mm/test.parquet")["user_id"].to_numpy()
     with zipfile.ZipFile("submission/MUSE_Taobao_MM.zip") as archive:
@@ -35,7 +31,7 @@ def test_the_download_to_a_score_in_three_commands(tmp_path, capsys, monkeypatch
     both = [rows for rows in (users == user for user in np.unique(users)) if 0 < labels[rows].mean() < 1]
     aucs = [roc_auc_score(labels[rows], scores[rows]) for rows in both]
     expected = np.average(aucs, weights=[rows.sum() for rows in both])
-    assert f"gAUC: {expected:.6f}" in out
+    assert f"gAUC: {expected:.6f}" in last.out
 
 
 def test_make_runs_these_commands():
@@ -44,4 +40,4 @@ def test_make_runs_these_commands():
     ran = [
         shlex.split(line)[1:] for line in dry.stdout.splitlines() if line.startswith("bin/python") and ".py " in line
     ]
-    assert ran == [line[1:] for line in commands()]
+    assert ran == [list(command.words[1:]) for command in commands_of(*PLACE)]

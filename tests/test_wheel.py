@@ -1,10 +1,12 @@
-"""The commands as pip installs them: a wheel unpacked away from the repository, called from a folder of its own."""
+"""What is distributed, and the commands as pip installs them: a wheel unpacked away from the repository."""
 
 import csv
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,21 +14,46 @@ import pytest
 from conftest import ROOT
 
 pytest.importorskip("setuptools")
-PACKED = ("mm_fibinet", "model_zoo", "config", "pyproject.toml", "README.md", "LICENSE")
+PACKED = ("mm_fibinet", "model_zoo", "config", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+ONLY_IN_THE_SOURCES = (
+    "MANIFEST.in", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "Makefile", "data/README.md", "docs/install.md",
+    "examples/serve.py", "run_expid.py", "docs/quality.png", "tests/test_wheel.py", "tests/golden/muse.json",
+)  # fmt: skip
 DEMO = Path("data/demo")  # as the config has it
 
 
+def build(kind, source, out):
+    """Build "wheel" or "sdist" without the network: its path."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, text=True)
+    return out / done.stdout.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built offline from a copy: a build leaves its folders beside pyproject.toml."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in PACKED:
+def sources(tmp_path_factory):
+    """A copy of the repository, of what could be packed: a build leaves its folders beside pyproject.toml."""
+    source = tmp_path_factory.mktemp("source")
+    for name in (*PACKED, *ONLY_IN_THE_SOURCES):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, source / name)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index"]
-    subprocess.run([*build, "-w", out, source], check=True, capture_output=True)
-    [made] = out.glob("mm_fibinet-*.whl")
-    return made
+    (source / "data" / "demo.parquet").write_bytes(bytes(10))
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(sources, tmp_path_factory):
+    return build("wheel", sources, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(sources, tmp_path_factory):
+    """The source distribution, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(build("sdist", sources, folder)) as packed:
+        packed.extractall(folder)
+    [unpacked] = (path for path in folder.iterdir() if path.is_dir())
+    return unpacked
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +72,31 @@ def command(wheel, tmp_path_factory):
 
     run.installed, run.folder = installed, elsewhere
     return run
+
+
+def test_the_source_distribution_is_what_a_user_needs_and_no_more(sdist):
+    files = {path.relative_to(sdist).as_posix(): path.stat().st_size for path in sdist.rglob("*") if path.is_file()}
+    left_out = {"docs/quality.png", "tests/test_wheel.py", "tests/golden/muse.json"}
+    assert {name for name in ONLY_IN_THE_SOURCES if name not in files} == left_out
+    assert max(files.values()) < 100_000, max(files, key=files.get)
+    assert not [name for name in files if name.endswith((".pyc", ".parquet", ".png")) or name.startswith("tests/")]
+
+
+def test_the_wheel_of_the_source_distribution_is_that_of_the_repository(sdist, wheel, tmp_path):
+    def contents(path):
+        with zipfile.ZipFile(path) as packed:
+            return {name: hashlib.sha256(packed.read(name)).hexdigest() for name in packed.namelist()}
+
+    assert contents(build("wheel", sdist, tmp_path)) == contents(wheel)
+
+
+def test_licence_and_notices_are_in_both(sdist, wheel):
+    with zipfile.ZipFile(wheel) as packed:
+        inside = {Path(name).name: packed.read(name) for name in packed.namelist() if "/licenses/" in name}
+        [metadata] = (packed.read(name).decode() for name in packed.namelist() if name.endswith("/METADATA"))
+    assert inside == {name: (ROOT / name).read_bytes() for name in ("LICENSE", "NOTICE")}
+    assert inside == {name: (sdist / name).read_bytes() for name in inside}
+    assert "License-Expression: Apache-2.0" in metadata.splitlines()
 
 
 def test_the_wheel_holds_models_and_configs_inside_the_package(wheel):

@@ -37,7 +37,7 @@ def checked_gpu(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace, home: Home) -> None:
     """Train, evaluate, and say where the files are."""
     if args.list:
-        listing.run(args, home)
+        listing.print_experiments(args.config, args.models_from, home)
         return
     if args.serve:
         home.import_models()

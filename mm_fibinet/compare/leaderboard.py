@@ -24,7 +24,7 @@ from mm_fibinet import files
 from mm_fibinet.compare import csv_files, section
 from mm_fibinet.compare.details import details
 from mm_fibinet.compare.section import Section
-from mm_fibinet.compare.text import html_text, markdown_text, without_nan
+from mm_fibinet.compare.text import html_text, html_words, markdown_text, without_nan
 from mm_fibinet.errors import printable
 from mm_fibinet.significance import P_FLOOR, Comparison, Pairs
 
@@ -124,7 +124,6 @@ def _duration(seconds: float) -> str:
 
 COLUMNS = (
     Column("expid", "Experiment", "Experiment ID of the config"),
-    Column("dataset", "Data set", "dataset_id of the config"),
     Column("auc", "AUC", "Area under the ROC curve over all validation rows, mean over the seeds", "{:.4f}"),
     Column("auc_std", "± seeds", "Standard deviation of the AUC over the seeds: the luck of training", "{:.4f}"),
     Column("difference", "Δ AUC", "AUC minus the baseline's; ▲ ▼ = the interval of users excludes 0", "{:+.4f}"),
@@ -154,6 +153,7 @@ COLUMNS = (
         "tuning_seconds", "Tuning", "Time of all trials: seconds of one core each, or of the clock on a GPU", _duration
     ),
     Column("runs", "Runs", "Finished runs, one a seed"),
+    Column("dataset", "Data set", "dataset_id of the config"),
 )
 
 
@@ -247,7 +247,7 @@ def as_html(board: Board) -> str:
         "studies": {study.name: section.data(study) for study in board.sections},
     }
     parts = {
-        "facts": "".join(f"<div><dt>{html_text(k)}</dt><dd>{html_text(v)}</dd></div>" for k, v in board.facts.items()),
+        "facts": "".join(f"<div><dt>{html_text(k)}</dt><dd>{html_words(v)}</dd></div>" for k, v in board.facts.items()),
         "head": "".join(_head(column) for column in columns),
         "body": "".join(_body_row(board, columns, row) for row in board.rows),
         "failed": "".join(_failed_row(len(columns), run) for run in board.failed),
@@ -386,7 +386,7 @@ def _body_row(board: Board, columns: list[Column], row: dict) -> str:
         shown = html_text(_shown(column, row))
         if column.key == "expid":
             mark = ' <span class="tag">baseline</span>' if row["expid"] == board.baseline else ""
-            cells.append(f'<th scope="row" data-sort="{value}">{shown}{mark}</th>')
+            cells.append(f'<th scope="row" data-sort="{value}">{html_words(row["expid"])}{mark}</th>')
         else:
             cells.append(f'<td data-sort="{value}">{shown}</td>')
     return f'<tr data-expid="{html_text(row["expid"])}">{"".join(cells)}</tr>\n'
@@ -394,6 +394,6 @@ def _body_row(board: Board, columns: list[Column], row: dict) -> str:
 
 def _failed_row(width: int, run: Outcome) -> str:
     return (
-        f'<tr><th scope="row">{html_text(run.expid)}</th><td colspan="{width - 1}">'
+        f'<tr><th scope="row">{html_words(run.expid)}</th><td colspan="{width - 1}">'
         f"<div><strong>failed</strong>, seed {run.seed}: {html_text(run.error)}</div></td></tr>\n"
     )

@@ -16,6 +16,11 @@ def html_text(value: object) -> str:
     return html.escape(str(value))
 
 
+def html_words(value: object) -> str:
+    """html_text that may go on in the next line after each underscore, as an experiment ID of several words should."""
+    return html_text(value).replace("_", "_<wbr>")
+
+
 def without_nan(value: object) -> object:
     """The value with null for NaN, which JSON does not have."""
     if isinstance(value, dict):

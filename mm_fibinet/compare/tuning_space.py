@@ -17,7 +17,8 @@ from mm_fibinet import settings
 from mm_fibinet.compare.tuner import COMPARED_BY, is_range, is_sound_range, values_of
 from mm_fibinet.errors import UserError
 from mm_fibinet.parquet_reader import open_parquet
-from mm_fibinet.settings_schema import DatasetEntry, schema_of, unknown
+from mm_fibinet.settings_fields import DatasetEntry
+from mm_fibinet.settings_schema import schema_of, unknown
 from mm_fibinet.yaml_reader import shown
 
 FILE = Path("tuner") / "benchmark.yaml"

@@ -2,7 +2,7 @@
 
 Default weights come inside pinned packages and are checked by SHA-256 before they are loaded; weights are never
 unpickled (safetensors, or torch.load with weights_only). TEXT_ENCODERS and IMAGE_ENCODERS at the end of this file say
-what there is: another encoder is one more entry.
+what there is: another encoder is one more entry, or a class of a user's own by its name (`own.py`).
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from mm_fibinet.items.encoders_text import load_minilm, load_sentence_transforme
 from mm_fibinet.items.encoders_timm import load_timm
 from mm_fibinet.items.encoding import Encoder, Loaders, Loading
 from mm_fibinet.items.lite0 import load_lite0
-from mm_fibinet.options import COLUMN, DEFAULT_IMAGE, DEFAULT_TEXT, ENCODER_PRECISIONS, NONE
+from mm_fibinet.items.own import load_own
+from mm_fibinet.options import COLUMN, DEFAULT_IMAGE, DEFAULT_TEXT, ENCODER_PRECISIONS, NONE, OWN
 from mm_fibinet.precision import HALVES, Precision
 
 OTHERS = ""  # the key, in a registry, of the loader that takes every name without an entry of its own
@@ -109,6 +110,7 @@ TEXT_ENCODERS: Loaders = {
     "open_clip:": load_clip_texts,
     "joint:": load_sentence_transformers,
     COLUMN: load_column,
+    OWN: load_own,
     OTHERS: load_sentence_transformers,
 }
 IMAGE_ENCODERS: Loaders = {
@@ -117,4 +119,5 @@ IMAGE_ENCODERS: Loaders = {
     "open_clip:": load_clip_images,
     "joint:": load_joint_images,
     COLUMN: load_column,
+    OWN: load_own,
 }

@@ -121,7 +121,7 @@ MODALITIES = (
         expected="titles or tags",
         source_help="parquet with item_id and a title, tags (words), a description or some of these",
         encoder_help="minilm (in the package), sentence_transformers:ID_OR_FOLDER, open_clip:NAME:TAG_OR_FILE, "
-        "joint:ID_OR_FOLDER, column:NAME, or none",
+        "joint:ID_OR_FOLDER, column:NAME, module:FILE:CLASS, or none",
         has_prompt=True,
     ),
     Modality(
@@ -135,6 +135,6 @@ MODALITIES = (
         flaws=("corrupt", "oversized"),
         source_help="folder, .zip, .rar, .tar or .h5 of ITEM_ID.jpg (.jpeg, .png, .webp), or .parquet with their bytes",
         encoder_help="efficientnet_lite0 (in the package), timm:NAME[:FILE], open_clip:NAME:TAG_OR_FILE, "
-        "joint:ID_OR_FOLDER, column:NAME, or none",
+        "joint:ID_OR_FOLDER, column:NAME, module:FILE:CLASS, or none",
     ),
 )

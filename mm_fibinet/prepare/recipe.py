@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
-from mm_fibinet.settings_schema import Strict, field_names
+from mm_fibinet.settings_fields import Strict
+from mm_fibinet.settings_schema import field_names
 from mm_fibinet.yaml_reader import read_yaml, shown
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")

@@ -1,5 +1,6 @@
 """A few cases of every target; `make fuzz` runs thousands. MM_FIBINET_FUZZ_CASES sets how many there are in total."""
 
+import json
 import os
 
 import pytest
@@ -37,3 +38,33 @@ def test_a_few_cases(name, worker):
         assert result.fault is None, f"{result.fault}\n{name}: {case!r}"
 
     run()
+
+
+@pytest.mark.documented("CONTRIBUTING.md", "Fuzz")
+def test_the_command(documented, worker, tmp_path, monkeypatch, capsys):
+    """A case of each target that it names; a case of the file that it writes runs again and comes to the same."""
+    ran = []
+
+    class Watched:
+        def __init__(self, _):
+            pass
+
+        def run(self, name, case):
+            ran.append((name, case, worker.run(name, case)))
+            return ran[-1][2]
+
+        def close(self):
+            pass
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fuzz.run.Worker", Watched)
+    search, repeat = documented.commands
+    done = documented.run(search, instead={"1000": "2"}, capsys=capsys)
+    assert done.code == 0 and [name for name, *_ in ran] == ["yaml", "set"], done
+    assert "seed 7" in done.out and json.loads((tmp_path / "fuzz_faults.json").read_text()) == []
+
+    name, case, result = ran[0]
+    entry = {"target": name, "fault": "made up", "case": repr(case)}
+    (tmp_path / "fuzz_faults.json").write_text(json.dumps([entry]))
+    done = documented.run(repeat, capsys=capsys)
+    assert done.code == 0 and repr(case) in done.out and ran[-1][2].codes == result.codes

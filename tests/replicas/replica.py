@@ -24,6 +24,7 @@ SUITE = [
     "test_pictures", "test_served",
 ]  # fmt: skip
 TINY = "data/demo"
+EXTRAS = {"server": "encoders,figures,rar,serve,tensorboard,tuner"}  # of a place where not only encoders are tried
 
 
 def demo_commands(python: Path) -> list[list[str]]:
@@ -63,7 +64,7 @@ def install(name: str, python: Path) -> None:
     pip = [python, "-m", "pip", "install", "--quiet"]
     run([*pip, "-r", HERE / f"{name}.txt"])
     before = freeze(python)
-    run([*pip, ".[encoders]"])
+    run([*pip, f".[{EXTRAS.get(name, 'encoders')}]"])
     after = freeze(python)
     replaced = {name: (was, after.get(name)) for name, was in before.items() if after.get(name) != was}
     print(f"{len(before)} packages were there; {len(after) - len(before)} came:")

@@ -37,6 +37,7 @@ def list_(parser: Parser, config: Path) -> None:
     """Of `list`."""
     add_config(parser, config)
     add_models_from(parser)
+    parser.add_argument("--settings", metavar="MODEL", help="list the settings of runs, data and this model instead")
 
 
 COMMANDS = {
@@ -54,5 +55,5 @@ COMMANDS = {
     "benchmark": Command("Run several experiments and write one leaderboard.", benchmark.add, benchmark.check),
     "tune": Command("Run the experiments of a tuner YAML and name the best one.", tune.add),
     "check": Command("Check challenge data.", check, require_one_subject),
-    "list": Command("List the experiment IDs, with their models and data sets, and the models.", list_),
+    "list": Command("List the experiment IDs and the models, or the settings of a model.", list_),
 }

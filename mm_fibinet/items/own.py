@@ -1,0 +1,117 @@
+"""Encoders of a user's own: `module:my_encoders:MyEncoder`, a class of a module of the working folder.
+
+As for models (`model_source`), naming the class is what lets its code run, and nothing else does. Its id gets the hash
+of the files that it is written in: features that other code made are not taken for its own. What goes wrong in it is
+one line that names it, and so are vectors that are no float32 [n, dim] or hold NaN.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mm_fibinet import files
+from mm_fibinet.errors import UserError
+from mm_fibinet.items.contents import BadContent
+from mm_fibinet.items.encoding import Encoder, Loading
+from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files
+from mm_fibinet.yaml_reader import shown
+
+EXAMPLE = "module:my_encoders:MyEncoder"
+NEEDED = ("id", "dim", "batch_size", "prepare", "prepare_all", "encode")
+
+
+class OwnEncoder(Encoder):
+    """An encoder of a user's class.
+
+    Args:
+        inside: what the class made.
+        option: the option that asked for it, as the user wrote it.
+
+    Attributes:
+        id, dim, batch_size: see `Encoder`.
+    """
+
+    def __init__(self, inside: Encoder, option: str):
+        kind = type(inside)
+        code = "".join(files.sha256(path) for path in source_files(kind))
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        self.id = f"module {name} {hashlib.sha256(code.encode()).hexdigest()[:16]} {inside.id}"
+        self.dim = inside.dim
+        self.batch_size = inside.batch_size
+        self._inside = inside
+        self._option = option
+
+    def prepare(self, content: bytes) -> tuple[Any, int]:
+        """See `Encoder`."""
+        return self._call("prepare", content)
+
+    def prepare_all(self, contents: Sequence[bytes]) -> list[tuple[Any, int] | BadContent]:
+        """See `Encoder`."""
+        prepared = self._call("prepare_all", contents)
+        for each in prepared:
+            if not isinstance(each, BadContent) and not (isinstance(each, tuple) and len(each) == 2):
+                raise UserError(f"{self._option}: prepare gave {shown(each)}, expected (sample, shape)")
+        return prepared
+
+    def encode(self, samples: list[Any]) -> np.ndarray:
+        """See `Encoder`."""
+        vectors = self._call("encode", samples)
+        expected = f"expected numbers of shape {(len(samples), self.dim)}, a vector of `dim` numbers a sample"
+        try:
+            found = np.asarray(vectors, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self._option}: encode gave {type(vectors).__name__}, {expected}") from error
+        if found.shape != (len(samples), self.dim):
+            raise UserError(f"{self._option}: encode gave shape {found.shape}, {expected}")
+        if not np.isfinite(found).all():
+            raise UserError(f"{self._option}: encode gave NaN or infinity, {expected}")
+        return found
+
+    def _call(self, method: str, given: Any) -> Any:
+        return _guarded(self._option, type(self._inside), method, lambda: getattr(self._inside, method)(given))
+
+
+def load_own(name: str, how: Loading) -> OwnEncoder:
+    """The encoder that a user's class makes of `how`.
+
+    Args:
+        name: `module:Class`; the module is one of the working folder or of an installed package.
+        how: what the class is called with.
+
+    Raises:
+        UserError: there is no such module or class, it fails, or what it makes is no encoder.
+    """
+    if not CLASS_NAME.fullmatch(name):
+        raise UserError(f"{how.option}: expected module:FILE:CLASS, for example {EXAMPLE}")
+    module_name, _, class_name = name.partition(":")
+    module = import_module(module_name, how.option)
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        classes = [
+            key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name
+        ]
+        has = ", ".join(sorted(classes)) or "no class at all"
+        raise UserError(f"{how.option}: there is no class {class_name} in {module.__file__}, which has {has}")
+    make: Callable[[Loading], Any] = found
+    made = _guarded(how.option, found, "its constructor", lambda: make(how))
+    missing = [attribute for attribute in NEEDED if not hasattr(made, attribute)]
+    if missing:
+        raise UserError(
+            f"{how.option}: {class_name} has no {', no '.join(missing)}; expected a subclass of "
+            "mm_fibinet.items.encoding.Encoder whose constructor sets id, dim and batch_size"
+        )
+    return OwnEncoder(made, how.option)
+
+
+def _guarded(option: str, kind: type, what: str, call: Callable[[], Any]) -> Any:
+    """What a user's code gives; what it raises, but for the two errors that it may, as one line."""
+    try:
+        return call()
+    except (UserError, BadContent):
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's code may do anything
+        where = place_of(error, kind)
+        raise UserError(f"{option}: {what} failed: {type(error).__name__}: {error}{where}") from error

@@ -1,0 +1,53 @@
+"""benchmarks/pictures.py: every picture of docs/ has what draws it."""
+
+import json
+import sys
+
+import pytest
+from browsing import browser_of
+from conftest import ROOT
+from PIL import Image
+
+from benchmarks import pictures
+from mm_fibinet.errors import UserError
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pictures.py", *map(str, arguments)])
+    pictures.main()
+
+
+def test_every_picture_of_the_documentation_is_known():
+    known = pictures.pictures(ROOT, ROOT, ROOT)
+    assert {path.stem for path in (ROOT / "docs").rglob("*.png")} == set(known)
+
+
+def test_what_has_no_data_is_left_and_said(tmp_path, monkeypatch, capsys):
+    nowhere = ("--data", tmp_path, "--speed", tmp_path / "no.json", "--leaderboard", tmp_path / "no.html")
+    run(monkeypatch, *nowhere, "--out", tmp_path)
+    out = capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("*.png")] == ["quality.png"]
+    for name, reason in {"report": "make demo", "speed": "make bench", "leaderboard": "run_benchmark.py"}.items():
+        assert f"{name}.png: left as it is" in out and reason in out
+    with pytest.raises(UserError, match=r"no.json: no such file, and speed.png is drawn from it: make bench"):
+        run(monkeypatch, *nowhere, "--out", tmp_path, "--only", "speed")
+    with pytest.raises(UserError, match="--only map: unknown, expected some of quality, report"):
+        run(monkeypatch, "--only", "map")
+
+
+def test_a_speed_run_is_drawn_again_from_its_numbers(tmp_path, monkeypatch):
+    line = {"what": "loader", "unit": "rows/s", "reference": 10.0, "ours": 50.0, "ratio": 5.0, "note": ""}
+    content = {"machine": {"cpu": "one", "cores": 2}, "results": [line], "curves": []}
+    (tmp_path / "speed.json").write_text(json.dumps(content))
+    run(monkeypatch, "--only", "speed", "--speed", tmp_path / "speed.json", "--out", tmp_path)
+    assert Image.open(tmp_path / "speed.png").size[0] == 1500  # 10 inches of 150 dots
+
+
+def test_a_page_is_drawn_whole(tmp_path, monkeypatch):
+    with browser_of():  # or this test is skipped
+        pass
+    blue = "<body style='margin:0'><div style='height:2345px;background:#00f'></div></body>"
+    (tmp_path / "page.html").write_text(blue)
+    run(monkeypatch, "--only", "leaderboard", "--leaderboard", tmp_path / "page.html", "--out", tmp_path)
+    picture = Image.open(tmp_path / "leaderboard.png")
+    assert picture.size == (1280, 2345) and picture.getpixel((640, 2300)) == (0, 0, 255)

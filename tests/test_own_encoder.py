@@ -1,0 +1,142 @@
+"""`module:FILE:CLASS`: a user's class as an encoder, and what is said where it is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from mm_fibinet.errors import UserError
+from mm_fibinet.items.contents import BadContent
+from mm_fibinet.items.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, load_encoder
+from mm_fibinet.items.encoding import Loading
+
+MODULE = '''
+import helpers
+import numpy as np
+from mm_fibinet.items.contents import BadContent
+from mm_fibinet.items.encoding import Encoder
+
+LATE = 3  # the module's, not a class
+
+
+class Lengths(Encoder):
+    """How long a content is, and its first byte."""
+
+    def __init__(self, how):
+        self.id, self.dim, self.batch_size = "lengths", 2, how.batch_size
+
+    def prepare(self, content):
+        if content == b"bad":
+            raise BadContent("corrupt", "it says so itself")
+        return content, 0
+
+    def encode(self, samples):
+        return [[helpers.scale(len(sample)), sample[0]] for sample in samples]
+
+
+class Narrow(Lengths):
+    def encode(self, samples):
+        return np.zeros((len(samples), 3))
+
+
+class Words(Lengths):
+    def encode(self, samples):
+        return "two words"
+
+
+class NoNumber(Lengths):
+    def encode(self, samples):
+        return np.full((len(samples), 2), np.nan)
+
+
+class Single(Lengths):
+    def prepare(self, content):
+        return content
+
+
+class Fails(Lengths):
+    def encode(self, samples):
+        raise KeyError("vocabulary")
+
+
+class Unmade(Lengths):
+    def __init__(self, how):
+        raise SystemExit("no licence")
+
+
+class Plain:
+    def __init__(self, how):
+        self.id = "plain"
+
+
+class NoArgument:
+    pass
+'''
+
+
+@pytest.fixture
+def own(working_folder):
+    """The user's folder with own_encoders.py; working_folder has the helper that it imports."""
+    (working_folder / "own_encoders.py").write_text(MODULE)
+    return working_folder
+
+
+def load(name, loaders=TEXT_ENCODERS, modality="text"):
+    return load_encoder(modality, f"module:own_encoders:{name}", Loading(torch.device("cpu"), 4), loaders)
+
+
+@pytest.mark.parametrize(("loaders", "modality"), [(TEXT_ENCODERS, "text"), (IMAGE_ENCODERS, "image")])
+def test_vectors_are_those_of_the_class(own, loaders, modality):
+    encoder = load("Lengths", loaders, modality)
+    assert (encoder.dim, encoder.batch_size) == (2, 4)
+    (first, shape), bad, (last, _) = encoder.prepare_all([b"abc", b"bad", b"z"])
+    assert shape == 0 and isinstance(bad, BadContent)
+    vectors = encoder.encode([first, last])
+    assert vectors.dtype == np.float32 and vectors.tolist() == [[3, ord("a")], [1, ord("z")]]
+
+
+def test_other_code_is_another_id(own, tmp_path):
+    """Of the class's own file and of what that imports; a new process reads them, here the hashes alone are asked."""
+    first = load("Lengths").id
+    assert first.startswith("module own_encoders:Lengths ") and first.endswith(" lengths")
+    assert load("Lengths").id == first and load("Narrow").id != first
+    (own / "helpers.py").write_text("def scale(alpha):\n    return 2.0 * alpha\n")
+    second = load("Lengths").id
+    (own / "own_encoders.py").write_text(MODULE + "\n")
+    assert len({first, second, load("Lengths").id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Narrow", r"encode gave shape \(1, 3\), expected numbers of shape \(1, 2\)"),
+        ("Words", r"encode gave str, expected numbers of shape \(1, 2\)"),
+        ("NoNumber", "encode gave NaN or infinity"),
+        ("Single", r"prepare gave b'abc', expected \(sample, shape\)"),
+        ("Fails", r"encode failed: KeyError: 'vocabulary' \(.*own_encoders.py, line \d+\)"),
+        ("Unmade", r"its constructor failed: SystemExit: no licence \(.*own_encoders.py, line \d+\)"),
+        ("Plain", "Plain has no dim, no batch_size, no prepare, no prepare_all, no encode; expected a subclass of"),
+        ("NoArgument", "its constructor failed: TypeError: "),
+        ("LATE", "there is no class LATE in .*own_encoders.py, which has Fails, Lengths, "),
+        ("Nothing", "there is no class Nothing in "),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_one_line(own, name, message):
+    with pytest.raises(UserError, match=f"^--text_encoder module:own_encoders:{name}: {message}") as error:
+        encoder = load(name)
+        [(sample, _)] = encoder.prepare_all([b"abc"])
+        encoder.encode([sample])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("module:", "expected module:FILE:CLASS, for example module:my_encoders:MyEncoder"),
+        ("module:own_encoders", "expected module:FILE:CLASS"),
+        ("module:own_encoders.py:Lengths", "there is no module own_encoders.py, neither in "),
+        ("module:nowhere:Lengths", "there is no module nowhere, neither in "),
+    ],
+)
+def test_what_names_no_class_is_one_line(own, name, message):
+    with pytest.raises(UserError, match=f"^--text_encoder {name}: {message}"):
+        load_encoder("text", name, Loading(torch.device("cpu"), 4), TEXT_ENCODERS)
