@@ -366,3 +366,16 @@ def test_damaged_scores_are_one_clear_error(tmp_path, damage):
         path.write_bytes(b"x" if damage == "not parquet" else path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"valid_scores.parquet: cannot be read .*; remove it and train the run again"):
         run_result.read_scores(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch,AUC\n1,high\n", b"epoch,AUC\n1\n", b"epoch\n1,2\n", b"epoch,AUC\n1,\xff\n"]
+)
+def test_damaged_evaluations_are_one_clear_error(dataset, tmp_path, content):
+    [job] = plan(str(dataset), ["FiBiNET_test"], [1], model_zoo, tmp_path)
+    job.folder.mkdir(parents=True)
+    (job.folder / "metrics.csv").write_bytes(b"epoch,AUC\n1,0.5\n2,0.6\n")
+    assert job.evaluations() == [{"epoch": 1, "AUC": 0.5}, {"epoch": 2, "AUC": 0.6}]
+    (job.folder / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.csv: cannot be read as a run's evaluations .*; remove .*/1, and the"):
+        job.evaluations()
