@@ -84,7 +84,7 @@ class Side:
 
     def memory(self) -> int:
         """Bytes at the peak, beyond what the imports take."""
-        return self._peak() - self.before
+        return max(self._peak() - self.before, 0)  # the system counts pages some at a time
 
     def _now(self) -> float:
         return now(self.device) if self.device.type == "cuda" else time.process_time()

@@ -20,7 +20,7 @@ from mm_fibinet.errors import UserError, printable, run_cli
 from mm_fibinet.files import atomic_folder, require_output_folder
 from mm_fibinet.parquet_reader import whole_column
 from mm_fibinet.scorer import open_graph
-from mm_fibinet.served_files import ENCODER, FILES, GRAPH, Card, ItemRows
+from mm_fibinet.served_files import ENCODER, FILES, Card, ItemRows
 
 ITEMS_AT_ONCE = 1 << 16
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-3, "int8": 1 / 127}  # of the largest number of a part: twice what a table rounds
@@ -62,7 +62,7 @@ def append_items(
     ids = np.concatenate([np.zeros((len(new), 0), np.int32), *beside], axis=1)
     added = ItemRows.pack(encode(session, columns, new), ids, card.parts, card.item_table)
     with atomic_folder(out) as written:
-        for name in (GRAPH, ENCODER):
+        for name in (card.graph, ENCODER):
             shutil.copyfile(Path(folder) / name, written / name)
         items.followed_by(added).write(written)
         dataclasses.replace(card, num_items=total).write(written)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mm_fibinet import extras
+from mm_fibinet import compiled_graph, extras
 from mm_fibinet.errors import UserError
 from mm_fibinet.item_table import ItemTable
-from mm_fibinet.scorer import INPUTS, open_graph
-from mm_fibinet.served_files import ENCODER, GRAPH, Card, ItemRows
+from mm_fibinet.options import FORMATS
+from mm_fibinet.scorer import INPUTS, open_compiled, open_graph
+from mm_fibinet.served_files import COMPILED, ENCODER, GRAPH, Card, ItemRows
 
 TESTED = "2.14"  # torch; that of 2.6 cannot translate batch norm with today's onnxscript
 OPSET = 18  # onnxruntime has read it since 1.14
@@ -36,14 +37,22 @@ CLOSE = 1e-4  # of 1, or of a row's largest number where that is more; the order
 LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
-def require_libraries() -> None:
-    """Find what exporting needs before the work."""
+def require_libraries(form: str = FORMATS[0]) -> None:
+    """Find what exporting to one of FORMATS needs before the work."""
     for module in extras.EXTRAS["serve"]:
-        extras.require(module)
+        extras.require(module)  # new items are encoded by onnxruntime, whatever scores
+    if form == "pt2":
+        compiled_graph.require_compiler()
 
 
 def write_model(
-    folder: Path, served: nn.Module, encoder: nn.Module, added: nn.Module | None, table: ItemTable, card: Card
+    folder: Path,
+    served: nn.Module,
+    encoder: nn.Module,
+    added: nn.Module | None,
+    table: ItemTable,
+    card: Card,
+    form: str = FORMATS[0],
 ) -> None:
     """Write a folder's files.
 
@@ -55,6 +64,7 @@ def write_model(
             a model that reads nothing of an item but its id it asks for none, and is not written.
         table: the items.
         card: what the folder is to hold.
+        form: one of FORMATS, of the graph that scores.
 
     Raises:
         UserError: the graph is larger than an ONNX file may be, a number too large for the table's type, or what a
@@ -64,7 +74,13 @@ def write_model(
     packed = ItemRows.pack(rows, ids, card.parts, card.item_table)
     packed.write(folder)
     requests = [(each, _computed(served, each)) for each in _requests(card, packed)]
-    write_graph(folder / GRAPH, served, requests, _request_shapes(card), [*INPUTS, *card.row_features], "scores")
+    shapes, names = _request_shapes(card), [*INPUTS, *card.row_features]
+    if form == "pt2":
+        with _quiet():
+            compiled_graph.compile_graph(folder / COMPILED, served, requests[0][0], shapes)
+        _require_same(folder / COMPILED, open_compiled(folder / COMPILED, card, threads=1), requests, names)
+    else:
+        write_graph(folder / GRAPH, served, requests, shapes, names, "scores")
     if added is not None and added.asked:
         few = _few_items(card, 5)
         columns = _item_columns(added, table, few)
@@ -129,14 +145,14 @@ def write_graph(
     del graph.metadata_props[:]
     _forget_sources(graph.graph)
     onnx.save(graph, str(path))
-    _require_same(path, tried, names)
+    _require_same(path, open_graph(path, threads=1), tried, names)
 
 
-def _require_same(path: Path, tried: list[tuple[tuple, np.ndarray]], names: list[str]) -> None:
-    """Refuse a graph that onnxruntime cannot run, or finds other numbers with than torch."""
-    session = open_graph(path, threads=1)
+def _require_same(path: Path, session, tried: list[tuple[tuple, np.ndarray]], names: list[str]) -> None:
+    """Refuse a graph that its session cannot run, or finds other numbers with than torch."""
     read = {each.name for each in session.get_inputs()}
     what = f"{path.name} of {_exporter()}"
+    runtime = "onnxruntime" if path.suffix == ".onnx" else "torch"
     advice = f"export it with other releases of them, torch {TESTED} is tested"
     for arguments, expected in tried:
         values = [one for each in arguments for one in (each if isinstance(each, list) else [each])]
@@ -145,7 +161,7 @@ def _require_same(path: Path, tried: list[tuple[tuple, np.ndarray]], names: list
             [found] = session.run(None, fed)
         except Exception as error:  # of onnxruntime's own kinds
             reason = str(error).splitlines()[0][:200]
-            raise UserError(f"{what} does not run in onnxruntime ({reason}); {advice}") from error
+            raise UserError(f"{what} does not run in {runtime} ({reason}); {advice}") from error
         if found.shape != expected.shape:
             sizes = f"{list(found.shape)} numbers where torch makes {list(expected.shape)}"
             raise UserError(f"{what} makes {sizes}; {advice}")

@@ -17,6 +17,7 @@ STORE_NAME = ".mm_fibinet_features"
 SUITES = "benchmark_config.yaml"
 STUDIES = ("cold", "history", "calibration", "modality", "protocol", "scale", "modality_retrained")  # of a benchmark
 ITEM_TABLES = ("fp32", "fp16", "int8")  # how an exported model stores its items
+FORMATS = ("onnx", "pt2")  # of the graph that scores
 
 
 def add_check_arguments(parser: argparse.ArgumentParser, config: object = "config") -> None:

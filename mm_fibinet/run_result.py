@@ -16,11 +16,13 @@ import polars as pl
 import torch
 
 from mm_fibinet import files, run_manifest, schema
+from mm_fibinet.errors import UserError
 from mm_fibinet.fuxictr_adapter import training_rules
 from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, undefined_metrics
 from mm_fibinet.parquet_reader import open_parquet, read_column
 from mm_fibinet.run_folder import RunFolder
 
+SCORES = ("label", "score", "user_id", "cold")  # columns of valid_scores.parquet
 MIN_ROWS = 10  # of each label; a group with fewer has no AUC worth showing
 
 
@@ -101,20 +103,32 @@ def write_result(
 
 
 def read_result(folder: Path) -> dict | None:
-    """The content of a run folder's result.json; None when the run has not finished."""
+    """The content of a run folder's result.json; None when the run has not finished, or that file is damaged."""
     run = RunFolder(folder.parent, folder.name)
     if not run.scores.exists():
         return None
     try:
-        return json.loads(run.result.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json.loads(run.result.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # no JSON, or no text
         return None
+    return found if isinstance(found, dict) else None
 
 
 def read_scores(folder: Path) -> pl.DataFrame:
-    """A finished run's validation rows: label, score, user_id, cold."""
-    with open(RunFolder(folder.parent, folder.name).scores, "rb") as opened:  # its name need not be UTF-8
-        return pl.read_parquet(opened)
+    """A finished run's validation rows: label, score, user_id, cold.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = RunFolder(folder.parent, folder.name).scores
+    try:
+        with open(path, "rb") as opened:  # its name need not be UTF-8
+            return pl.read_parquet(opened).select(SCORES)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a run's validation scores ({str(error).splitlines()[0]}); remove it and "
+            "train the run again"
+        ) from error
 
 
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:

@@ -18,7 +18,7 @@ import numpy as np
 from mm_fibinet import extras, normalizer
 from mm_fibinet.errors import UserError, printable, run_cli
 from mm_fibinet.options import TASKS
-from mm_fibinet.served_files import CARD, GRAPH, Card, ItemRows
+from mm_fibinet.served_files import CARD, COMPILED, Card, ItemRows
 
 EMPTY: Mapping = {}
 INPUTS = ("history", "real", "candidates", "history_ids", "candidate_ids")  # of a graph, before the row's features
@@ -61,13 +61,14 @@ class Scorer:
             raise UserError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}")
         self.card = Card.read(folder)
         self.items = ItemRows.read(folder, self.card)
-        self.session = open_graph(Path(folder) / GRAPH, threads)
+        path = Path(folder) / self.card.graph
+        self.session = open_compiled(path, self.card, threads) if path.name == COMPILED else open_graph(path, threads)
         firsts = np.cumsum([0, *self.card.ids.values()])
         self._id_columns = dict(zip(self.card.ids, firsts.tolist(), strict=False))
         self._inputs = {each.name for each in self.session.get_inputs()}
         strange = self._inputs.difference(INPUTS, self.card.row_features)
         if strange:
-            raise UserError(f"{folder}: {GRAPH} reads {min(strange)}, which {CARD} does not have; export it again")
+            raise UserError(f"{folder}: {path.name} reads {min(strange)}, which {CARD} does not have; export it again")
 
     def score(
         self,
@@ -254,6 +255,17 @@ def open_graph(path: Path, threads: int):
     except Exception as error:  # of onnxruntime's own kinds
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{path}: onnxruntime cannot load it ({reason}); copy or export it again") from error
+
+
+def open_compiled(path: Path, card: Card, threads: int):
+    """torch's, which only a graph that it compiled needs."""
+    try:
+        from mm_fibinet.compiled_graph import CompiledGraph
+    except ModuleNotFoundError as error:
+        advice = "install the torch that compiled it, or export with --format onnx"
+        raise UserError(f"{path}: {error.name} is not installed, which runs it; {advice}") from error
+
+    return CompiledGraph(path, [*INPUTS, *card.row_features], len(INPUTS), threads)
 
 
 def main() -> None:

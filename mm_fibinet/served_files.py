@@ -17,9 +17,9 @@ from mm_fibinet.files import write_json
 from mm_fibinet.options import ITEM_TABLES
 
 FORMAT = 1
-CARD, GRAPH, ENCODER = "card.json", "model.onnx", "item_encoder.onnx"
+CARD, GRAPH, COMPILED, ENCODER = "card.json", "model.onnx", "model.pt2", "item_encoder.onnx"
 ROWS, SCALES, IDS = "items.npy", "item_scales.npy", "item_ids.npy"
-FILES = (CARD, GRAPH, ENCODER, ROWS, SCALES, IDS)  # all that a folder may hold
+FILES = (CARD, GRAPH, COMPILED, ENCODER, ROWS, SCALES, IDS)  # all that a folder may hold
 LEAST = {"num_items": 1, "max_len": 1, "min_len": 1, "padded_len": 0, "pairs_at_once": 1}  # numbers of a card
 LARGEST = 127  # of an int8 that has a negative
 TYPES = dict(zip(ITEM_TABLES, (np.float32, np.float16, np.int8), strict=True))
@@ -63,6 +63,11 @@ class Card:
     files: dict[str, int]
     about: dict
 
+    @property
+    def graph(self) -> str:
+        """The file that scores: GRAPH or COMPILED."""
+        return COMPILED if COMPILED in self.files else GRAPH
+
     def write(self, folder: Path) -> None:
         """card.json, with the sizes of the files that are there."""
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != CARD}
@@ -99,7 +104,8 @@ class Card:
             if sizes.get(name) != size:
                 found = f"has {sizes[name]:,} bytes" if name in sizes else "is not there"
                 raise UserError(f"{Path(folder) / name}: {found}, expected {size:,}; copy or export it again")
-        if card.item_table not in TYPES or not {GRAPH, ROWS} <= card.files.keys():
+        graphs = {GRAPH, COMPILED} & card.files.keys()
+        if card.item_table not in TYPES or ROWS not in card.files or len(graphs) != 1:
             raise UserError(f"{path}: not an exported model's card: files or item_table are damaged; export it again")
         return card
 

@@ -31,8 +31,8 @@ def history_weights(real: Tensor) -> Tensor:
     Returns:
         float [B, 2, L]; each sums to 1 over the real positions, or is zero where there are none.
     """
-    age = torch.arange(real.shape[1] - 1, -1, -1, device=real.device)
-    weights = torch.stack([torch.ones_like(age, dtype=torch.float32), RECENCY**age]) * real.unsqueeze(1)
+    age = torch.arange(real.shape[1] - 1, -1, -1, device=real.device).float()
+    weights = torch.stack([torch.ones_like(age), RECENCY**age]) * real.unsqueeze(1)
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
 
 

@@ -137,9 +137,9 @@ def make_card(model: nn.Module, item_table: str = "fp32") -> Card:
     )  # fmt: skip
 
 
-def export(folder: Path, model: nn.Module, item_table: str = "fp32") -> Path:
+def export(folder: Path, model: nn.Module, item_table: str = "fp32", form: str = "onnx") -> Path:
     """A folder as export_onnx.py writes it, without the encoder of new items, which takes as long as many tests."""
     folder.mkdir(parents=True)
     modules = served.served(model), served.ItemEncoder(model), None
-    onnx_export.write_model(folder, *modules, make_table(), make_card(model, item_table))
+    onnx_export.write_model(folder, *modules, make_table(), make_card(model, item_table), form)
     return folder

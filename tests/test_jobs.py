@@ -18,6 +18,7 @@ from conftest import ROOT, make_dataset, run_script
 from sklearn.metrics import roc_auc_score
 
 import model_zoo
+from mm_fibinet import run_result
 from mm_fibinet.compare import jobs
 from mm_fibinet.compare.jobs import CPU, plan, run_all
 from mm_fibinet.compare.workers import Workers
@@ -341,3 +342,40 @@ def test_the_suites_experiments_exist():
         assert expids == listed and set(expids) <= known and len(set(expids)) == len(expids) > 1, suite
     with pytest.raises(UserError, match="expected one of demo, MicroLens_1M_x1"):
         jobs.find_suite(str(ROOT / "config"), "nope")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b""])
+def test_a_damaged_result_is_none(tmp_path, content):
+    (tmp_path / "valid_scores.parquet").touch()
+    assert run_result.read_result(tmp_path) is None
+    (tmp_path / "result.json").write_bytes(content)
+    assert run_result.read_result(tmp_path) is None
+    (tmp_path / "result.json").write_bytes(b'{"fingerprint": "f"}')
+    assert run_result.read_result(tmp_path) == {"fingerprint": "f"}
+
+
+@pytest.mark.parametrize("damage", ["not parquet", "cut off", "a column less"])
+def test_damaged_scores_are_one_clear_error(tmp_path, damage):
+    path = tmp_path / "valid_scores.parquet"
+    rows = pl.DataFrame({"label": [0, 1], "score": [0.1, 0.2], "user_id": [1, 2], "cold": [False, True]})
+    rows.write_parquet(path)
+    assert run_result.read_scores(tmp_path).equals(rows)
+    if damage == "a column less":
+        rows.drop("score").write_parquet(path)
+    else:
+        path.write_bytes(b"x" if damage == "not parquet" else path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"valid_scores.parquet: cannot be read .*; remove it and train the run again"):
+        run_result.read_scores(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch,AUC\n1,high\n", b"epoch,AUC\n1\n", b"epoch\n1,2\n", b"epoch,AUC\n1,\xff\n"]
+)
+def test_damaged_evaluations_are_one_clear_error(dataset, tmp_path, content):
+    [job] = plan(str(dataset), ["FiBiNET_test"], [1], model_zoo, tmp_path)
+    job.folder.mkdir(parents=True)
+    (job.folder / "metrics.csv").write_bytes(b"epoch,AUC\n1,0.5\n2,0.6\n")
+    assert job.evaluations() == [{"epoch": 1, "AUC": 0.5}, {"epoch": 2, "AUC": 0.6}]
+    (job.folder / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.csv: cannot be read as a run's evaluations .*; remove .*/1, and the"):
+        job.evaluations()

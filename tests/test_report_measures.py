@@ -14,6 +14,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items.report import evidence, geometry, languages, probe, projection
 from mm_fibinet.items.report.catalogue import read_tags, read_titles
 from mm_fibinet.items.report.evidence import history_cosine, judge_clicks, read_rows, warm_items
+from mm_fibinet.items.report.vectors import embedding_columns, read_vectors
 
 
 def draw(items=60, width=8, seed=0):
@@ -309,3 +310,19 @@ def test_titles_and_tags(tmp_path):
     assert {tag: ids.tolist() for tag, ids in tags.items()} == {"tag 7": [1, 2], "tag 2": [2]}
     pq.write_table(pa.table({"item_id": [1]}), tmp_path / "bare.parquet")
     assert read_titles(tmp_path / "bare.parquet", 3) == {} and read_tags(tmp_path / "bare.parquet", 2) == {}
+
+
+def test_vectors_of_int8_are_read_where_they_are_named():
+    """Their cosines need no scale; tags of small ids, which are int8 too, are no embedding unless that is asked for."""
+    vectors = np.array([[0, 0], [3, 4], [-8, 6]], np.int8)
+    columns = {"item_id": pa.array(range(3)), "small": pa.array(vectors.tolist(), pa.list_(pa.int8(), 2))}
+    table = pa.table(columns)
+    with pytest.raises(UserError, match=r"no embedding column, found .*, or name one of int8 \(small\) with --columns"):
+        embedding_columns(table, "item_info.parquet")
+    assert embedding_columns(table, "item_info.parquet", ["small"]) == ["small"]
+    read = read_vectors(table, "item_info.parquet", "small")
+    assert read.dtype == np.float32 and (read == vectors).all()
+    table = table.append_column("floats", pa.array(vectors.tolist(), pa.list_(pa.float32(), 2)))
+    assert embedding_columns(table, "item_info.parquet") == ["floats"]
+    with pytest.raises(UserError, match="no embedding column item_id, expected some of floats, small"):
+        embedding_columns(table, "item_info.parquet", ["item_id"])

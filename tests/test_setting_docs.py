@@ -101,7 +101,8 @@ def test_a_docstring_is_taken_apart():
 
 
 @pytest.mark.documented("docs/settings.md", "Settings")
-def test_a_terminal_shows_the_same(documented, capsys):
+def test_a_terminal_shows_the_same(documented, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     [done] = documented.run_all(capsys=capsys)
     out = done.out
     assert "  bilinear_type (field_interaction): one of field_all, field_each, field_interaction\n" in out

@@ -441,6 +441,17 @@ def test_bad_spaces_are_one_line_before_anything_runs(change, message, dataset, 
     assert not list((tmp_path / "out").rglob("*.log"))
 
 
+def test_a_space_says_what_similarity_is_where_that_is_asked_for(dataset, tmp_path, capsys):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"common": SPACE["common"]}))
+    assert read_space(path, model_zoo).of(settings.load_params(dataset, "FiBiNET_test", model_zoo), model_zoo)
+    arguments = ["--config", dataset, "--expids", "FiBiNET_test", "--tune", "2", "--tune_space", path]
+    arguments += ["--similarity", "on", "--out", tmp_path / "out"]
+    code, _, error = run_script("run_benchmark", *arguments, capsys=capsys)
+    expected = f"error: {path}: has no similarity, expected it, with and without, for --similarity on\n"
+    assert (code, error) == (2, expected)
+
+
 def test_a_switched_line_is_held_to_the_schema_before_anything_runs(dataset, tmp_path, capsys):
     path, switched = tmp_path / "space.yaml", {"similarity_fields": True, "similarity_to_mlp": 3}
     path.write_text(yaml.safe_dump({**SPACE, "similarity": {**SPACE["similarity"], "with": switched}}))

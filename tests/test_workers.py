@@ -12,6 +12,7 @@ from conftest import ROOT, run_script
 
 from mm_fibinet import files
 from mm_fibinet.compare.workers import Meter, Workers
+from mm_fibinet.errors import UserError
 
 # Stands for run_expid.py where only processes matter; what it is to do comes as its argument.
 FAKE = """
@@ -131,6 +132,12 @@ def test_a_meter_stops_a_run_that_has_cost_enough(fake, tmp_path, what, wall):
     assert (code, same) == (130, pid) and any(line.startswith("interrupted: ") for line in printed)
     assert 0.3 <= meter.seconds() < 20
     assert finished(fake("doze", meter=Meter(str(tmp_path / "more"), 60, wall)))[:3] == (0, pid, 2)
+
+
+def test_a_meter_whose_file_is_damaged_says_so(tmp_path):
+    (tmp_path / "seconds.txt").write_text("1.5\nx\n")
+    with pytest.raises(UserError, match=r"seconds.txt: .*'x', expected seconds, a number a line; remove its folder"):
+        Meter(str(tmp_path / "seconds.txt")).seconds()
 
 
 def test_workers_end_with_their_parent(tmp_path):

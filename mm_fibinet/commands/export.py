@@ -28,7 +28,7 @@ PLACES = {*run_manifest.DATA_FILES, "data_root", "model_root"}  # settings that 
 
 def run(args: argparse.Namespace, home: Home) -> None:
     """Read everything, then write."""
-    onnx_export.require_libraries()
+    onnx_export.require_libraries(args.format)
     args.config_given, args.config = args.config is not None, args.config or str(home.config)
     found = Scorer.of(args, home, -1)
     out = require_output_folder(args.out, found.reads(), served_files.FILES)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
         about=about(found),
     )
     with atomic_folder(out) as folder:
-        onnx_export.write_model(folder, served, encoder, added, table, card)
+        onnx_export.write_model(folder, served, encoder, added, table, card, args.format)
     for path in sorted(out.iterdir()):
         print(printable(f"{path.name:<18} {path.stat().st_size:>13,} bytes"))
     print(printable(f"exported    {out}"))

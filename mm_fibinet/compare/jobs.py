@@ -80,9 +80,19 @@ class Job:
         return RunFolder.of(self.params).folder
 
     def evaluations(self) -> list[dict[str, float]]:
-        """The run's evaluations so far, {column of its metrics.csv: value} each."""
-        lines = RunFolder.of(self.params).read_history()
-        return [{name: float(value) for name, value in line.items()} for line in lines]
+        """The run's evaluations so far, {column of its metrics.csv: value} each.
+
+        Raises:
+            UserError: that file is damaged.
+        """
+        run = RunFolder.of(self.params)
+        try:
+            return [{name: float(value) for name, value in line.items()} for line in run.read_history()]
+        except (TypeError, ValueError) as error:  # a line too short or too long, a word, bytes that are no text
+            raise UserError(
+                f"{run.history}: cannot be read as a run's evaluations ({error}); remove {self.model_root}, and the "
+                "run begins anew"
+            ) from error
 
     @property
     def output(self) -> Path:
@@ -105,7 +115,7 @@ class Job:
         """How far the run is."""
         try:
             lines = RunFolder.of(self.params).read_history()
-        except UserError:  # no run ends because it cannot be shown
+        except (UserError, ValueError):  # no run ends because it cannot be shown
             lines = []
         if not lines:
             return f"{self.name}: starting"

@@ -101,7 +101,7 @@ class Space:
         path: the YAML.
         common: {setting: values} for every model that reads it.
         models: {model: {setting: values}} beside these.
-        similarity: {"with": settings, "without": settings}.
+        similarity: {"with": settings, "without": settings}; empty where the file says nothing of it.
     """
 
     path: Path
@@ -154,8 +154,10 @@ class Space:
                 experiment as it is.
 
         Raises:
-            UserError: a value that one of the settings cannot have.
+            UserError: a value that one of the settings cannot have, or nothing said of similarity.
         """
+        if which and not self.similarity:
+            raise UserError(f"{self.path}: has no similarity, expected it, with and without, for --similarity {which}")
         known = settings.known_settings(settings.find_model(models, params["model"]))
         if which is None or FIELDS not in known or not params.get("item_info"):
             return [Line(expid)]
@@ -194,7 +196,7 @@ def read_space(path: Path, models) -> Space:
     for name, part in {**space.models, **space.similarity}.items():
         if not isinstance(part, dict):
             raise UserError(f"{path}: {name} is {shown(part)}, expected a mapping of settings to values")
-    if set(space.similarity) != set(SIMILARITIES.values()):
+    if space.similarity and set(space.similarity) != set(SIMILARITIES.values()):
         raise UserError(f"{path}: similarity has {shown(list(space.similarity))}, expected with and without")
     for part in (space.common, *space.models.values()):
         for key, values in part.items():
@@ -241,7 +243,7 @@ def _require_read(space: Space, models) -> None:
 
 def _require_switches(space: Space) -> None:
     """Refuse a similarity part that does not do what the lines are called by."""
-    for which, name in SIMILARITIES.items():
+    for which, name in SIMILARITIES.items() if space.similarity else ():
         part, expected = space.similarity[name], which == "on"
         if part.get(FIELDS) is not expected:
             found = shown(part[FIELDS]) if FIELDS in part else "missing"

@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mm_fibinet.errors import EXIT_BUG, EXIT_INTERRUPTED, explain_os_error, run_cli
+from mm_fibinet.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError, explain_os_error, run_cli
 
 GOES_ON = (0, EXIT_INTERRUPTED)  # exit codes after which a worker takes another run
 SECONDS_TO_END = 10  # an idle worker's
@@ -67,11 +67,20 @@ class Meter(NamedTuple):
                 opened.write(f"{clock() - started:.3f}\n")
 
     def seconds(self) -> float:
-        """What the run has cost so far; a part whose worker was killed is not known."""
+        """What the run has cost so far; a part whose worker was killed is not known.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         try:
             return sum(map(float, Path(self.file).read_text(encoding="utf-8").split()))
         except FileNotFoundError:
             return 0.0
+        except ValueError as error:
+            raise UserError(
+                f"{self.file}: {error}, expected seconds, a number a line; remove its folder, and that trial is run "
+                "again"
+            ) from error
 
 
 class Workers:

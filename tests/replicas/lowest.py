@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-EXTRAS = ("encoders", "figures", "rar", "serve", "tensorboard", "tuner")
+EXTRAS = ("docs", "encoders", "figures", "rar", "serve", "tensorboard", "tuner")
 PIN = re.compile(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.]+)")
 
 

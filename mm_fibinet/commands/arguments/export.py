@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mm_fibinet.commands.arguments.shared import Parser, add_config, add_data_root, add_models_from, add_set
-from mm_fibinet.options import ITEM_TABLES
+from mm_fibinet.options import FORMATS, ITEM_TABLES
 
 
 def add(parser: Parser, config: Path) -> None:
@@ -14,6 +14,12 @@ def add(parser: Parser, config: Path) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier export is replaced")
     parser.add_argument(
         "--item_table", choices=ITEM_TABLES, default=ITEM_TABLES[0], help="how items are stored (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="onnx runs anywhere; pt2 needs a C++ compiler here, and torch where it scores (default: %(default)s)",
     )
     add_data_root(parser)
     add_models_from(parser)
