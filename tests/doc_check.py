@@ -186,7 +186,11 @@ def parsed(file: Path, module: str | None, arguments: list[str]) -> argparse.Nam
 
 
 def _parsed_by_main(file: Path, arguments: list[str]) -> Parsed:
-    """A program's own `main`, up to where its arguments have been parsed."""
+    """A program's own `main`, up to where its arguments have been parsed; one that parses none is not started."""
+    takes_none = UserError(f"{file.relative_to(ROOT)} takes no arguments")
+    inside = file.is_relative_to(ROOT / "mm_fibinet")  # where a module's parser may be in another one
+    if not inside and "ArgumentParser(" not in file.read_text(encoding="utf-8"):
+        raise takes_none
     whole = argparse.ArgumentParser.parse_args
 
     def stop(parser, *given, **named):
@@ -199,14 +203,14 @@ def _parsed_by_main(file: Path, arguments: list[str]) -> Parsed:
         mock.patch.object(sys, "path", [*folders, *sys.path]),
     ):
         try:
-            package = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            if package.startswith("mm_fibinet"):
+            if inside:
+                package = ".".join(file.relative_to(ROOT).with_suffix("").parts)
                 runpy.run_module(package.removesuffix(".__main__"), run_name="__main__", alter_sys=False)
             else:
                 runpy.run_path(str(file), run_name="__main__")
         except Parsed as found:
             return found
-    raise UserError(f"{file.relative_to(ROOT)} takes no arguments")
+    raise takes_none
 
 
 def _names(namespace: argparse.Namespace, command: Command) -> list[str]:

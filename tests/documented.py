@@ -41,7 +41,7 @@ def is_run(shown: Block | Command) -> bool:
 
 
 def in_ci(command: Command) -> str | None:
-    """The file that runs a command, as it is, with every change; None for none."""
+    """The file of .ci or .github/workflows that runs a command as it is; None for none."""
     for path in [ROOT / ".ci" / "run", *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]:
         if re.search(rf"^[ -]*(run: )?{re.escape(' '.join(command.words))}( |$)", path.read_text(), re.MULTILINE):
             return str(path.relative_to(ROOT))
