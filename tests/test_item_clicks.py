@@ -189,6 +189,23 @@ def test_of_user_info_is_read_what_the_rows_look_back_on(slice_values, tmp_path,
     assert baskets(read_clicks(tmp_path / "whole.parquet", 6, users=users)) == [[2, 3, 5], [6], [1, 3, 4, 6], [4]]
 
 
+def test_a_few_clicks_that_valid_repeats_are_told_of_and_left_out(tmp_path, capsys):
+    """Where users click an item twice, 1 of 20 clicks of valid may be in train; 2 are more than chance."""
+    asked = {user: [([2, 3], 1, 1)] for user in range(20)}
+    valid = write_split(tmp_path / "valid.parquet", asked)
+    clicks = {user: [([2, 3], 4, 1)] for user in range(20)}
+    plain = baskets(read_clicks(write_split(tmp_path / "plain.parquet", clicks), 6, valid))
+    assert capsys.readouterr().err == ""
+    again = {user: [*rows, ([2, 3], 1, 1)] for user, rows in clicks.items()}
+    few = write_split(tmp_path / "few.parquet", clicks | {5: again[5]})
+    assert baskets(read_clicks(few, 6, valid)) == plain
+    said = capsys.readouterr().err
+    assert said.startswith("warning:") and "knows 1 of 20 clicks of" in said and "(user 5, item 1, for one)" in said
+    more = write_split(tmp_path / "more.parquet", clicks | {5: again[5], 6: again[6]})
+    with pytest.raises(UserError, match="knows 2 of 20 clicks of"):
+        read_clicks(more, 6, valid)
+
+
 @pytest.mark.parametrize("slice_values", [1, 1 << 22])
 def test_clicks_of_the_validation_rows_are_refused_in_user_info(slice_values, tmp_path, monkeypatch):
     monkeypatch.setattr(user_info, "SLICE_VALUES", slice_values)
