@@ -14,7 +14,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-EXTRAS = ("docs", "encoders", "figures", "rar", "serve", "tensorboard", "tuner")
+sys.path.insert(0, str(ROOT))
+
+from mm_fibinet.extras import EXTRAS  # noqa: E402 (of this clone)
+
 PIN = re.compile(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.]+)")
 
 

@@ -15,6 +15,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mm_fibinet.extras import EXTRAS  # noqa: E402 (of this clone)
+
 PLACES = sorted(path.stem for path in HERE.glob("*.txt"))
 TOOLS = ["pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100"]
 SUITE = [
@@ -24,7 +28,7 @@ SUITE = [
     "test_pictures", "test_served",
 ]  # fmt: skip
 TINY = "data/demo"
-EXTRAS = {"server": "encoders,figures,rar,serve,tensorboard,tuner"}  # of a place where not only encoders are tried
+ALL_EXTRAS = ("server",)  # where not only encoders are tried
 
 
 def demo_commands(python: Path) -> list[list[str]]:
@@ -64,7 +68,7 @@ def install(name: str, python: Path) -> None:
     pip = [python, "-m", "pip", "install", "--quiet"]
     run([*pip, "-r", HERE / f"{name}.txt"])
     before = freeze(python)
-    run([*pip, f".[{EXTRAS.get(name, 'encoders')}]"])
+    run([*pip, f".[{','.join(EXTRAS) if name in ALL_EXTRAS else 'encoders'}]"])
     after = freeze(python)
     replaced = {name: (was, after.get(name)) for name, was in before.items() if after.get(name) != was}
     print(f"{len(before)} packages were there; {len(after) - len(before)} came:")
