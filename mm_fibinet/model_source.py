@@ -200,8 +200,10 @@ def import_module(name: str, what: str, checkout: Checkout | None = None) -> Mod
             ) from error
         raise UserError(f"{what}: its module imports {missing}, which is not installed") from error
     except (Exception, SystemExit) as error:  # a stranger's module may do anything
-        place = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else _last_line(error)
-        text = error.msg if isinstance(error, SyntaxError) else error
+        place, text = _last_line(error), str(error)
+        if isinstance(error, SyntaxError):
+            text = error.msg
+            place = f" ({error.filename}, line {error.lineno})" if error.filename else ""  # a null byte has no place
         raise UserError(f"{what}: importing its module failed: {type(error).__name__}: {text}{place}") from error
 
 

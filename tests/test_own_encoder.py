@@ -12,6 +12,7 @@ from mm_fibinet.items.encoding import Loading
 MODULE = '''
 import helpers
 import numpy as np
+import torch
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoding import Encoder
 
@@ -63,6 +64,66 @@ class Unmade(Lengths):
         raise SystemExit("no licence")
 
 
+class Complex(Lengths):
+    def encode(self, samples):
+        return np.ones((len(samples), 2)) * 1j
+
+
+class NoText(Lengths):
+    def encode(self, samples):
+        raise BadContent("corrupt", "too late")
+
+
+class Unsaid(Lengths):
+    def encode(self, samples):
+        raise type("Mute", (Exception,), {"__str__": lambda self: self.nothing})
+
+
+class Fewer(Lengths):
+    def prepare_all(self, contents):
+        return [(content, 0) for content in contents[1:]]
+
+
+class Unsorted(Lengths):
+    def prepare(self, content):
+        return content, [3, 4]
+
+
+class Halves(Lengths):
+    def __init__(self, how):
+        super().__init__(how)
+        self.dim = 2.0
+
+
+class Batchless(Lengths):
+    def __init__(self, how):
+        super().__init__(how)
+        self.batch_size = 0
+
+
+class Nameless(Lengths):
+    def __init__(self, how):
+        super().__init__(how)
+        self.id = None
+
+
+class Reused(Lengths):
+    """The same array each time, as networks that were given a place for their output have it."""
+
+    def __init__(self, how):
+        super().__init__(how)
+        self.place = np.zeros((how.batch_size, 2), np.float32)
+
+    def encode(self, samples):
+        self.place[: len(samples)] = super().encode(samples)
+        return self.place[: len(samples)]
+
+
+class Learned(Lengths):
+    def encode(self, samples):
+        return torch.tensor(super().encode(samples), dtype=torch.bfloat16, requires_grad=True)
+
+
 class Plain:
     def __init__(self, how):
         self.id = "plain"
@@ -94,6 +155,15 @@ def test_vectors_are_those_of_the_class(own, loaders, modality):
     assert vectors.dtype == np.float32 and vectors.tolist() == [[3, ord("a")], [1, ord("z")]]
 
 
+@pytest.mark.parametrize("name", ["Reused", "Learned"])
+def test_vectors_stay_as_they_were_given(own, name):
+    """Those of the batch before, when the next one is encoded; of an array that is filled anew, or of torch."""
+    encoder = load(name)
+    first = encoder.encode([b"abc", b"z"])
+    encoder.encode([b"other", b"numbers"])
+    assert first.dtype == np.float32 and first.tolist() == [[3, ord("a")], [1, ord("z")]]
+
+
 def test_other_code_is_another_id(own, tmp_path):
     """Of the class's own file and of what that imports; a new process reads them, here the hashes alone are asked."""
     first = load("Lengths").id
@@ -112,11 +182,19 @@ def test_other_code_is_another_id(own, tmp_path):
         ("Words", r"encode gave str, expected numbers of shape \(1, 2\)"),
         ("NoNumber", "encode gave NaN or infinity"),
         ("Single", r"prepare gave b'abc', expected \(sample, shape\)"),
+        ("Complex", r"encode gave complex128, expected numbers of shape \(1, 2\)"),
+        ("NoText", r"encode failed: BadContent: too late \(.*own_encoders.py, line \d+\)"),
+        ("Unsaid", r"encode failed: Mute: its message cannot be shown \(.*own_encoders.py, line \d+\)"),
+        ("Fewer", "prepare_all gave a list of 0, expected a list of 1, one a content"),
+        ("Unsorted", r"prepare gave the shape \[3, 4\], expected a number or a tuple"),
+        ("Halves", "Halves has dim 2.0, expected a whole number from 1 to "),
+        ("Batchless", "Batchless has batch_size 0, expected a whole number from 1 to "),
+        ("Nameless", "Nameless has the id None, expected text of one line"),
         ("Fails", r"encode failed: KeyError: 'vocabulary' \(.*own_encoders.py, line \d+\)"),
         ("Unmade", r"its constructor failed: SystemExit: no licence \(.*own_encoders.py, line \d+\)"),
         ("Plain", "Plain has no dim, no batch_size, no prepare, no prepare_all, no encode; expected a subclass of"),
         ("NoArgument", "its constructor failed: TypeError: "),
-        ("LATE", "there is no class LATE in .*own_encoders.py, which has Fails, Lengths, "),
+        ("LATE", "there is no class LATE in .*own_encoders.py, which has Batchless, Complex, Fails, "),
         ("Nothing", "there is no class Nothing in "),
     ],
 )

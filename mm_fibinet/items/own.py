@@ -2,7 +2,8 @@
 
 As for models (`model_source`), naming the class is what lets its code run, and nothing else does. Its id gets the hash
 of the files that it is written in: features that other code made are not taken for its own. What goes wrong in it is
-one line that names it, and so are vectors that are no float32 [n, dim] or hold NaN.
+one line that names it, and so are vectors that are no numbers [n, dim] or hold NaN. Vectors are copied, as an encoder
+may fill the same array anew for each batch.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from mm_fibinet import files
 from mm_fibinet.errors import UserError
@@ -21,6 +23,7 @@ from mm_fibinet.yaml_reader import shown
 
 EXAMPLE = "module:my_encoders:MyEncoder"
 NEEDED = ("id", "dim", "batch_size", "prepare", "prepare_all", "encode")
+MOST = 1 << 20  # of dim and batch_size
 
 
 class OwnEncoder(Encoder):
@@ -39,33 +42,53 @@ class OwnEncoder(Encoder):
         code = "".join(files.sha256(path) for path in source_files(kind))
         name = f"{kind.__module__}:{kind.__qualname__}"
         self.id = f"module {name} {hashlib.sha256(code.encode()).hexdigest()[:16]} {inside.id}"
-        self.dim = inside.dim
-        self.batch_size = inside.batch_size
+        self.dim = int(inside.dim)
+        self.batch_size = int(inside.batch_size)
         self._inside = inside
         self._option = option
 
     def prepare(self, content: bytes) -> tuple[Any, int]:
         """See `Encoder`."""
-        return self._call("prepare", content)
+        [prepared] = self.prepare_all([content])
+        if isinstance(prepared, BadContent):
+            raise prepared
+        return prepared
 
     def prepare_all(self, contents: Sequence[bytes]) -> list[tuple[Any, int] | BadContent]:
         """See `Encoder`."""
         prepared = self._call("prepare_all", contents)
+        if not isinstance(prepared, list) or len(prepared) != len(contents):
+            found = f"a list of {len(prepared)}" if isinstance(prepared, list) else _a(prepared)
+            expected = f"expected a list of {len(contents)}, one a content"
+            raise UserError(f"{self._option}: prepare_all gave {found}, {expected}")
         for each in prepared:
-            if not isinstance(each, BadContent) and not (isinstance(each, tuple) and len(each) == 2):
+            if isinstance(each, BadContent):
+                continue
+            if not (isinstance(each, tuple) and len(each) == 2):
                 raise UserError(f"{self._option}: prepare gave {shown(each)}, expected (sample, shape)")
+            if not _is_key(each[1]):
+                found = f"the shape {shown(each[1])}"
+                raise UserError(f"{self._option}: prepare gave {found}, expected a number or a tuple of them")
         return prepared
 
     def encode(self, samples: list[Any]) -> np.ndarray:
         """See `Encoder`."""
         vectors = self._call("encode", samples)
         expected = f"expected numbers of shape {(len(samples), self.dim)}, a vector of `dim` numbers a sample"
+        if isinstance(vectors, torch.Tensor):  # of any device and precision, with a gradient or without
+            vectors = vectors.detach().cpu()
+            vectors = vectors.float() if vectors.is_floating_point() else vectors
         try:
-            found = np.asarray(vectors, np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self._option}: encode gave {type(vectors).__name__}, {expected}") from error
+            found = np.asarray(vectors)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self._option}: encode gave {_a(vectors)}, {expected}") from error
+        if found.dtype.kind not in "biuf":
+            what = _a(vectors) if found.dtype == object or not found.ndim else found.dtype
+            raise UserError(f"{self._option}: encode gave {what}, {expected}")
         if found.shape != (len(samples), self.dim):
             raise UserError(f"{self._option}: encode gave shape {found.shape}, {expected}")
+        with np.errstate(over="ignore"):
+            found = found.astype(np.float32)  # a copy, as the array may be filled anew
         if not np.isfinite(found).all():
             raise UserError(f"{self._option}: encode gave NaN or infinity, {expected}")
         return found
@@ -94,24 +117,53 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
             key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name
         ]
         has = ", ".join(sorted(classes)) or "no class at all"
-        raise UserError(f"{how.option}: there is no class {class_name} in {module.__file__}, which has {has}")
+        file = getattr(module, "__file__", None) or f"the folder {module_name}"
+        raise UserError(f"{how.option}: there is no class {class_name} in {file}, which has {has}")
     make: Callable[[Loading], Any] = found
     made = _guarded(how.option, found, "its constructor", lambda: make(how))
-    missing = [attribute for attribute in NEEDED if not hasattr(made, attribute)]
+    missing = _guarded(how.option, found, "what it has", lambda: [each for each in NEEDED if not hasattr(made, each)])
     if missing:
         raise UserError(
             f"{how.option}: {class_name} has no {', no '.join(missing)}; expected a subclass of "
             "mm_fibinet.items.encoding.Encoder whose constructor sets id, dim and batch_size"
         )
+    if not isinstance(made.id, str) or not made.id.isprintable():
+        raise UserError(f"{how.option}: {class_name} has the id {shown(made.id)}, expected text of one line")
+    for name, number in (("dim", made.dim), ("batch_size", made.batch_size)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 1 <= number <= MOST:
+            expected = f"expected a whole number from 1 to {MOST:,}"
+            raise UserError(f"{how.option}: {class_name} has {name} {shown(number)}, {expected}")
     return OwnEncoder(made, how.option)
 
 
+def _is_key(shape: object) -> bool:
+    """Whether samples can be sorted by it; a tuple can, a list in it cannot."""
+    try:
+        hash(shape)
+    except TypeError:
+        return False
+    return True
+
+
+def _a(value: object) -> str:
+    """What something is, for a message."""
+    return "None" if value is None else type(value).__name__
+
+
 def _guarded(option: str, kind: type, what: str, call: Callable[[], Any]) -> Any:
-    """What a user's code gives; what it raises, but for the two errors that it may, as one line."""
+    """What a user's code gives; what it raises, but for an error that explains itself, as one line."""
     try:
         return call()
-    except (UserError, BadContent):
+    except UserError:
         raise
     except (Exception, SystemExit) as error:  # a stranger's code may do anything
         where = place_of(error, kind)
-        raise UserError(f"{option}: {what} failed: {type(error).__name__}: {error}{where}") from error
+        raise UserError(f"{option}: {what} failed: {type(error).__name__}: {_text(error)}{where}") from error
+
+
+def _text(error: BaseException) -> str:
+    """What an error says, if it can."""
+    try:
+        return str(error)
+    except Exception:  # its own __str__ fails
+        return "its message cannot be shown"
