@@ -166,9 +166,9 @@ def require_output(
     """
     target = Path(path)
     try:
-        resolved = target.resolve()
+        resolved = _resolved(target)
         _require_file_or_nothing(resolved, f"{option} ", path)
-        for source in (Path(source).resolve() for source in inputs if source is not None):
+        for source in (_resolved(Path(source)) for source in inputs if source is not None):
             if source == resolved or (resolved.exists() and source.exists() and source.samefile(resolved)):
                 raise UserError(f"{option} {path} is an input; inputs are never modified, choose another file")
             if source.is_dir() and resolved.is_relative_to(source):
@@ -205,10 +205,10 @@ def require_output_folder(
     """
     target, own = Path(path), tuple(own)
     try:
-        resolved = target.resolve()
+        resolved = _resolved(target)
         if resolved.exists() and not resolved.is_dir():
             raise UserError(f"{option} {path}: this is no folder, expected the name of a folder to write")
-        for source in (Path(source).resolve() for source in inputs if source is not None):
+        for source in (_resolved(Path(source)) for source in inputs if source is not None):
             if source.is_relative_to(resolved) or (source.is_dir() and resolved.is_relative_to(source)):
                 raise UserError(f"{option} {path} is an input; inputs are never modified, choose another folder")
         present = sorted(each.name for each in resolved.iterdir()) if resolved.exists() else []
@@ -224,6 +224,14 @@ def require_output_folder(
     except ValueError as error:  # a NUL character
         raise UserError(f"{option} {path}: not a folder's name ({error})") from error
     return target
+
+
+def _resolved(path: Path) -> Path:
+    """Where links lead; an `OSError` for those that go in a circle, on every Python."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # before 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
 
 
 def _require_writable(folder: Path, shown: object) -> None:

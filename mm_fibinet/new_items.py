@@ -60,7 +60,7 @@ def append_items(
     new = np.arange(card.num_items, total)
     beside = (columns[name][new].reshape(len(new), -1) for name in card.ids)
     ids = np.concatenate([np.zeros((len(new), 0), np.int32), *beside], axis=1)
-    added = ItemRows.pack(encode(session, columns, new), ids, card.parts, card.item_table)
+    added = ItemRows.pack(encode(session, columns, new), ids, card.parts, card.item_table, card.num_items)
     with atomic_folder(out) as written:
         for name in (card.graph, ENCODER):
             shutil.copyfile(Path(folder) / name, written / name)

@@ -83,7 +83,8 @@ class Scorer:
             float32 [C].
 
         Raises:
-            UserError: a feature is missing or unknown, or a shape or type is wrong.
+            UserError: a feature is missing or unknown, a shape or type is wrong, or a number so large that a score
+                is NaN.
         """
         [scores] = self.score_all([Request(history_ids, candidate_ids, user, context)])
         return scores
@@ -147,6 +148,12 @@ class Scorer:
             own |= {name: values[part] for name, values in row.items()}
             fed = {name: values for name, values in {**shared, **own}.items() if name in self._inputs}
             scores[part] = self.session.run(None, fed)[0]
+        strange = np.flatnonzero(~np.isfinite(scores))
+        if len(strange):  # sorted anywhere, were it given
+            raise UserError(
+                f"candidate {strange[0]}, item {candidates[strange[0]]}, scores {scores[strange[0]]}: a number of the "
+                "request or of an item is too large; expected numbers as the model was trained on"
+            )
         return scores
 
 

@@ -21,8 +21,16 @@ CARD, GRAPH, COMPILED, ENCODER = "card.json", "model.onnx", "model.pt2", "item_e
 ROWS, SCALES, IDS = "items.npy", "item_scales.npy", "item_ids.npy"
 FILES = (CARD, GRAPH, COMPILED, ENCODER, ROWS, SCALES, IDS)  # all that a folder may hold
 LEAST = {"num_items": 1, "max_len": 1, "min_len": 1, "padded_len": 0, "pairs_at_once": 1}  # numbers of a card
+FEATURES = ("row_features", "item_features")  # specs of a card, each of a type that has these sizes
+SIZES: dict[str, tuple[str, ...]] = {
+    "numeric": (),
+    "categorical": ("vocab_size",),
+    "sequence": ("vocab_size", "max_len"),
+    "embedding": ("pretrain_dim",),
+}
 LARGEST = 127  # of an int8 that has a negative
 TYPES = dict(zip(ITEM_TABLES, (np.float32, np.float16, np.int8), strict=True))
+MOST = 1e12  # of an item's row: far more than a model is trained on; not far beyond it products overflow to NaN
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Card:
             raise UserError(f"{folder}: no exported model ({CARD} is not there); export_onnx.py writes one") from error
         except OSError as error:
             raise explain_os_error(error, path, "read") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not an exported model's card (damaged JSON); export it again") from error
         names = {field.name: field.type for field in dataclasses.fields(cls)}
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
@@ -96,6 +104,7 @@ class Card:
         wrong = [name for name, kind in names.items() if not isinstance(content.get(name), _python_type(kind))]
         wrong += [name for name in ("parts", "ids", "files") if name not in wrong and not _are_sizes(content[name])]
         wrong += [name for name, least in LEAST.items() if name not in wrong and not _is_size(content[name], least)]
+        wrong += [name for name in FEATURES if name not in wrong and not all(map(_is_spec, content[name].values()))]
         if wrong or content.keys() - names.keys():
             named = [*wrong, *(content.keys() - names.keys())][0]
             raise UserError(f"{path}: not an exported model's card: {named} is damaged; export it again")
@@ -118,6 +127,15 @@ def _is_size(size: object, least: int) -> bool:
     return type(size) is int and least <= size < 1 << 40
 
 
+def _is_spec(spec: object) -> bool:
+    """Whether a feature's spec has what reading its values needs."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("type"), str) or spec["type"] not in SIZES:
+        return False
+    numbers = (spec[name] for name in ("shift", "scale", "fill_na") if spec.get(name) is not None)
+    sizes = all(_is_size(spec.get(name), 1) for name in SIZES[spec["type"]])
+    return sizes and all(isinstance(number, int | float) for number in numbers)
+
+
 def _python_type(annotation) -> type:
     """dict of dict[str, int], and so on."""
     return getattr(annotation, "__origin__", annotation)
@@ -138,7 +156,9 @@ class ItemRows:
         self._part_of = np.repeat(np.arange(len(parts)), list(parts.values()))
 
     @classmethod
-    def pack(cls, rows: np.ndarray, ids: np.ndarray, parts: dict[str, int], item_table: str) -> "ItemRows":
+    def pack(
+        cls, rows: np.ndarray, ids: np.ndarray, parts: dict[str, int], item_table: str, first: int = 0
+    ) -> "ItemRows":
         """Rows as a kind of table stores them.
 
         int8 has a scale for each part of each row: the largest number of the part is 127 times it.
@@ -148,12 +168,18 @@ class ItemRows:
             ids: int32 [N, X].
             parts: {name: width}.
             item_table: one of ITEM_TABLES.
+            first: the first row's item.
 
         Raises:
-            UserError: a number is beyond what fp16 holds.
+            UserError: a number is NaN, beyond what fp16 holds, or so large that an item would score NaN.
         """
-        if item_table == "fp16" and np.abs(rows).max(initial=0) > np.finfo(np.float16).max:
-            raise UserError(f"--item_table fp16: an item has {np.abs(rows).max():g}, beyond fp16; take fp32 or int8")
+        most = float(np.finfo(np.float16).max) if item_table == "fp16" else MOST
+        beyond = np.flatnonzero(~(np.abs(rows).max(axis=1, initial=0) <= most))
+        if len(beyond):
+            found = f"item {first + beyond[0]} has {np.abs(rows[beyond[0]]).max():g}"
+            if item_table == "fp16":
+                raise UserError(f"--item_table fp16: {found}, beyond fp16; take fp32 or int8")
+            raise UserError(f"{found}, expected at most {most:g}; scale the column that has it")
         if item_table != "int8":
             return cls(rows.astype(TYPES[item_table]), None, ids, parts)
         firsts = np.cumsum([0, *parts.values()])[:-1]

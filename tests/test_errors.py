@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from mm_fibinet.errors import MESSAGE_LIMIT, UserError, printable, run_cli
-from mm_fibinet.files import atomic_path, locked, require_output, write_text
+from mm_fibinet.files import atomic_path, locked, require_output, require_output_folder, write_text
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\r\nerror: forged\u202egnp.exe\x00\x9b\udcff\u2028b"
 
@@ -132,6 +132,14 @@ def test_names_that_no_system_takes(tmp_path):
             require_output(tmp_path / name)
     with pytest.raises(UserError, match="this name is too long"):
         write_text(tmp_path / ("x" * 300), "text")
+
+
+@pytest.mark.parametrize("require", [require_output, lambda path: require_output_folder(path, [], ["card.json"])])
+def test_links_that_go_in_a_circle_are_one_line(tmp_path, require):
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    with pytest.raises(UserError, match=r"cannot write .*: its symbolic links go in a circle"):
+        require(tmp_path / "one")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -104,6 +104,22 @@ def test_many_candidates_are_scored_in_parts(scorer, monkeypatch):
     np.testing.assert_allclose(parts.score(HISTORY, range(1, 40)), whole, atol=1e-6)
 
 
+def test_a_score_that_is_no_number_is_no_score(exported, tmp_path):
+    """The item whose row overflows is named; others of the table have their scores."""
+    shutil.copytree(exported.folder, tmp_path / "served")
+    rows = np.load(tmp_path / "served" / ROWS)
+    rows[7] = 1e30
+    np.save(tmp_path / "served" / ROWS, rows)
+    scorer = Scorer(tmp_path / "served")
+    assert np.isfinite(
+        scorer.score(HISTORY, [30, 9], context={name: values[:2] for name, values in LEVELS.items()})
+    ).all()
+    with pytest.raises(
+        UserError, match="candidate 1, item 7, scores nan: a number of the request or of an item is too"
+    ):
+        scorer.score(HISTORY, [30, 7])
+
+
 def test_threads_share_a_scorer(scorer):
     expected = [scorer.score(HISTORY, [i, i + 1]) for i in range(1, 30)]
     found = [None] * 29
@@ -176,6 +192,11 @@ def _same_size(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def _spec(path, **changes):
+    specs = json.loads(path.read_text())["row_features"]
+    _replace(path, row_features=specs | {"likes_level": changes or "a level"})
+
+
 DAMAGES = {
     "no card": (lambda f: (f / CARD).unlink(), "no exported model .*card.json is not there"),
     "a card that is cut": (lambda f: _cut(f / CARD), "card.json: not an exported model's card .damaged JSON"),
@@ -187,6 +208,13 @@ DAMAGES = {
     "a card with a truth for a number": (lambda f: _replace(f / CARD, min_len=True), "card.json: .*: min_len is"),
     "a card without the row's features": (
         lambda f: _replace(f / CARD, row_features={}), f"{GRAPH} reads likes_level, which card.json does not have",
+    ),
+    "a card without an end": (lambda f: (f / CARD).write_text("[" * 200_000), "card.json: .*card .damaged JSON"),
+    "a feature that is text": (lambda f: _spec(f / CARD), "card.json: .*: row_features is damaged"),
+    "a feature of no type": (lambda f: _spec(f / CARD, type="odd", vocab_size=9), "card.json: .*: row_features is"),
+    "a feature of no size": (lambda f: _spec(f / CARD, type="categorical"), "card.json: .*: row_features is damaged"),
+    "a feature with a scale of text": (
+        lambda f: _spec(f / CARD, type="numeric", scale="2"), "card.json: .*: row_features is damaged",
     ),
     "a card of more items": (
         lambda f: _replace(f / CARD, num_items=99), rf"{ROWS}: is float32 \[40, .*card.json says float32 \[99",
@@ -323,6 +351,10 @@ BAD_GROWTH = {
     "another embedding by little": (
         {"change": lambda c: {"item_emb_d16": c["item_emb_d16"] * np.linspace(1, 1.01, 16, dtype=np.float32)}},
         "has another item_emb_d16 than at export",
+    ),
+    "an embedding beyond all others": (
+        {"change": lambda c: c["item_emb_d16"].__setitem__((-1, 3), 3e38) or {}},
+        r"item 42 has \d.*e\+3\d, expected at most 1e\+12; scale",
     ),
     "other tags": ({"change": lambda c: {"item_tags": np.roll(c["item_tags"], 1, axis=1)[:, :4]}}, "item_tags"),
 }
