@@ -51,7 +51,8 @@ class Query(BaseModel):
 
 def make_app(scorer: Scorer) -> FastAPI:
     """The service of one model."""
-    app = FastAPI(title=f"{scorer.card.model}, {scorer.card.expid}", docs_url=None, redoc_url=None, openapi_url=None)
+    title = f"{scorer.card.model}, {scorer.card.expid}"
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(BoundedBody)
 
     @app.get("/health")

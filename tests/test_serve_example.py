@@ -93,7 +93,8 @@ def test_a_body_of_unknown_length_is_bounded_too(client):
 
 
 def test_other_places_and_methods(client):
-    for answer, status in ((client.get("/nowhere"), 404), (client.get("/score"), 405), (client.post("/health"), 405)):
+    wrong = [(client.get("/nowhere"), 404), (client.get("/score"), 405), (client.post("/health"), 405)]
+    for answer, status in [*wrong, (client.post("/score/", json=QUERY), 404)]:
         assert answer.status_code == status and answer.json().keys() == {"error"}
 
 

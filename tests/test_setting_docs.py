@@ -117,7 +117,8 @@ def test_settings_of_a_class_of_fuxictrs_are_its_own(capsys, monkeypatch):
     assert "  early_stop_patience (2): " in out
 
 
-def test_an_unknown_model_is_refused(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["mm-fibinet", "list", "--settings", "FiBinet"])
-    with pytest.raises(UserError, match="--settings: model 'FiBinet' is unknown, expected one of AutoInt"):
+@pytest.mark.parametrize("name", ["FiBinet", ""])
+def test_an_unknown_model_is_refused(name, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mm-fibinet", "list", "--settings", name])
+    with pytest.raises(UserError, match=f"--settings: model '{name}' is unknown, expected one of AutoInt"):
         main()

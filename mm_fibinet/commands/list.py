@@ -16,7 +16,7 @@ def run(args: argparse.Namespace, home: Home) -> None:
 
     With --settings, a paragraph for each setting instead.
     """
-    if args.settings:
+    if args.settings is not None:
         _print_settings(args.settings, home.import_models(args.models_from))
     else:
         print_experiments(args.config, args.models_from, home)
