@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -208,12 +209,12 @@ def test_serving(documented, here, capsys):
 
 @pytest.mark.documented("docs/serving.md", "Over HTTP")
 def test_over_http(documented, here, capsys, monkeypatch):
-    """The page's request, to the service that the page's command starts."""
-    import uvicorn
+    """The page's request, to the service that the page's command would start; its server is no package of the tests."""
     from fastapi.testclient import TestClient
 
     started = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **how: started.append((app, how)))
+    server = SimpleNamespace(run=lambda app, **how: started.append((app, how)))
+    monkeypatch.setitem(sys.modules, "uvicorn", server)
     if not (here / "served").exists():
         assert run_script("export_onnx", "--expid", "FiBiNET_demo", "--out", "served/FiBiNET_demo")[0] == 0
     [serve] = documented.commands
