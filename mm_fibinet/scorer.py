@@ -147,7 +147,7 @@ class Scorer:
             own = {"candidates": items.take(chosen), "candidate_ids": items.ids.take(chosen, axis=0)}
             own |= {name: values[part] for name, values in row.items()}
             fed = {name: values for name, values in {**shared, **own}.items() if name in self._inputs}
-            scores[part] = self.session.run(None, fed)[0]
+            scores[part] = self._computed(fed)
         strange = np.flatnonzero(~np.isfinite(scores))
         if len(strange):  # sorted anywhere, were it given
             raise UserError(
@@ -155,6 +155,17 @@ class Scorer:
                 "request or of an item is too large; expected numbers as the model was trained on"
             )
         return scores
+
+    def _computed(self, fed: dict[str, np.ndarray]) -> np.ndarray:
+        """What the graph makes of its inputs: float32 [C]."""
+        try:
+            return self.session.run(None, fed)[0]
+        except MemoryError:
+            raise
+        except Exception as error:  # of onnxruntime's and torch's own kinds
+            reason = str(error).splitlines()[0][:200]
+            advice = f"is it the one that {CARD} is of? copy or export it again"
+            raise UserError(f"{self.card.graph} cannot score what {CARD} has it read ({reason}); {advice}") from error
 
 
 def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:

@@ -239,6 +239,16 @@ def test_a_damaged_folder_is_one_clear_error(exported, tmp_path, capsys, name):
     assert code == 2 and len(err.splitlines()) == 1 and not (tmp_path / "s.zip").exists()
 
 
+def test_a_card_that_is_another_graphs_is_one_clear_error(exported, tmp_path):
+    """Of more levels than the graph has: such a level is no row of its table."""
+    shutil.copytree(exported.folder, tmp_path / "served")
+    _spec(tmp_path / "served" / CARD, type="categorical", vocab_size=5_000)
+    scorer = Scorer(tmp_path / "served")
+    assert len(scorer.score(HISTORY, CANDIDATES, context=LEVELS)) == 3
+    with pytest.raises(UserError, match=rf"{GRAPH} cannot score what {CARD} has it read .*out of data bounds"):
+        scorer.score(HISTORY, CANDIDATES, user={"likes_level": 4_000})
+
+
 def test_a_split_that_breaks_the_contract_writes_nothing(exported, tmp_path, capsys):
     table = pq.read_table(exported.test).drop_columns("likes_level")
     pq.write_table(table, tmp_path / "test.parquet")
