@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mm_fibinet import compiled_graph, extras
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 from mm_fibinet.item_table import ItemTable
 from mm_fibinet.options import FORMATS
 from mm_fibinet.scorer import INPUTS, open_compiled, open_graph
@@ -160,8 +160,7 @@ def _require_same(path: Path, session, tried: list[tuple[tuple, np.ndarray]], na
         try:
             [found] = session.run(None, fed)
         except Exception as error:  # of onnxruntime's own kinds
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"{what} does not run in {runtime} ({reason}); {advice}") from error
+            raise UserError(f"{what} does not run in {runtime} ({first_line(error)}); {advice}") from error
         if found.shape != expected.shape:
             sizes = f"{list(found.shape)} numbers where torch makes {list(expected.shape)}"
             raise UserError(f"{what} makes {sizes}; {advice}")
