@@ -7,7 +7,8 @@ one line that names it, and so are vectors that are no float32 [n, dim] or hold 
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,12 @@ class OwnEncoder(Encoder):
     def prepare_all(self, contents: Sequence[bytes]) -> list[tuple[Any, int] | BadContent]:
         """See `Encoder`."""
         prepared = self._call("prepare_all", contents)
+        if not isinstance(prepared, list) or len(prepared) != len(contents):
+            expected = f"expected a list of {len(contents)}, one a content"
+            raise UserError(f"{self._option}: prepare_all gave {shown(prepared)}, {expected}")
         for each in prepared:
-            if not isinstance(each, BadContent) and not (isinstance(each, tuple) and len(each) == 2):
+            is_sample = isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], Hashable)
+            if not isinstance(each, BadContent) and not is_sample:
                 raise UserError(f"{self._option}: prepare gave {shown(each)}, expected (sample, shape)")
         return prepared
 
@@ -103,6 +108,12 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
             f"{how.option}: {class_name} has no {', no '.join(missing)}; expected a subclass of "
             "mm_fibinet.items.encoding.Encoder whose constructor sets id, dim and batch_size"
         )
+    for attribute in ("dim", "batch_size"):
+        number = getattr(made, attribute)
+        if not isinstance(number, Integral) or number < 1:
+            raise UserError(
+                f"{how.option}: {class_name} has {attribute} {shown(number)}, expected a whole number from 1"
+            )
     return OwnEncoder(made, how.option)
 
 
