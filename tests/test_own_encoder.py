@@ -165,8 +165,15 @@ def test_what_is_wrong_with_a_class_is_one_line(own, name, message):
         ("module:own_encoders", "expected module:FILE:CLASS, for example module:my_encoders:MyEncoder"),
         ("module:own_encoders.py:Lengths", "there is no module own_encoders.py, neither in "),
         ("module:nowhere:Lengths", "there is no module nowhere, neither in "),
+        ("module:own_encoders:Length", r"there is no class Length in .*own_encoders.py, did you mean Lengths\?"),
+        ("module:sys:Lengths", "there is no class Lengths in sys, which has "),
+        (
+            "module:json:Lengths",
+            "there is no class Lengths in .*json.*; it hides .*json.py, whose name must be another",
+        ),
     ],
 )
 def test_what_names_no_class_is_one_line(own, name, message):
+    (own / "json.py").write_text(MODULE)
     with pytest.raises(UserError, match=f"^--text_encoder {name}: {message}"):
         load_encoder("text", name, Loading(torch.device("cpu"), 4), TEXT_ENCODERS)

@@ -17,7 +17,7 @@ from mm_fibinet import files
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoding import Encoder, Loading
-from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files
+from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files, without_class
 from mm_fibinet.yaml_reader import shown
 
 EXAMPLE = "module:my_encoders:MyEncoder"
@@ -98,8 +98,7 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
         classes = [
             key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name
         ]
-        has = ", ".join(sorted(classes)) or "no class at all"
-        raise UserError(f"{how.option}: there is no class {class_name} in {module.__file__}, which has {has}")
+        raise UserError(f"{how.option}: {without_class(module, class_name, classes or ['no class at all'])}")
     make: Callable[[Loading], Any] = found
     made = _guarded(how.option, found, "its constructor", lambda: make(how))
     missing = [attribute for attribute in NEEDED if not hasattr(made, attribute)]
