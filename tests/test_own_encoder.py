@@ -53,6 +53,31 @@ class Single(Lengths):
         return content
 
 
+class Listed(Lengths):
+    def prepare(self, content):
+        return content, [1]
+
+
+class Fewer(Lengths):
+    def prepare_all(self, contents):
+        return []
+
+
+class NoneAtAll(Lengths):
+    def prepare_all(self, contents):
+        return None
+
+
+class Wide(Lengths):
+    def __init__(self, how):
+        self.id, self.dim, self.batch_size = "wide", "2", how.batch_size
+
+
+class Idle(Lengths):
+    def __init__(self, how):
+        self.id, self.dim, self.batch_size = "idle", 2, 0
+
+
 class Fails(Lengths):
     def encode(self, samples):
         raise KeyError("vocabulary")
@@ -112,11 +137,16 @@ def test_other_code_is_another_id(own, tmp_path):
         ("Words", r"encode gave str, expected numbers of shape \(1, 2\)"),
         ("NoNumber", "encode gave NaN or infinity"),
         ("Single", r"prepare gave b'abc', expected \(sample, shape\)"),
+        ("Listed", r"prepare gave \(b'abc', \[1\]\), expected \(sample, shape\)"),
+        ("Fewer", r"prepare_all gave \[\], expected a list of 1, one a content"),
+        ("NoneAtAll", "prepare_all gave None, expected a list of 1, one a content"),
+        ("Wide", "Wide has dim '2', expected a whole number from 1"),
+        ("Idle", "Idle has batch_size 0, expected a whole number from 1"),
         ("Fails", r"encode failed: KeyError: 'vocabulary' \(.*own_encoders.py, line \d+\)"),
         ("Unmade", r"its constructor failed: SystemExit: no licence \(.*own_encoders.py, line \d+\)"),
         ("Plain", "Plain has no dim, no batch_size, no prepare, no prepare_all, no encode; expected a subclass of"),
         ("NoArgument", "its constructor failed: TypeError: "),
-        ("LATE", "there is no class LATE in .*own_encoders.py, which has Fails, Lengths, "),
+        ("LATE", "there is no class LATE in .*own_encoders.py, which has Fails, Fewer, Idle, Lengths, "),
         ("Nothing", "there is no class Nothing in "),
     ],
 )
@@ -135,8 +165,15 @@ def test_what_is_wrong_with_a_class_is_one_line(own, name, message):
         ("module:own_encoders", "expected module:FILE:CLASS, for example module:my_encoders:MyEncoder"),
         ("module:own_encoders.py:Lengths", "there is no module own_encoders.py, neither in "),
         ("module:nowhere:Lengths", "there is no module nowhere, neither in "),
+        ("module:own_encoders:Length", r"there is no class Length in .*own_encoders.py, did you mean Lengths\?"),
+        ("module:sys:Lengths", "there is no class Lengths in sys, which has "),
+        (
+            "module:json:Lengths",
+            "there is no class Lengths in .*json.*; it hides .*json.py, whose name must be another",
+        ),
     ],
 )
 def test_what_names_no_class_is_one_line(own, name, message):
+    (own / "json.py").write_text(MODULE)
     with pytest.raises(UserError, match=f"^--text_encoder {name}: {message}"):
         load_encoder("text", name, Loading(torch.device("cpu"), 4), TEXT_ENCODERS)

@@ -7,7 +7,8 @@ one line that names it, and so are vectors that are no float32 [n, dim] or hold 
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mm_fibinet import files
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoding import Encoder, Loading
-from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files
+from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files, without_class
 from mm_fibinet.yaml_reader import shown
 
 EXAMPLE = "module:my_encoders:MyEncoder"
@@ -51,8 +52,12 @@ class OwnEncoder(Encoder):
     def prepare_all(self, contents: Sequence[bytes]) -> list[tuple[Any, int] | BadContent]:
         """See `Encoder`."""
         prepared = self._call("prepare_all", contents)
+        if not isinstance(prepared, list) or len(prepared) != len(contents):
+            expected = f"expected a list of {len(contents)}, one a content"
+            raise UserError(f"{self._option}: prepare_all gave {shown(prepared)}, {expected}")
         for each in prepared:
-            if not isinstance(each, BadContent) and not (isinstance(each, tuple) and len(each) == 2):
+            is_sample = isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], Hashable)
+            if not isinstance(each, BadContent) and not is_sample:
                 raise UserError(f"{self._option}: prepare gave {shown(each)}, expected (sample, shape)")
         return prepared
 
@@ -93,8 +98,7 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
         classes = [
             key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name
         ]
-        has = ", ".join(sorted(classes)) or "no class at all"
-        raise UserError(f"{how.option}: there is no class {class_name} in {module.__file__}, which has {has}")
+        raise UserError(f"{how.option}: {without_class(module, class_name, classes or ['no class at all'])}")
     make: Callable[[Loading], Any] = found
     made = _guarded(how.option, found, "its constructor", lambda: make(how))
     missing = [attribute for attribute in NEEDED if not hasattr(made, attribute)]
@@ -103,6 +107,12 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
             f"{how.option}: {class_name} has no {', no '.join(missing)}; expected a subclass of "
             "mm_fibinet.items.encoding.Encoder whose constructor sets id, dim and batch_size"
         )
+    for attribute in ("dim", "batch_size"):
+        number = getattr(made, attribute)
+        if not isinstance(number, Integral) or number < 1:
+            raise UserError(
+                f"{how.option}: {class_name} has {attribute} {shown(number)}, expected a whole number from 1"
+            )
     return OwnEncoder(made, how.option)
 
 
