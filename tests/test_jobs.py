@@ -387,6 +387,6 @@ def test_damaged_evaluations_are_one_clear_error(dataset, tmp_path, content):
     assert job.evaluations() == [{"epoch": 1, "AUC": 0.5}, {"epoch": 2, "AUC": 0.6}]
     assert job.state() == "FiBiNET_test seed 1: epoch 2, AUC 0.6000"
     (job.folder / "metrics.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"metrics.csv: cannot be read as a run's evaluations .*; remove .*/1, and the"):
+    with pytest.raises(UserError, match=r"cannot be read as a run's evaluations .*; remove .*/FiBiNET_test, and the"):
         job.evaluations()
     assert job.state() == "FiBiNET_test seed 1: starting"

@@ -8,7 +8,6 @@ process was killed without a chance to stop them, its successor waits for them i
 """
 
 import contextlib
-import csv
 import itertools
 import math
 import os
@@ -87,14 +86,8 @@ class Job:
         Raises:
             UserError: that file is damaged.
         """
-        run = RunFolder.of(self.params)
-        try:
-            return [{name: float(value) for name, value in line.items()} for line in run.read_history()]
-        except (csv.Error, TypeError, ValueError) as error:  # a line too short or long, a word, bytes that are no text
-            raise UserError(
-                f"{run.history}: cannot be read as a run's evaluations ({error}); remove {self.model_root}, and the "
-                "run begins anew"
-            ) from error
+        lines = RunFolder.of(self.params).read_history()
+        return [{name: float(value) for name, value in line.items() if value} for line in lines]
 
     @property
     def output(self) -> Path:
