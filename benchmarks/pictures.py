@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from benchmarks import figure, quality, report_picture
+from benchmarks import figure, page_picture, quality
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.files import atomic_path, require_output
 
@@ -52,14 +52,13 @@ def draw_speed(speed: Path, path: Path) -> None:
 
 
 def draw_leaderboard(page: Path, path: Path) -> None:
-    """A leaderboard's page, all of it."""
-    with report_picture.opened(page) as shown:
-        report_picture.whole_of(shown).save(path, "PNG", optimize=True)
+    """The head of a leaderboard's page, with the first lines of its table."""
+    page_picture.head_of(page).save(path, "PNG", optimize=True)
 
 
 def draw_report(item_info: Path, path: Path) -> None:
     """Parts of the report page of the demo data."""
-    report_picture.of_demo(item_info.parent.parent).save(path, "PNG", optimize=True)
+    page_picture.of_demo(item_info.parent.parent).save(path, "PNG", optimize=True)
 
 
 def draw_quality(table: Path, path: Path) -> None:

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import polars as pl
 from matplotlib.transforms import Bbox
 
-from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.errors import UserError, first_line, run_cli
 from mm_fibinet.files import atomic_path, require_output
 
 COLUMNS = ("expid", "auc", "auc_std", "seconds_to_best")
@@ -60,7 +60,7 @@ def read_leaderboard(path: str) -> pl.DataFrame:
     try:
         table = pl.read_csv(path, infer_schema_length=None)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: cannot be read as CSV ({first_line(error)})") from error
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise UserError(f"{path}: column {missing[0]} is missing; expected a leaderboard.csv of run_benchmark.py")

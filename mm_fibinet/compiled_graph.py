@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 
 ADVICE = "export with --format onnx, which needs no compiler"
 
@@ -43,9 +43,10 @@ class CompiledGraph:
         try:
             self._run = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # of many kinds: a damaged zip, a library of another processor or torch
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             advice = f"it runs where it was exported, with the same torch; export it here, or {ADVICE}"
-            raise UserError(f"{path}: torch {torch.__version__} cannot load it ({reason}); {advice}") from error
+            raise UserError(
+                f"{path}: torch {torch.__version__} cannot load it ({first_line(error)}); {advice}"
+            ) from error
 
     def get_inputs(self) -> list[Input]:
         """All of its inputs, read or not."""

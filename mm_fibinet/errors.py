@@ -91,6 +91,12 @@ def speaks(error: BaseException) -> bool:
     return ranks.fails_first(ranks.shared_folder(), SECONDS_FOR_THE_CAUSE if _is_lost_rank(error) else 0)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, 200 characters of it; the error's kind where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__
+
+
 def _leave(code: int) -> None:
     """End a rank at once: an orderly end would wait for ranks that are gone, or be warned of its process group."""
     for stream in (sys.stdout, sys.stderr):

@@ -159,19 +159,30 @@ def import_class(name: str, where: str = "", checkout: Checkout | None = None) -
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, BaseModel) and found.__name__ not in BASES:
         return found
-    file = getattr(module, "__file__", None) or module_name
     if found is not None:
+        file = _file_of(module) or module_name
         raise UserError(
             f"{where}model {name}: {class_name} in {file} is no model, expected a class of FuxiCTR's BaseModel"
         )
     models = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, BaseModel)]
     models = [key for key in models if key not in BASES]
-    near = difflib.get_close_matches(class_name, models, n=1)
-    expected = f"did you mean {near[0]}?" if near else f"which has {', '.join(sorted(models)) or 'no model at all'}"
-    hidden = Path(*module_name.split(".")).with_suffix(".py").resolve()
-    if hidden.is_file() and hidden != _file_of(module):
+    raise UserError(f"{where}model {name}: {without_class(module, class_name, models or ['no model at all'])}")
+
+
+def without_class(module: ModuleType, name: str, known: list[str]) -> str:
+    """That a module has no class of a name, and what it has; or that it hides the file that was meant.
+
+    Args:
+        module: as it was imported.
+        name: of the class.
+        known: the names that would do.
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    expected = f"did you mean {near[0]}?" if near else f"which has {', '.join(sorted(known))}"
+    file, hidden = _file_of(module), Path(*module.__name__.split(".")).with_suffix(".py").resolve()
+    if hidden.is_file() and hidden != file:
         expected += f"; it hides {hidden}, whose name must be another"
-    raise UserError(f"{where}model {name}: there is no {class_name} in {file}, {expected}")
+    return f"there is no class {name} in {file or module.__name__}, {expected}"
 
 
 def import_module(name: str, what: str, checkout: Checkout | None = None) -> ModuleType:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mm_fibinet import compiled_graph, extras
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 from mm_fibinet.item_table import ItemTable
 from mm_fibinet.options import FORMATS
 from mm_fibinet.scorer import INPUTS, open_compiled, open_graph
@@ -151,17 +151,18 @@ def write_graph(
 def _require_same(path: Path, session, tried: list[tuple[tuple, np.ndarray]], names: list[str]) -> None:
     """Refuse a graph that its session cannot run, or finds other numbers with than torch."""
     read = {each.name for each in session.get_inputs()}
-    what = f"{path.name} of {_exporter()}"
-    runtime = "onnxruntime" if path.suffix == ".onnx" else "torch"
-    advice = f"export it with other releases of them, torch {TESTED} is tested"
+    if path.name == COMPILED:
+        what, runtime, advice = f"{path.name} of torch {torch.__version__}", "torch", compiled_graph.ADVICE
+    else:
+        what, runtime = f"{path.name} of {_exporter()}", "onnxruntime"
+        advice = f"export it with other releases of them, torch {TESTED} is tested"
     for arguments, expected in tried:
         values = [one for each in arguments for one in (each if isinstance(each, list) else [each])]
         fed = {name: value.numpy() for name, value in zip(names, values, strict=True) if name in read}
         try:
             [found] = session.run(None, fed)
-        except Exception as error:  # of onnxruntime's own kinds
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"{what} does not run in {runtime} ({reason}); {advice}") from error
+        except Exception as error:  # of the runtime's own kinds
+            raise UserError(f"{what} does not run in {runtime} ({first_line(error)}); {advice}") from error
         if found.shape != expected.shape:
             sizes = f"{list(found.shape)} numbers where torch makes {list(expected.shape)}"
             raise UserError(f"{what} makes {sizes}; {advice}")

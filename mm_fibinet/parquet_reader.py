@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.errors import UserError, explain_os_error, first_line
 
 SLICE_ROWS = 65_536
 BYTES_AT_ONCE = 1 << 20  # of a column's chunk
@@ -82,7 +82,7 @@ class ParquetData:
                         yield batch
                         done += batch.num_rows
         except DAMAGED as error:
-            message = f"{self.path}: cannot be read past row {done} ({_first_line(error)}); copy or build it again"
+            message = f"{self.path}: cannot be read past row {done} ({first_line(error)}); copy or build it again"
             raise UserError(message) from error
         if done != self.num_rows:
             raise UserError(f"{self.path}: has {done} rows, its footer says {self.num_rows}; copy or build it again")
@@ -98,7 +98,7 @@ class ParquetData:
                     leaves = [group.column(i) for i in range(group.num_columns)]
                     count += sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == column)
         except DAMAGED as error:
-            raise UserError(f"{self.path}: cannot be read ({_first_line(error)}); copy or build it again") from error
+            raise UserError(f"{self.path}: cannot be read ({first_line(error)}); copy or build it again") from error
         return count
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
@@ -110,7 +110,7 @@ class ParquetData:
                     tables.append(opened.read(columns))
             return pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
         except DAMAGED as error:
-            raise UserError(f"{self.path}: cannot be read ({_first_line(error)}); copy or build it again") from error
+            raise UserError(f"{self.path}: cannot be read ({first_line(error)}); copy or build it again") from error
 
 
 class NpzData(ParquetData):
@@ -210,7 +210,7 @@ def _read_npz(path: str | Path) -> pa.Table:
             return pa.table({name: _arrow(values) for name, values in columns.items()})
     except (*DAMAGED, zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not an npz file of plain arrays ({_first_line(error)}); copy or build it again"
+            f"{path}: not an npz file of plain arrays ({first_line(error)}); copy or build it again"
         ) from error
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in columns.items())
     raise UserError(f"{path}: has {shapes or 'no arrays'}, expected columns [N] or [N, W], all of N rows and N above 0")
@@ -420,7 +420,7 @@ def _open_file(path: Path) -> pq.ParquetFile:
 
 
 def _not_complete(path: str | Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a complete parquet file ({_first_line(error)}); copy or build it again")
+    return UserError(f"{path}: not a complete parquet file ({first_line(error)}); copy or build it again")
 
 
 def _refuse_duplicates(path: str | Path, names: list[str]) -> None:
@@ -455,7 +455,3 @@ def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
     """A key by which part-2 comes before part-10."""
     pieces = re.split(r"([0-9]+)", path.name)
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import yaml
 
-from mm_fibinet.errors import explain_os_error
+from mm_fibinet.errors import explain_os_error, first_line
 
 MAX_BYTES = 2_000_000  # of a script or config; more is data
 MAX_NODES = 200_000  # of a config; aliases make more
@@ -349,7 +349,7 @@ def read_yaml_nodes(path: Path, shown: Path) -> tuple[Config | None, str]:
     try:
         config.root_node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        return None, f"{shown}: not read, it is no YAML ({str(error).splitlines()[0]})"
+        return None, f"{shown}: not read, it is no YAML ({first_line(error)})"
     return config, ""
 
 

@@ -90,14 +90,26 @@ class RunFolder:
             writer.writerows(history)
 
     def read_history(self) -> list[dict[str, str]]:
-        """The lines of metrics.csv; none before the first evaluation."""
+        """The lines of metrics.csv, each value a number in words or empty; none before the first evaluation.
+
+        Raises:
+            UserError: the file is damaged, or cannot be read.
+        """
         try:
             with open(self.history, newline="", encoding="utf-8") as opened:
-                return list(csv.DictReader(opened))
+                lines = list(csv.DictReader(opened))
+            for line in lines:  # a line too short or too long has a value, or a name, of another type
+                {name.strip(): float(0 if value == "" else value) for name, value in line.items()}
         except FileNotFoundError:
             return []
         except OSError as error:
             raise explain_os_error(error, self.history, "read") from error
+        except (csv.Error, AttributeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.history}: cannot be read as a run's evaluations ({error}); remove {self.folder}, and the run "
+                "begins anew"
+            ) from error
+        return lines
 
     def _clean_parts(self) -> None:
         """Files that a killed run had begun to write, see `files.atomic_path`."""

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 
 from mm_fibinet import files, run_manifest, schema
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 from mm_fibinet.fuxictr_adapter import training_rules
 from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, undefined_metrics
 from mm_fibinet.parquet_reader import open_parquet, read_column
@@ -126,7 +126,7 @@ def read_scores(folder: Path) -> pl.DataFrame:
             return pl.read_parquet(opened).select(SCORES)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
-            f"{path}: cannot be read as a run's validation scores ({str(error).splitlines()[0]}); remove it and "
+            f"{path}: cannot be read as a run's validation scores ({first_line(error)}); remove it and "
             "train the run again"
         ) from error
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mm_fibinet import extras, normalizer
-from mm_fibinet.errors import UserError, printable, run_cli
+from mm_fibinet.errors import UserError, first_line, printable, run_cli
 from mm_fibinet.options import TASKS
 from mm_fibinet.served_files import CARD, COMPILED, Card, ItemRows
 
@@ -271,8 +271,7 @@ def open_graph(path: Path, threads: int):
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=slower
         )
     except Exception as error:  # of onnxruntime's own kinds
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{path}: onnxruntime cannot load it ({reason}); copy or export it again") from error
+        raise UserError(f"{path}: onnxruntime cannot load it ({first_line(error)}); copy or export it again") from error
 
 
 def open_compiled(path: Path, card: Card, threads: int):

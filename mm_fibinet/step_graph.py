@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_fibinet.dataloader import IndexBatch
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 
 CudaGraphs = Literal["auto", True, False]
 Gradients = Callable[[IndexBatch, Tensor], Tensor]
@@ -244,7 +244,7 @@ class CudaRecorder:
                 loss = step()
         except RuntimeError as error:  # torch's generator may be left in the capture: the next step would say so
             self.set_random_state(state)
-            raise NotCapturable(f"capturing a step failed: {str(error).splitlines()[0]}") from error
+            raise NotCapturable(f"capturing a step failed: {first_line(error)}") from error
         return graph.replay, loss
 
     def random_state(self) -> Tensor:

@@ -1,8 +1,10 @@
 """Shared by the tests: golden files, small feature maps and tables."""
 
+import contextlib
 import importlib
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from fuxictr.features import FeatureMap
 from safetensors.torch import load_file
 
 from mm_fibinet.dataloader import IndexBatch
+from mm_fibinet.demo.data import generate
 from mm_fibinet.errors import run_cli
 from mm_fibinet.item_table import ItemTable
 
@@ -271,11 +274,33 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def working_folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """A user's folder with my_models.py (see user_models.py), the current one; nothing of it stays imported."""
-    before, path = set(sys.modules), list(sys.path)
     monkeypatch.chdir(tmp_path)
     user_models.write(tmp_path)
-    yield tmp_path
+    with nothing_stays_imported(tmp_path):
+        yield tmp_path
+
+
+@contextlib.contextmanager
+def nothing_stays_imported(folder: Path) -> Iterator[None]:
+    """Modules of a folder that are imported within are forgotten, and the search path is as before."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
     sys.path[:] = path
     for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+def write_clone(folder: Path, items: int, max_len: int) -> None:
+    """What a clone has after `make demo`, as far as commands read it: config, and a small data/demo.
+
+    The embedding is random and not that of the content, which takes minutes.
+    """
+    data = folder / "data" / "demo"
+    generate(data, items=items, users=80, train_rows=800, valid_rows=300, test_rows=100, max_len=max_len)
+    info = pq.read_table(data / "MMCTR_demo" / "item_info.parquet")
+    embedding = np.random.default_rng(0).normal(size=(items + 1, 128)).astype(np.float32)
+    embedding[0] = 0
+    (data / "embedded").mkdir()
+    pq.write_table(info.append_column("item_emb_d128", list_column(embedding)), data / "embedded" / "item_info.parquet")
+    shutil.copytree(ROOT / "config", folder / "config")

@@ -9,7 +9,7 @@ import torch
 import torch._inductor.config
 from test_onnx_export import ITEMS, MAX_LEN, REQUESTS
 
-from mm_fibinet import compiled_graph
+from mm_fibinet import compiled_graph, onnx_export
 from mm_fibinet.errors import UserError
 from mm_fibinet.scorer import Scorer
 from mm_fibinet.served_files import COMPILED, GRAPH
@@ -51,6 +51,25 @@ def test_scores_are_those_of_torch(case, tmp_path, one_process):
     (folder / COMPILED).write_bytes(bytes((folder / COMPILED).stat().st_size))
     with pytest.raises(UserError, match=rf"{COMPILED}: torch .* cannot load it .* or export with --format onnx"):
         Scorer(folder)
+
+
+def test_a_compiled_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    """By the scores that torch makes of the same requests; here a graph that gives all zeros."""
+
+    class Zeros:
+        def get_inputs(self):
+            return []
+
+        def run(self, _, fed):
+            return [np.zeros(5, np.float32)]
+
+    monkeypatch.setattr(compiled_graph, "compile_graph", lambda *_: None)
+    monkeypatch.setattr(onnx_export, "open_compiled", lambda *_, **__: Zeros())
+    with pytest.raises(
+        UserError,
+        match=r"^model.pt2 of torch [\w.+]+ computes 0 where torch .*; export with --format onnx, which needs no",
+    ):
+        served_models.export(tmp_path / "model", served_models.make_model("DIN"), form="pt2")
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch):

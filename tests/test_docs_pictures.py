@@ -43,11 +43,15 @@ def test_a_speed_run_is_drawn_again_from_its_numbers(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "speed.png").size[0] == 1500  # 10 inches of 150 dots
 
 
-def test_a_page_is_drawn_whole(tmp_path, monkeypatch):
+def test_a_leaderboards_head_is_drawn(tmp_path, monkeypatch):
     with browser_of():  # or this test is skipped
         pass
-    blue = "<body style='margin:0'><div style='height:2345px;background:#00f'></div></body>"
-    (tmp_path / "page.html").write_text(blue)
+    blue, red = (
+        f"<div style='height:{height}px;background:{colour}'></div>"
+        for height, colour in ((900, "#00f"), (2000, "#f00"))
+    )
+    (tmp_path / "page.html").write_text(f"<body style='margin:0'>{blue}{red}</body>")
     run(monkeypatch, "--only", "leaderboard", "--leaderboard", tmp_path / "page.html", "--out", tmp_path)
-    picture = Image.open(tmp_path / "leaderboard.png")
-    assert picture.size == (1280, 2345) and picture.getpixel((640, 2300)) == (0, 0, 255)
+    picture = Image.open(tmp_path / "leaderboard.png").convert("RGB")
+    assert picture.size == Image.open(ROOT / "docs" / "leaderboard.png").size == (1400, 960)
+    assert picture.getpixel((1399, 899)) == (0, 0, 255) and picture.getpixel((1399, 900)) == (255, 0, 0)

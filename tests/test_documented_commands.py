@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from bench_runs import trained_here
-from conftest import ROOT, list_column, run_script
+from conftest import ROOT, list_column, nothing_stays_imported, run_script, write_clone
 from doc_pages import Block, read
 from documented import NO_GPU
 from sklearn.metrics import roc_auc_score
 
 from mm_fibinet.compare.task1 import EXPID
-from mm_fibinet.demo.data import generate
 
 ITEMS = 60
 SMALL = ("--set", "epochs=1", "batch_size=256")
@@ -28,14 +27,7 @@ SMALL = ("--set", "epochs=1", "batch_size=256")
 def folder(tmp_path_factory):
     """A working folder after `make demo`: data/demo, config, and the run of FiBiNET_demo; embeddings are random."""
     folder = tmp_path_factory.mktemp("after_demo")
-    data = folder / "data" / "demo"
-    generate(data, items=ITEMS, users=80, train_rows=800, valid_rows=300, test_rows=100, max_len=20)
-    info = pq.read_table(data / "MMCTR_demo" / "item_info.parquet")
-    embedding = np.random.default_rng(0).normal(size=(ITEMS + 1, 128)).astype(np.float32)
-    embedding[0] = 0
-    (data / "embedded").mkdir()
-    pq.write_table(info.append_column("item_emb_d128", list_column(embedding)), data / "embedded" / "item_info.parquet")
-    shutil.copytree(ROOT / "config", folder / "config")
+    write_clone(folder, ITEMS, max_len=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run_script("run_expid", "--expid", "FiBiNET_demo", *SMALL)[0] == 0
@@ -249,17 +241,13 @@ def test_a_class_of_ones_own(documented, here, capsys, working_modules):
 @pytest.fixture
 def working_modules(here):
     """A function that writes modules of a user into the working folder; nothing of them stays imported."""
-    before, path = set(sys.modules), list(sys.path)
 
     def write(name, text):
         (here / f"{name}.py").write_text(text)
         (here / "helpers.py").write_text("def scale(alpha):\n    return 1.0 * alpha\n")
 
-    yield write
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(here) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    with nothing_stays_imported(here):
+        yield write
 
 
 @pytest.mark.documented("data/README.md", "Demo data")

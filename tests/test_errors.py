@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mm_fibinet.errors import MESSAGE_LIMIT, UserError, printable, run_cli
+from mm_fibinet.errors import MESSAGE_LIMIT, UserError, first_line, printable, run_cli
 from mm_fibinet.files import atomic_path, locked, require_output, require_output_folder, write_text
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\r\nerror: forged\u202egnp.exe\x00\x9b\udcff\u2028b"
@@ -70,6 +70,13 @@ def test_a_bug_keeps_its_traceback(error, capsys):
 
     with pytest.raises(type(error)):
         run_cli(main)
+
+
+@pytest.mark.parametrize(
+    ("said", "first"), [("one\ntwo", "one"), ("\n  one \n", "one"), ("x" * 999, "x" * 200), ("", "OSError")]
+)
+def test_the_first_line_of_what_a_library_says(said, first):
+    assert first_line(OSError(said)) == first
 
 
 def script(body: str) -> list[str]:

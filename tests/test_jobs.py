@@ -369,13 +369,24 @@ def test_damaged_scores_are_one_clear_error(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "content", [b"epoch,AUC\n1,high\n", b"epoch,AUC\n1\n", b"epoch\n1,2\n", b"epoch,AUC\n1,\xff\n"]
+    "content",
+    [
+        b"epoch,AUC\n1,high\n",
+        b"epoch,AUC\n1\n",
+        b"epoch\n1,2\n",
+        b"epoch,AUC\n1,\xff\n",
+        b"epoch,AUC\n1,\0\n",
+        b"1" * 200_000,
+    ],
+    ids=["a word", "too short", "too long", "no text", "zeros", "one long cell"],
 )
 def test_damaged_evaluations_are_one_clear_error(dataset, tmp_path, content):
     [job] = plan(str(dataset), ["FiBiNET_test"], [1], model_zoo, tmp_path)
     job.folder.mkdir(parents=True)
     (job.folder / "metrics.csv").write_bytes(b"epoch,AUC\n1,0.5\n2,0.6\n")
     assert job.evaluations() == [{"epoch": 1, "AUC": 0.5}, {"epoch": 2, "AUC": 0.6}]
+    assert job.state() == "FiBiNET_test seed 1: epoch 2, AUC 0.6000"
     (job.folder / "metrics.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"metrics.csv: cannot be read as a run's evaluations .*; remove .*/1, and the"):
+    with pytest.raises(UserError, match=r"cannot be read as a run's evaluations .*; remove .*/FiBiNET_test, and the"):
         job.evaluations()
+    assert job.state() == "FiBiNET_test seed 1: starting"

@@ -42,8 +42,8 @@ def test_a_module_in_a_package_of_the_working_folder(working_folder):
     [
         ("nowhere:Mine", "", r"experiment X: model nowhere:Mine: there is no module nowhere, neither in .* nor among"),
         ("my_models.deep:Mine", "", "there is no module my_models.deep, neither in"),
-        ("my_models:Mime", "", r"there is no Mime in .*my_models.py, did you mean Mine\?"),
-        ("my_models:Zzz", "", "there is no Zzz in .*my_models.py, which has Broken, .*Logits, Mine"),
+        ("my_models:Mime", "", r"there is no class Mime in .*my_models.py, did you mean Mine\?"),
+        ("my_models:Zzz", "", "there is no class Zzz in .*my_models.py, which has Broken, .*Logits, Mine"),
         ("my_models:NoModel", "", "NoModel in .*my_models.py is no model, expected a class of FuxiCTR's BaseModel"),
         ("my_models:BaseModel", "", "BaseModel in .*my_models.py is no model"),
         ("my_models:scale", "", "scale in .*my_models.py is no model"),
@@ -61,7 +61,7 @@ def test_a_module_in_a_package_of_the_working_folder(working_folder):
         ),
         ("os:system(1)", "", r"expected package.module:Class, for example my_models:MyModel"),
         ("__import__('os'):X", "", "expected package.module:Class"),
-        ("bad:Mine", "from my_models import Mine as M", "there is no Mine in .*bad.py, which has M$"),
+        ("bad:Mine", "from my_models import Mine as M", "there is no class Mine in .*bad.py, which has M$"),
         ("os:system", "", "system in .*os.py is no model"),
         (
             "MaskNet",
@@ -97,7 +97,7 @@ def test_longctr_is_reachable_beside_our_model_zoo_and_loads_nothing_but_itself(
 
 def test_a_module_that_another_hides_is_named(working_folder):
     (working_folder / "random.py").write_text("from my_models import Mine")
-    hidden = rf"no Mine in .*random.py, .*; it hides {working_folder / 'random.py'}, whose name must be another"
+    hidden = rf"no class Mine in .*random.py, .*; it hides {working_folder / 'random.py'}, whose name must be another"
     with pytest.raises(UserError, match=hidden):
         found("random:Mine")
 

@@ -73,6 +73,16 @@ def test_curves(model_root, tmp_path):
     assert (drawn == blue).all(axis=1).any() and not (empty == blue).all(axis=1).any()
 
 
+def test_damaged_evaluations_are_one_clear_error(model_root, tmp_path):
+    root = shutil.copytree(model_root, tmp_path / "runs")
+    runs = overview.find_runs(root)
+    runs[0].history.write_text("epoch,AUC\n1\n")
+    for use in (lambda: overview.write_logs(runs, tmp_path), lambda: overview.draw_curves(runs, tmp_path / "a.png")):
+        with pytest.raises(UserError, match=r"metrics.csv: cannot be read as a run's evaluations"):
+            use()
+    assert not list(tmp_path.glob("*.csv")) and not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("steps", "epochs", "expected"),
     [

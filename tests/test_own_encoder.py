@@ -54,6 +54,31 @@ class Single(Lengths):
         return content
 
 
+class Listed(Lengths):
+    def prepare(self, content):
+        return content, [1]
+
+
+class Fewer(Lengths):
+    def prepare_all(self, contents):
+        return []
+
+
+class NoneAtAll(Lengths):
+    def prepare_all(self, contents):
+        return None
+
+
+class Wide(Lengths):
+    def __init__(self, how):
+        self.id, self.dim, self.batch_size = "wide", "2", how.batch_size
+
+
+class Idle(Lengths):
+    def __init__(self, how):
+        self.id, self.dim, self.batch_size = "idle", 2, 0
+
+
 class Fails(Lengths):
     def encode(self, samples):
         raise KeyError("vocabulary")
@@ -77,28 +102,6 @@ class NoText(Lengths):
 class Unsaid(Lengths):
     def encode(self, samples):
         raise type("Mute", (Exception,), {"__str__": lambda self: self.nothing})
-
-
-class Fewer(Lengths):
-    def prepare_all(self, contents):
-        return [(content, 0) for content in contents[1:]]
-
-
-class Unsorted(Lengths):
-    def prepare(self, content):
-        return content, [3, 4]
-
-
-class Halves(Lengths):
-    def __init__(self, how):
-        super().__init__(how)
-        self.dim = 2.0
-
-
-class Batchless(Lengths):
-    def __init__(self, how):
-        super().__init__(how)
-        self.batch_size = 0
 
 
 class Nameless(Lengths):
@@ -182,19 +185,20 @@ def test_other_code_is_another_id(own, tmp_path):
         ("Words", r"encode gave str, expected numbers of shape \(1, 2\)"),
         ("NoNumber", "encode gave NaN or infinity"),
         ("Single", r"prepare gave b'abc', expected \(sample, shape\)"),
+        ("Listed", r"prepare gave \(b'abc', \[1\]\), expected \(sample, shape\)"),
+        ("Fewer", r"prepare_all gave \[\], expected a list of 1, one a content"),
+        ("NoneAtAll", "prepare_all gave None, expected a list of 1, one a content"),
+        ("Wide", "Wide has dim '2', expected a whole number from 1"),
+        ("Idle", "Idle has batch_size 0, expected a whole number from 1"),
         ("Complex", r"encode gave complex128, expected numbers of shape \(1, 2\)"),
         ("NoText", r"encode failed: BadContent: too late \(.*own_encoders.py, line \d+\)"),
         ("Unsaid", r"encode failed: Mute: its message cannot be shown \(.*own_encoders.py, line \d+\)"),
-        ("Fewer", "prepare_all gave a list of 0, expected a list of 1, one a content"),
-        ("Unsorted", r"prepare gave the shape \[3, 4\], expected a number or a tuple"),
-        ("Halves", "Halves has dim 2.0, expected a whole number from 1 to "),
-        ("Batchless", "Batchless has batch_size 0, expected a whole number from 1 to "),
         ("Nameless", "Nameless has the id None, expected text of one line"),
         ("Fails", r"encode failed: KeyError: 'vocabulary' \(.*own_encoders.py, line \d+\)"),
         ("Unmade", r"its constructor failed: SystemExit: no licence \(.*own_encoders.py, line \d+\)"),
         ("Plain", "Plain has no dim, no batch_size, no prepare, no prepare_all, no encode; expected a subclass of"),
         ("NoArgument", "its constructor failed: TypeError: "),
-        ("LATE", "there is no class LATE in .*own_encoders.py, which has Batchless, Complex, Fails, "),
+        ("LATE", "there is no class LATE in .*own_encoders.py, which has Complex, Fails, Fewer, Idle, "),
         ("Nothing", "there is no class Nothing in "),
     ],
 )
@@ -213,8 +217,15 @@ def test_what_is_wrong_with_a_class_is_one_line(own, name, message):
         ("module:own_encoders", "expected module:FILE:CLASS, for example module:my_encoders:MyEncoder"),
         ("module:own_encoders.py:Lengths", "there is no module own_encoders.py, neither in "),
         ("module:nowhere:Lengths", "there is no module nowhere, neither in "),
+        ("module:own_encoders:Length", r"there is no class Length in .*own_encoders.py, did you mean Lengths\?"),
+        ("module:sys:Lengths", "there is no class Lengths in sys, which has "),
+        (
+            "module:json:Lengths",
+            "there is no class Lengths in .*json.*; it hides .*json.py, whose name must be another",
+        ),
     ],
 )
 def test_what_names_no_class_is_one_line(own, name, message):
+    (own / "json.py").write_text(MODULE)
     with pytest.raises(UserError, match=f"^--text_encoder {name}: {message}"):
         load_encoder("text", name, Loading(torch.device("cpu"), 4), TEXT_ENCODERS)

@@ -1,25 +1,21 @@
 """docs/own-model.md and docs/own-encoder.md from their first to their last line, in a folder beside a clone."""
 
 import json
-import shutil
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 import torch
 from bench_runs import trained_here
-from conftest import ROOT, list_column
+from conftest import nothing_stays_imported, write_clone
+from doc_check import SHELL
 from documented import Documented
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
-
-from mm_fibinet.demo.data import generate
 
 ITEMS = 140
 SMALL = ("--set", "epochs=1", "batch_size=256")
@@ -27,37 +23,25 @@ SMALL = ("--set", "epochs=1", "batch_size=256")
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """`mm-fibinet`, as far as the pages read it: its config, and data/demo with an embedding that tells clicks."""
+    """`mm-fibinet`, the clone that the pages' folders lie beside."""
     clone = tmp_path_factory.mktemp("own") / "mm-fibinet"
-    data = clone / "data" / "demo"
-    generate(data, items=ITEMS, users=80, train_rows=800, valid_rows=300, test_rows=100, max_len=16)
-    info = pq.read_table(data / "MMCTR_demo" / "item_info.parquet")
-    embedding = np.random.default_rng(0).normal(size=(ITEMS + 1, 128)).astype(np.float32)
-    embedding[0] = 0
-    (data / "embedded").mkdir()
-    pq.write_table(info.append_column("item_emb_d128", list_column(embedding)), data / "embedded" / "item_info.parquet")
-    shutil.copytree(ROOT / "config", clone / "config")
+    write_clone(clone, ITEMS, max_len=16)
     return clone
 
 
 @pytest.fixture
 def beside(clone, monkeypatch):
     """The folder that the clone is in, as the current one; nothing of a user's modules stays imported."""
-    before, path = set(sys.modules), list(sys.path)
     monkeypatch.chdir(clone.parent)
-    yield clone.parent
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(clone.parent) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    with nothing_stays_imported(clone.parent):
+        yield clone.parent
 
 
 def prepare(documented: Documented) -> list:
     """Make the folders and save the files, as the page says; the commands that are left."""
-    commands = iter(documented.commands)
     left = []
-    for command in commands:
-        if command.words[0] in ("mkdir", "cd", "cp"):
+    for command in documented.commands:
+        if command.words[0] in SHELL:
             documented.run(command)
         else:
             left.append(command)

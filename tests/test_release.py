@@ -77,6 +77,17 @@ def test_every_lower_end_is_what_the_lowest_replica_installs():
         assert "==" in ends or ends[">="] == tried[canonicalize_name(each.name)], each
 
 
+def test_the_page_on_installing_has_the_replicas_releases():
+    """Its table of places: the columns that are packages, row by row."""
+    table = text_of("docs/install.md").partition("| place | Python |")[2].partition("\n\n")[0].splitlines()
+    heading, rows = table[0].strip("| ").split(" | "), [line.strip("| ").split(" | ") for line in table[2:]]
+    assert [row[0].partition(",")[0].lower() for row in rows] == ["kaggle", "colab", "server"]
+    for place, _, *cells in rows:
+        tried = pins(text_of(f"tests/replicas/{place.partition(',')[0].lower()}.txt"))
+        for name, version in zip(heading[:-1], cells, strict=False):
+            assert Version(version) == tried[canonicalize_name(name)], (place, name)
+
+
 def test_the_lock_is_whole_and_within_the_ranges():
     locked, wanted = pins(LOCK), requirements("dev")
     [bundle] = (each for each in wanted if canonicalize_name(each.name) == OURS)

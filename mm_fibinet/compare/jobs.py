@@ -9,6 +9,7 @@ process was killed without a chance to stop them, its successor waits for them i
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -85,14 +86,8 @@ class Job:
         Raises:
             UserError: that file is damaged.
         """
-        run = RunFolder.of(self.params)
-        try:
-            return [{name: float(value) for name, value in line.items()} for line in run.read_history()]
-        except (TypeError, ValueError) as error:  # a line too short or too long, a word, bytes that are no text
-            raise UserError(
-                f"{run.history}: cannot be read as a run's evaluations ({error}); remove {self.model_root}, and the "
-                "run begins anew"
-            ) from error
+        lines = RunFolder.of(self.params).read_history()
+        return [{name: float(value) for name, value in line.items() if value} for line in lines]
 
     @property
     def output(self) -> Path:
@@ -114,12 +109,12 @@ class Job:
     def state(self) -> str:
         """How far the run is."""
         try:
-            lines = RunFolder.of(self.params).read_history()
-        except (UserError, ValueError):  # no run ends because it cannot be shown
-            lines = []
-        if not lines:
+            found = self.evaluations()
+        except UserError:  # no run ends because it cannot be shown
+            found = []
+        if not found:
             return f"{self.name}: starting"
-        return f"{self.name}: epoch {lines[-1].get('epoch', '?')}, AUC {lines[-1].get('AUC', '?'):.6}"
+        return f"{self.name}: epoch {found[-1].get('epoch', math.nan):.0f}, AUC {found[-1].get('AUC', math.nan):.4f}"
 
 
 def finished(expid: str, seed: int, result: dict, folder: Path) -> Outcome:

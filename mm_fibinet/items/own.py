@@ -9,6 +9,7 @@ may fill the same array anew for each batch.
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,11 @@ from mm_fibinet import files
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoding import Encoder, Loading
-from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files
+from mm_fibinet.model_source import CLASS_NAME, import_module, place_of, source_files, without_class
 from mm_fibinet.yaml_reader import shown
 
 EXAMPLE = "module:my_encoders:MyEncoder"
 NEEDED = ("id", "dim", "batch_size", "prepare", "prepare_all", "encode")
-MOST = 1 << 20  # of dim and batch_size
 
 
 class OwnEncoder(Encoder):
@@ -58,17 +58,12 @@ class OwnEncoder(Encoder):
         """See `Encoder`."""
         prepared = self._call("prepare_all", contents)
         if not isinstance(prepared, list) or len(prepared) != len(contents):
-            found = f"a list of {len(prepared)}" if isinstance(prepared, list) else _a(prepared)
             expected = f"expected a list of {len(contents)}, one a content"
-            raise UserError(f"{self._option}: prepare_all gave {found}, {expected}")
+            raise UserError(f"{self._option}: prepare_all gave {shown(prepared)}, {expected}")
         for each in prepared:
-            if isinstance(each, BadContent):
-                continue
-            if not (isinstance(each, tuple) and len(each) == 2):
+            is_sample = isinstance(each, tuple) and len(each) == 2 and _is_key(each[1])
+            if not isinstance(each, BadContent) and not is_sample:
                 raise UserError(f"{self._option}: prepare gave {shown(each)}, expected (sample, shape)")
-            if not _is_key(each[1]):
-                found = f"the shape {shown(each[1])}"
-                raise UserError(f"{self._option}: prepare gave {found}, expected a number or a tuple of them")
         return prepared
 
     def encode(self, samples: list[Any]) -> np.ndarray:
@@ -81,9 +76,9 @@ class OwnEncoder(Encoder):
         try:
             found = np.asarray(vectors)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self._option}: encode gave {_a(vectors)}, {expected}") from error
+            raise UserError(f"{self._option}: encode gave {type(vectors).__name__}, {expected}") from error
         if found.dtype.kind not in "biuf":
-            what = _a(vectors) if found.dtype == object or not found.ndim else found.dtype
+            what = type(vectors).__name__ if found.dtype == object or not found.ndim else found.dtype
             raise UserError(f"{self._option}: encode gave {what}, {expected}")
         if found.shape != (len(samples), self.dim):
             raise UserError(f"{self._option}: encode gave shape {found.shape}, {expected}")
@@ -116,9 +111,7 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
         classes = [
             key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name
         ]
-        has = ", ".join(sorted(classes)) or "no class at all"
-        file = getattr(module, "__file__", None) or f"the folder {module_name}"
-        raise UserError(f"{how.option}: there is no class {class_name} in {file}, which has {has}")
+        raise UserError(f"{how.option}: {without_class(module, class_name, classes or ['no class at all'])}")
     make: Callable[[Loading], Any] = found
     made = _guarded(how.option, found, "its constructor", lambda: make(how))
     missing = _guarded(how.option, found, "what it has", lambda: [each for each in NEEDED if not hasattr(made, each)])
@@ -129,25 +122,22 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
         )
     if not isinstance(made.id, str) or not made.id.isprintable():
         raise UserError(f"{how.option}: {class_name} has the id {shown(made.id)}, expected text of one line")
-    for name, number in (("dim", made.dim), ("batch_size", made.batch_size)):
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 1 <= number <= MOST:
-            expected = f"expected a whole number from 1 to {MOST:,}"
-            raise UserError(f"{how.option}: {class_name} has {name} {shown(number)}, {expected}")
+    for attribute in ("dim", "batch_size"):
+        number = getattr(made, attribute)
+        if not isinstance(number, Integral) or number < 1:
+            raise UserError(
+                f"{how.option}: {class_name} has {attribute} {shown(number)}, expected a whole number from 1"
+            )
     return OwnEncoder(made, how.option)
 
 
 def _is_key(shape: object) -> bool:
-    """Whether samples can be sorted by it; a tuple can, a list in it cannot."""
+    """Whether samples can be sorted by it; a tuple can, one with a list in it cannot."""
     try:
         hash(shape)
     except TypeError:
         return False
     return True
-
-
-def _a(value: object) -> str:
-    """What something is, for a message."""
-    return "None" if value is None else type(value).__name__
 
 
 def _guarded(option: str, kind: type, what: str, call: Callable[[], Any]) -> Any:

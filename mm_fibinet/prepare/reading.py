@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from mm_fibinet.errors import UserError, explain_os_error
+from mm_fibinet.errors import UserError, explain_os_error, first_line
 from mm_fibinet.prepare.recipe import Table
 
 SUFFIXES = {
@@ -166,15 +166,15 @@ def explained(table: Table) -> Iterator[None]:
     try:
         yield
     except pl.exceptions.PolarsError as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         advice = "check format, separator, columns, encoding and quoted"
         if is_json(table) and first.startswith(OTHER_KIND):
             advice = f"the first {FIRST_LINES:,} lines tell a column's kind: write it the same way in all"
-        raise UserError(f"{_shown(table)}: cannot be read ({first[:300]}); {advice}") from error
+        raise UserError(f"{_shown(table)}: cannot be read ({first}); {advice}") from error
     except OSError as error:
         if error.errno:
             raise explain_os_error(error, error.filename or _shown(table), "read") from error
-        raise UserError(f"{_shown(table)}: cannot be read ({str(error).splitlines()[0][:300]})") from error
+        raise UserError(f"{_shown(table)}: cannot be read ({first_line(error)})") from error
 
 
 def _shown(table: Table) -> str:

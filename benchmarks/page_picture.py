@@ -1,32 +1,23 @@
-"""docs/report.png: parts of the report page of the demo data, side by side in one picture.
+"""Pages as pictures of docs/, drawn by Chromium for `pictures.py`: the head of one, and parts of the demo's report.
 
-python benchmarks/report_picture.py --data data/demo --out docs/report.png      after make demo
-
-The page is made anew and opened in Chromium; what is shown are its head, its charts and the first two items. The demo's
-titles and covers are generated, so the picture may be passed on, as those of a real catalogue may not.
+Of the report, made anew, these are its head, its charts and the first two items, one below the other. The demo's titles
+and covers are generated, so the picture may be passed on, as those of a real catalogue may not.
 """
 
-# ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
-
-import argparse
 import contextlib
 import io
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-
 from PIL import Image
 
-from mm_fibinet.errors import UserError, run_cli
-from mm_fibinet.files import atomic_path, require_output
+from mm_fibinet.errors import UserError
 from mm_fibinet.items.report import Sources, write_report
 
-WIDTH, HEIGHT = 1280, 900
+WIDTH, HEIGHT = 1280, 900  # of the report's window
+HEAD = (1400, 960)
 GAP = 18  # pixels, as the page has it
 MARGIN = 24
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -37,24 +28,9 @@ BANDS = (
 )  # first, last
 
 
-def main() -> None:
-    """Write the picture."""
-    parser = argparse.ArgumentParser(description="Draw docs/report.png.")
-    parser.add_argument("--data", default="data/demo", help="folder of the demo data (default: %(default)s)")
-    parser.add_argument("--out", default=str(ROOT / "docs" / "report.png"), help="PNG to write (default: %(default)s)")
-    args = parser.parse_args()
-    require_output(args.out, [Path(args.data)], kind="png", option="--out")
-    picture = of_demo(Path(args.data))
-    with atomic_path(args.out) as path:
-        picture.save(path, "PNG", optimize=True)
-    print(args.out)
-
-
 def of_demo(data: Path) -> Image.Image:
     """The picture of the demo data in a folder."""
     item_info, splits = data / "embedded" / "item_info.parquet", data / "MMCTR_demo"
-    if not item_info.is_file():
-        raise UserError(f"{item_info}: no such file; make demo writes it")
     sources = Sources(
         item_info, splits / "valid.parquet", splits / "train.parquet", None, data / "item_feature.parquet",
         data / "item_images",
@@ -66,8 +42,8 @@ def of_demo(data: Path) -> Image.Image:
 
 
 @contextlib.contextmanager
-def opened(page: Path, width: int = WIDTH) -> Iterator:
-    """A page as Chromium shows it in its light scheme, `width` pixels wide."""
+def opened(page: Path, width: int, height: int) -> Iterator:
+    """A page as Chromium shows it in its light scheme, in a window of so many pixels."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -75,21 +51,22 @@ def opened(page: Path, width: int = WIDTH) -> Iterator:
         raise UserError("chromium is not installed, and draws the picture: apt-get install chromium")
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=FLAGS)
-        shown = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme="light")
+        shown = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
         shown.goto(page.resolve().as_uri())
         yield shown
         browser.close()
 
 
-def whole_of(shown) -> Image.Image:
-    """All of an opened page, from its head to its foot."""
-    return Image.open(io.BytesIO(shown.screenshot(full_page=True))).convert("RGB")
+def head_of(page: Path) -> Image.Image:
+    """What a desktop's window shows of a page when it is opened."""
+    with opened(page, *HEAD) as shown:
+        return _few_colours(Image.open(io.BytesIO(shown.screenshot())).convert("RGB"))
 
 
 def draw(page: Path) -> Image.Image:
     """The parts of a page one below the other."""
-    with opened(page) as shown:
-        whole = whole_of(shown)
+    with opened(page, WIDTH, HEIGHT) as shown:
+        whole = Image.open(io.BytesIO(shown.screenshot(full_page=True))).convert("RGB")
         boxes = [[shown.locator(part).first.bounding_box() for part in band] for band in BANDS]
     bands = [(int(first["y"]), int(last["y"] + last["height"]) + 1) for first, last in boxes]
     height = sum(bottom - top + GAP for top, bottom in bands) + 2 * MARGIN - GAP
@@ -98,8 +75,9 @@ def draw(page: Path) -> Image.Image:
     for top, bottom in bands:
         picture.paste(whole.crop((0, top, WIDTH, bottom)), (0, place))
         place += bottom - top + GAP
+    return _few_colours(picture)
+
+
+def _few_colours(picture: Image.Image) -> Image.Image:
+    """The picture in 256 colours, which is enough for a page."""
     return picture.quantize(256, dither=Image.Dither.NONE)
-
-
-if __name__ == "__main__":
-    run_cli(main)
