@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from benchmarks import figure, page_picture, quality
+from benchmarks import figure, latency_picture, page_picture, quality
 from mm_fibinet.errors import UserError, run_cli
 from mm_fibinet.files import atomic_path, require_output
 
@@ -66,10 +66,16 @@ def draw_quality(table: Path, path: Path) -> None:
     quality.draw(quality.read_leaderboard(str(table)), path, "FiBiNET", quality.TITLE)
 
 
+def draw_latency(page: Path, path: Path) -> None:
+    """How long a request waits, from the page's own table."""
+    latency_picture.draw(latency_picture.read_table(page), path)
+
+
 def pictures(data: Path, speed: Path, leaderboard: Path) -> dict[str, Picture]:
     """{name: picture}, docs/NAME.png each."""
     return {
         "quality": Picture(ROOT / "benchmarks" / "quality.csv", "the repository has it", draw_quality),
+        "latency": Picture(ROOT / "docs" / "serving.md", "the repository has it", draw_latency),
         "report": Picture(data / "embedded" / "item_info.parquet", "make demo", draw_report),
         "speed": Picture(speed, "make bench, 15 to 20 minutes on a quiet machine", draw_speed),
         "leaderboard": Picture(

@@ -8,7 +8,7 @@ from browsing import browser_of
 from conftest import ROOT
 from PIL import Image
 
-from benchmarks import pictures
+from benchmarks import latency_picture, pictures
 from mm_fibinet.errors import UserError
 
 
@@ -26,12 +26,12 @@ def test_what_has_no_data_is_left_and_said(tmp_path, monkeypatch, capsys):
     nowhere = ("--data", tmp_path, "--speed", tmp_path / "no.json", "--leaderboard", tmp_path / "no.html")
     run(monkeypatch, *nowhere, "--out", tmp_path)
     out = capsys.readouterr().out
-    assert [path.name for path in tmp_path.glob("*.png")] == ["quality.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["latency.png", "quality.png"]
     for name, reason in {"report": "make demo", "speed": "make bench", "leaderboard": "run_benchmark.py"}.items():
         assert f"{name}.png: left as it is" in out and reason in out
     with pytest.raises(UserError, match=r"no.json: no such file, and speed.png is drawn from it: make bench"):
         run(monkeypatch, *nowhere, "--out", tmp_path, "--only", "speed")
-    with pytest.raises(UserError, match="--only map: unknown, expected some of quality, report"):
+    with pytest.raises(UserError, match="--only map: unknown, expected some of quality, latency, report"):
         run(monkeypatch, "--only", "map")
 
 
@@ -41,6 +41,23 @@ def test_a_speed_run_is_drawn_again_from_its_numbers(tmp_path, monkeypatch):
     (tmp_path / "speed.json").write_text(json.dumps(content))
     run(monkeypatch, "--only", "speed", "--speed", tmp_path / "speed.json", "--out", tmp_path)
     assert Image.open(tmp_path / "speed.png").size[0] == 1500  # 10 inches of 150 dots
+
+
+def test_the_waiting_times_are_those_of_the_page(tmp_path):
+    page = tmp_path / "serving.md"
+    page.write_text(
+        f"# Serving\n\n{latency_picture.HEAD}\n|---|---:|---:|---:|---:|---:|---:|---:|\n"
+        "| FiBiNET (10 fields of 64, MLP 1024-512-256) | 64 | 100 | 117 | 22.9 | 17.3 | 27.3 | 6.8 |\n"
+        "| FiBiNET, the same | 1,000 | 1,200 | - | - | 7,700 | - | - |\n\nMore.\n| DIN | 1 | 1 | 1 | 1 | 1 | 1 |\n"
+    )
+    read = latency_picture.read_table(page)
+    assert read == [
+        ("FiBiNET", 64, 100, (117.0, 22.9, 17.3), "6.8"),
+        ("FiBiNET", 1000, 1200, (None, None, 7700.0), "-"),
+    ]
+    page.write_text("# Serving\n")
+    with pytest.raises(UserError, match=r"serving.md: has no table that begins with \| model"):
+        latency_picture.read_table(page)
 
 
 def test_a_leaderboards_head_is_drawn(tmp_path, monkeypatch):
