@@ -98,13 +98,16 @@ class RunFolder:
         try:
             with open(self.history, newline="", encoding="utf-8") as opened:
                 lines = list(csv.DictReader(opened))
-            for line in lines:  # a line too short or too long has a value, or a name, of another type
-                {name.strip(): float(0 if value == "" else value) for name, value in line.items()}
+            for line in lines:
+                if None in line or None in line.values():
+                    raise ValueError("a line has not as many values as there are columns")
+                for value in line.values():
+                    float(value or 0)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise explain_os_error(error, self.history, "read") from error
-        except (csv.Error, AttributeError, TypeError, ValueError) as error:
+        except (csv.Error, ValueError) as error:  # bytes that are no text are a ValueError, too
             raise UserError(
                 f"{self.history}: cannot be read as a run's evaluations ({error}); remove {self.folder}, and the run "
                 "begins anew"
