@@ -149,7 +149,7 @@ class FlatFormat:
         real = history > 0
         weights = similarity.history_weights(real)
         found = [
-            similarity.unit_cosine_features(self._unit(name, table), target, history, real, weights)
+            similarity.cosine_numbers(similarity.unit_cosines(self._unit(name, table), target, history), real, weights)
             for name in self.embeddings
         ]
         if self.tags:

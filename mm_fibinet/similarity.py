@@ -4,11 +4,13 @@ The numbers compare the items' raw columns, so there is nothing to learn in them
 for FuxiCTR's own models the plain dictionary of a batch has them as numeric features (mm_fibinet.flat).
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_fibinet.gather import take_rows
+from mm_fibinet.gather import flat_index, take_rows
 from mm_fibinet.precision import autocast_dtype
 
 TOP = 4  # history items nearest to the target
@@ -57,31 +59,61 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
     Returns:
         float32 [B, L], from -1 to 1.
     """
-    own = F.normalize(items.index_select(0, target).float(), dim=-1)
-    batch, length = history.shape
-    if len(items) <= ITEMS_PER_POSITION * length:
-        all_items = (own @ F.normalize(items.float(), dim=-1).T).float()
-        return all_items.gather(1, history.long()).clamp(-1, 1)
+    own = F.normalize(take_rows(items, target).float(), dim=-1)
+    if _are_few(items, history):
+        return _of_all(own, F.normalize(items.float(), dim=-1), history)
     whole_numbers, lengths = not items.is_floating_point(), None
     if len(items) <= history.numel():  # else fewer are gathered than there are
         lengths = _lengths(items.float())
         items = items if whole_numbers else items / lengths.unsqueeze(-1)
-    product_type = autocast_dtype(own)  # float32 without it
-    found = torch.empty(batch, length, device=items.device)
+    found = torch.empty(history.shape, device=items.device)
+    for part, places, theirs in _gathered(items, history):
+        if lengths is None and not whole_numbers:
+            theirs = F.normalize(theirs.float(), dim=-1)
+        theirs = theirs.to(autocast_dtype(own))
+        found[part] = _products(own[part], theirs)
+        if whole_numbers:
+            found[part] /= _lengths(theirs) if lengths is None else take_rows(lengths, places).view_as(found[part])
+    return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
+
+
+@torch.no_grad()
+def unit_cosines(unit: Tensor, target: Tensor, history: Tensor) -> Tensor:
+    """`cosines` of items whose vectors are float32 and of length 1 already (or 0)."""
+    own = take_rows(unit, target)
+    if _are_few(unit, history):
+        return _of_all(own, unit, history)
+    found = torch.empty(history.shape, device=unit.device)
+    for part, _, theirs in _gathered(unit, history):
+        found[part] = _products(own[part], theirs.to(autocast_dtype(own)))
+    return found.clamp_(-1, 1)
+
+
+def _are_few(items: Tensor, history: Tensor) -> bool:
+    """Whether the cosines with all items cost less than the vectors of the history's."""
+    return len(items) <= ITEMS_PER_POSITION * history.shape[1]
+
+
+def _of_all(own: Tensor, unit: Tensor, history: Tensor) -> Tensor:
+    """Cosines of vectors [B, E] with those of the history, taken from their cosines with all items [M, E]: [B, L]."""
+    return (own @ unit.T).float().gather(1, history.long()).clamp(-1, 1)
+
+
+def _gathered(items: Tensor, history: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows of the batch, their places [b * L], their history's vectors [b, L, E]), as many as a cache holds."""
+    batch, length = history.shape
     numbers = NUMBERS_AT_ONCE if items.device.type == "cpu" else NUMBERS_ON_A_GPU
     rows = max(numbers // max(length * items.shape[1], 1), 1)
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         places = history[part].reshape(-1)
-        theirs = take_rows(items, places).unflatten(0, history[part].shape)
-        if lengths is None and not whole_numbers:
-            theirs = F.normalize(theirs.float(), dim=-1)
-        theirs = theirs.to(product_type)
-        products = torch.bmm(own[part].to(product_type).unsqueeze(1), theirs.transpose(1, 2))
-        found[part] = products.squeeze(1)  # the other way round, products of one column take torch twice as long
-        if whole_numbers:
-            found[part] /= _lengths(theirs) if lengths is None else take_rows(lengths, places).view_as(found[part])
-    return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
+        yield part, places, take_rows(items, places).unflatten(0, history[part].shape)
+
+
+def _products(own: Tensor, theirs: Tensor) -> Tensor:
+    """Products of [B, E] with each of [B, L, E]: [B, L]."""
+    # the other way round, products of one column take torch twice as long
+    return torch.bmm(own.to(theirs.dtype).unsqueeze(1), theirs.transpose(1, 2)).squeeze(1)
 
 
 def _lengths(vectors: Tensor) -> Tensor:
@@ -93,7 +125,7 @@ def cosine_features(items: Tensor, target: Tensor, history: Tensor, real: Tensor
     """Mean, top-4 mean, maximum and recent mean of the cosines between the target and the real history items.
 
     Args:
-        items: float [M, E].
+        items: float or int8 [M, E].
         target: integer [B], history: integer [B, L]; rows of `items`.
         real: bool [B, L].
         weights: of `history_weights`.
@@ -101,17 +133,7 @@ def cosine_features(items: Tensor, target: Tensor, history: Tensor, real: Tensor
     Returns:
         float [B, 4].
     """
-    return unit_cosine_features(F.normalize(items, dim=-1), target, history, real, weights)
-
-
-def unit_cosine_features(unit: Tensor, target: Tensor, history: Tensor, real: Tensor, weights: Tensor) -> Tensor:
-    """`cosine_features` of items whose vectors are of length 1 already (or 0)."""
-    chosen = unit.index_select(0, target)
-    if len(unit) <= ITEMS_PER_POSITION * history.shape[1]:
-        cosines = (chosen @ unit.T).gather(1, history.long())
-    else:
-        cosines = torch.bmm(F.embedding(history, unit), chosen.unsqueeze(-1)).squeeze(-1)
-    return cosine_numbers(cosines, real, weights)
+    return cosine_numbers(cosines(items, target, history), real, weights)
 
 
 def cosine_numbers(cosines: Tensor, real: Tensor, weights: Tensor) -> Tensor:
@@ -144,10 +166,35 @@ def tag_features(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor)
     Returns:
         float [B, 3].
     """
-    theirs = F.embedding(history, tags.float()).to(tags.dtype)
-    own = tags.index_select(0, target)
-    same = (theirs.unsqueeze(-1) == own[:, None, None, :]) & (own != 0)[:, None, None, :]
-    return _jaccard(same.any(dim=-1).sum(dim=-1).float(), own, theirs, weights)
+    own = take_rows(tags, target)
+    sizes = (tags != 0).sum(dim=-1)
+    both = take_rows(sizes, flat_index(history)).view(history.shape) + sizes.index_select(0, target).unsqueeze(1)
+    return _jaccard(_common_tags(own, tags, history), both, weights)
+
+
+def _common_tags(own: Tensor, tags: Tensor, history: Tensor) -> Tensor:
+    """How many tags each history item has of the row's.
+
+    Args:
+        own: integer [B, W], the rows' tags.
+        tags, history: as in `tag_features`.
+
+    Returns:
+        float32 [B, L].
+    """
+    own = own.masked_fill(own == 0, -1)  # which no item has
+    if tags.device.type != "cpu":  # few starts of kernels
+        theirs = take_rows(tags, flat_index(history)).view(*history.shape, -1, 1)
+        return (theirs == own[:, None, None, :]).any(dim=-1).sum(dim=-1).float()
+    common = torch.zeros(history.shape, dtype=torch.int32)  # all comparisons at once would not stay in a cache
+    places = flat_index(history)
+    for column in tags.T.contiguous():
+        theirs = take_rows(column, places).view(history.shape)
+        same = theirs == own[:, :1]
+        for i in range(1, own.shape[1]):
+            same |= theirs == own[:, i : i + 1]
+        common += same
+    return common.float()
 
 
 def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: Tensor) -> Tensor:
@@ -177,20 +224,20 @@ def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: T
     common = F.embedding(found[:, 0], counts)
     for i in range(1, own.shape[1]):  # a sum of them stacked takes twice as long
         common = common + F.embedding(found[:, i], counts)
-    return _jaccard(common, own, theirs.unsqueeze(0), weights)
+    both = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True)
+    return _jaccard(common, both, weights)
 
 
-def _jaccard(common: Tensor, own: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+def _jaccard(common: Tensor, both: Tensor, weights: Tensor) -> Tensor:
     """The numbers of `tag_features`.
 
     Args:
         common: float [B, L], how many of an item's tags are the row's.
-        own: integer [B, W], theirs: integer [B, L, W], or [1, L, W] where all rows have one history.
+        both: integer [B, L], how many tags the item has and how many the row, added up.
         weights: of `history_weights`.
     """
-    either = (theirs != 0).sum(dim=-1) + (own != 0).sum(dim=-1, keepdim=True) - common
     shared = weighted_means((common > 0).float(), weights)[:, :1]
-    return torch.cat([shared, weighted_means(common / either.clamp(min=1), weights)], dim=1)
+    return torch.cat([shared, weighted_means(common / (both - common).clamp(min=1), weights)], dim=1)
 
 
 def level_features(levels: list[Tensor], target: Tensor, history: Tensor, weights: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class _PairProducts(torch.autograd.Function):
         """[B, P, D] in `dtype`."""
         ctx.save_for_backward(fields, weights)
         ctx.dtype = dtype
-        values, blocks = fields.to(dtype), _side_by_side(weights.to(dtype))
+        values, blocks = fields.to(dtype), side_by_side(weights.to(dtype))
         batch, num_fields, dim = fields.shape
         output = values.new_empty(batch, len(weights), dim)
         for i, pairs in pairs_by_field(num_fields):
@@ -103,7 +103,7 @@ class _PairProducts(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         """The gradients of fields [B, F, D] and weights [P, D, D], from that of the output, in the inputs' type."""
         fields, weights = ctx.saved_tensors
-        values, blocks = fields.to(ctx.dtype), _side_by_side(weights.to(ctx.dtype))
+        values, blocks = fields.to(ctx.dtype), side_by_side(weights.to(ctx.dtype))
         batch, num_fields, dim = fields.shape
         grad_fields, grad_blocks = torch.zeros_like(fields), torch.empty_like(blocks)
         for i, pairs in pairs_by_field(num_fields):
@@ -124,7 +124,7 @@ def pairs_by_field(num_fields: int) -> Iterator[tuple[int, slice]]:
         first += count
 
 
-def _side_by_side(weights: Tensor) -> Tensor:
+def side_by_side(weights: Tensor) -> Tensor:
     """[P, D, D] as [D, P, D] in memory, so that the blocks of neighbouring pairs are one matrix [D, n D] of it."""
     return weights.transpose(0, 1).contiguous()
 

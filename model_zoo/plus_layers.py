@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.precision import autocast_dtype, without_autocast
 
-from .layers import pairs_by_field
+from .layers import pairs_by_field, side_by_side
 
 
 class FieldNorm(nn.Module):
@@ -114,6 +114,8 @@ class BilinearPlus(nn.Module):
         """<v_i W, v_j> of all pairs i < j, in the order (0,1), (0,2), ..., (F-2,F-1): float [B, P]."""
         if self.bilinear_type == "field_interaction":
             dtype = autocast_dtype(fields)
+            if torch.is_grad_enabled():
+                return _PairSums.apply(fields, self.bilinear_W, dtype)
             with without_autocast(fields.device.type):
                 return self.products_by_field(fields.to(dtype), self.bilinear_W.to(dtype))
         if self.bilinear_type == "field_each":
@@ -124,13 +126,52 @@ class BilinearPlus(nn.Module):
 
     @staticmethod
     def products_by_field(fields: Tensor, weights: Tensor) -> Tensor:
-        """`products` with a W a pair, in the type of `fields`; each is summed in float32.
-
-        Left to autocast, whatever is as large as all pairs' vectors would be widened to float32 and stored so.
-        """
+        """`products` with a W a pair, in the type of `fields`; each is summed in float32 (float64 of float64)."""
+        sum_dtype = torch.promote_types(fields.dtype, torch.float32)
         products = []
         for i, pairs in pairs_by_field(fields.shape[1]):
-            blocks = weights[pairs].transpose(0, 1).flatten(1)
-            left = (fields[:, i] @ blocks).view(fields.shape[0], -1, fields.shape[2])
-            products.append((left * fields[:, i + 1 :]).sum(dim=-1, dtype=torch.float32))
+            left = _left(fields[:, i], side_by_side(weights[pairs]))
+            products.append((left * fields[:, i + 1 :]).sum(dim=-1, dtype=sum_dtype))
         return torch.cat(products, dim=1)
+
+
+class _PairSums(torch.autograd.Function):
+    """BilinearPlus.products_by_field with its gradients, from float [B, F, D] and [P, D, D] to float32 [B, P].
+
+    Autograd would make a gradient of all fields for each slice of them, zeros but for the slice, and add them up. And
+    left to autocast, whatever is as large as all pairs' vectors would be widened to float32 and stored so: here it is
+    of `dtype`.
+    """
+
+    @staticmethod
+    def forward(ctx, fields: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, P]."""
+        values, blocks = fields.to(dtype), side_by_side(weights.to(dtype))
+        output = values.new_empty(len(fields), len(weights), dtype=torch.promote_types(dtype, torch.float32))
+        lefts = []
+        for i, pairs in pairs_by_field(fields.shape[1]):
+            lefts.append(_left(values[:, i], blocks[:, pairs]))
+            torch.sum(lefts[-1] * values[:, i + 1 :], dim=-1, dtype=output.dtype, out=output[:, pairs])
+        ctx.save_for_backward(fields, weights, *lefts)
+        ctx.dtype = dtype
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of fields [B, F, D] and weights [P, D, D], from that of the output, in the inputs' type."""
+        fields, weights, *lefts = ctx.saved_tensors
+        values, blocks = fields.to(ctx.dtype), side_by_side(weights.to(ctx.dtype))
+        grad = grad.to(ctx.dtype).unsqueeze(-1)
+        grad_fields, grad_blocks = torch.zeros_like(fields), torch.empty_like(blocks)
+        for (i, pairs), left in zip(pairs_by_field(fields.shape[1]), lefts, strict=True):
+            grad_fields[:, i + 1 :].addcmul_(grad[:, pairs], left)
+            grad_left = (grad[:, pairs] * values[:, i + 1 :]).flatten(1)
+            grad_fields[:, i].add_(grad_left @ blocks[:, pairs].flatten(1).t())
+            torch.mm(values[:, i].t(), grad_left, out=grad_blocks[:, pairs].flatten(1))
+        return grad_fields, grad_blocks.transpose(0, 1).to(weights.dtype), None
+
+
+def _left(field: Tensor, blocks: Tensor) -> Tensor:
+    """v_i W_ij of a field's pairs: [B, D] and their weights side by side, [D, n, D], to [B, n, D]."""
+    return (field @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])

@@ -47,8 +47,7 @@ class SimilarityFields(nn.Module):
         real = batch.mask > 0
         weights = history_weights(real)
         features = [
-            cosine_features(batch.items[name].float(), batch.target, batch.history, real, weights)
-            for name in self.embeddings
+            cosine_features(batch.items[name], batch.target, batch.history, real, weights) for name in self.embeddings
         ]
         if self.tags:
             features.append(tag_features(batch.items[self.tags], batch.target, batch.history, weights))

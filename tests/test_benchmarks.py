@@ -19,7 +19,17 @@ from conftest import ROOT
 from PIL import Image
 from small_models import bert_folder
 
-from benchmarks import busy, contenders, encoding, figure, items_scale, measure, random_weights, speed
+from benchmarks import (
+    busy,
+    contenders,
+    encoding,
+    figure,
+    items_scale,
+    measure,
+    random_weights,
+    similarity_fields,
+    speed,
+)
 from benchmarks.contenders import Ours, Reference, Task
 from benchmarks.encoding import Encoding, Notebook
 from benchmarks.figure import Result
@@ -99,6 +109,15 @@ def test_a_training_step_of_the_reference_is_ours(task, name):
         torch.testing.assert_close(
             values, expected[key], rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+def test_similarity_fields_are_measured_against_the_same_written_plainly(capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", ["similarity_fields.py", "--quick", "--repeats", "2"])
+    similarity_fields.main()  # which compares what both sides compute
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + 2 * 3
 
 
 def test_timed_batches_counts_what_is_on_the_clock():

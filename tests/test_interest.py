@@ -22,7 +22,7 @@ from test_model_contract import (
 )
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.similarity import ITEMS_PER_POSITION, cosines
+from mm_fibinet.similarity import ITEMS_PER_POSITION, cosines, unit_cosines
 from model_zoo.interest import (
     NUM_TIERS,
     BucketAttention,
@@ -154,6 +154,8 @@ def test_cosines(num_items, at_most, kind, monkeypatch):
     assert not found[0].any()
     assert found[1, :2].tolist() == pytest.approx([0, 1])
     assert tiers(found[1, 1]) == 20
+    of_length_1 = unit_cosines(F.normalize(items.float(), dim=-1), target, history)
+    torch.testing.assert_close(of_length_1, found, rtol=0, atol=1e-6)
 
 
 def test_cosines_of_int8_need_no_scale():

@@ -118,3 +118,13 @@ def test_field_norm_keeps_what_a_number_says(fields):
 
 def test_field_norm_without_numeric_fields_is_a_layer_norm(fields):
     torch.testing.assert_close(FieldNorm(DIM, [False] * FIELDS)(fields), nn.functional.layer_norm(fields, (DIM,)))
+
+
+def test_the_gradients_of_a_w_a_pair_are_those_of_its_formula():
+    torch.manual_seed(3)
+    layer = shaken(BilinearPlus(FIELDS, DIM, "field_interaction", output_dim=3)).double()
+    fields = torch.randn(BATCH, FIELDS, DIM, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda fields, _: layer.products(fields), (fields, layer.bilinear_W))
+    trained = layer.products(fields).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer.products(fields), trained)
