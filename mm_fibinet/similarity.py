@@ -4,8 +4,6 @@ The numbers compare the items' raw columns, so there is nothing to learn in them
 for FuxiCTR's own models the plain dictionary of a batch has them as numeric features (mm_fibinet.flat).
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,13 +65,14 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
         lengths = _lengths(items.float())
         items = items if whole_numbers else items / lengths.unsqueeze(-1)
     found = torch.empty(history.shape, device=items.device)
-    for part, places, theirs in _gathered(items, history):
+    for part in _parts(items, history):
+        theirs = _vectors(items, history[part])
         if lengths is None and not whole_numbers:
             theirs = F.normalize(theirs.float(), dim=-1)
         theirs = theirs.to(autocast_dtype(own))
         found[part] = _products(own[part], theirs)
         if whole_numbers:
-            found[part] /= _lengths(theirs) if lengths is None else take_rows(lengths, places).view_as(found[part])
+            found[part] /= _lengths(theirs) if lengths is None else _vectors(lengths, history[part])
     return found.clamp_(-1, 1)  # 1 and what rounding makes of it are one tier
 
 
@@ -84,8 +83,8 @@ def unit_cosines(unit: Tensor, target: Tensor, history: Tensor) -> Tensor:
     if _are_few(unit, history):
         return _of_all(own, unit, history)
     found = torch.empty(history.shape, device=unit.device)
-    for part, _, theirs in _gathered(unit, history):
-        found[part] = _products(own[part], theirs.to(autocast_dtype(own)))
+    for part in _parts(unit, history):
+        found[part] = _products(own[part], _vectors(unit, history[part]).to(autocast_dtype(own)))
     return found.clamp_(-1, 1)
 
 
@@ -99,15 +98,16 @@ def _of_all(own: Tensor, unit: Tensor, history: Tensor) -> Tensor:
     return (own @ unit.T).float().gather(1, history.long()).clamp(-1, 1)
 
 
-def _gathered(items: Tensor, history: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows of the batch, their places [b * L], their history's vectors [b, L, E]), as many as a cache holds."""
-    batch, length = history.shape
+def _parts(items: Tensor, history: Tensor) -> list[slice]:
+    """The rows of a batch, as many at a time as a cache holds their history's vectors."""
     numbers = NUMBERS_AT_ONCE if items.device.type == "cpu" else NUMBERS_ON_A_GPU
-    rows = max(numbers // max(length * items.shape[1], 1), 1)
-    for first in range(0, batch, rows):
-        part = slice(first, first + rows)
-        places = history[part].reshape(-1)
-        yield part, places, take_rows(items, places).unflatten(0, history[part].shape)
+    rows = max(numbers // max(history.shape[1] * items.shape[1], 1), 1)
+    return [slice(first, first + rows) for first in range(0, len(history), rows)]
+
+
+def _vectors(items: Tensor, history: Tensor) -> Tensor:
+    """What items have, [M, E] or [M], for a history [b, L]: [b, L, E] or [b, L]."""
+    return take_rows(items, history.reshape(-1)).unflatten(0, history.shape)
 
 
 def _products(own: Tensor, theirs: Tensor) -> Tensor:

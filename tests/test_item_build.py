@@ -18,7 +18,7 @@ from conftest import ROOT
 from item_files import ITEMS, Hashes, arguments, build, cover, fails, feature_with, make_data, pack
 
 import build_item_emb
-from mm_fibinet import commands
+from mm_fibinet import archives, commands
 from mm_fibinet.commands import embed
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store, fusion, modalities
@@ -62,6 +62,24 @@ def test_every_kind_of_source_gives_the_bytes_of_the_folder(data, tmp_path, monk
     build(data, tmp_path / "out.parquet", monkeypatch, images=pack(kind, data), store=tmp_path / "s", **options)
     assert "1 images of ids that are not in item_info" in capsys.readouterr().out
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "folder.parquet").read_bytes()
+
+
+def test_an_archive_is_read_in_one_pass(data, tmp_path, monkeypatch, quick):
+    """Opened once, front to back, each file's content asked for once: by what the build asks of libarchive."""
+    pytest.importorskip("libarchive")
+    opened, read, members = [], [], archives.members
+
+    def watched(path):
+        opened.append(path)
+        for member in members(path):
+            asked = member.blocks
+            yield member._replace(blocks=lambda name=member.name, asked=asked: read.append(name) or asked())
+
+    monkeypatch.setattr(archives, "members", watched)
+    packed = pack("rar", data)
+    build(data, tmp_path / "out.parquet", monkeypatch, images=packed, text_encoder="none", item_feature=None)
+    assert opened == [packed]
+    assert len(read) == len(set(read)) >= 20
 
 
 def test_text_alone_takes_any_title_and_tag_types(data, tmp_path, monkeypatch, capsys, quick):
