@@ -5,7 +5,6 @@ whether it comes from YAML, from --set, from the tuner or from Python. Unlike in
 evaluated as code, and a wrong name is answered with the names that exist.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 from mm_fibinet.errors import UserError
 from mm_fibinet.fuxictr_data import complete_entry
 from mm_fibinet.model_source import find_model
+from mm_fibinet.names import LISTED_BY, expected_one_of
 from mm_fibinet.setting_types import MAX_NAME
 from mm_fibinet.settings_fields import DatasetEntry, RunSettings
 from mm_fibinet.settings_rules import check_reachable, check_together, require_group_column
@@ -30,7 +30,7 @@ from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 __all__ = [
     "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
     "dataset_files",
-    "expected_one_of", "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
+    "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
     "load_model_configs", "load_params",
     "named_files", "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
 ]  # fmt: skip
@@ -206,7 +206,8 @@ def load_model_config(config_dir: Path, expid: str) -> dict:
     found = _read_configs(config_dir, "model_config")
     require_name(expid, "--expid")
     if expid not in found or expid == "Base":
-        raise UserError(f"--expid {expid}: not in {config_dir}, {expected_one_of(expid, set(found) - {'Base'})}")
+        known = set(found) - {"Base"}
+        raise UserError(f"--expid {expid}: not in {config_dir}, {expected_one_of(expid, known, LISTED_BY)}")
     return _experiment(found, expid, config_dir)
 
 
@@ -344,13 +345,6 @@ def _settings(found: dict[str, tuple[Path, object]], name: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: {name} is {shown(content)}, expected a mapping of settings")
     return content
-
-
-def expected_one_of(name: str, known) -> str:
-    """What an error says of a name that is not known: the known ones, and the nearest of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"expected one of {', '.join(sorted(known))}{hint}" if known else "which has none"
 
 
 def _move_data_root(before: dict, data_root: str | None, params: dict) -> None:

@@ -33,7 +33,7 @@ def train(folder, *arguments, capsys):
     ("arguments", "message"),
     [
         (["--expid", "FiBiNET_tset"], "--expid FiBiNET_tset: not in"),
-        (["--expid", "FiBiNET_tset"], "expected one of FiBiNET_test, FiBiNET_test_no_emb"),
+        (["--expid", "FiBiNET_tset"], "did you mean FiBiNET_test or FiBiNET_test_no_emb?"),
         (["--set", "model=FiBiNETT"], "model 'FiBiNETT' is unknown, did you mean FiBiNET? expected one of"),
         (["--set", "hiden_units=[8]"], "--set: hiden_units: unknown key, did you mean hidden_units?"),
         (["--set", "embedding_dim"], "--set embedding_dim: expected key=value"),

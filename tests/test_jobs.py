@@ -322,7 +322,7 @@ def test_tensorboard_that_is_missing_is_said(tmp_path, monkeypatch):
     [
         (["--suite", "x"], "benchmark_config.yaml: no such file"),
         (["--expids", "Nope"], "experiment Nope is not in"),
-        (["--expids", "FiBiNET_tset"], "FiBiNET_test_no_emb; did you mean FiBiNET_test?"),
+        (["--expids", "FiBiNET_tset"], "did you mean FiBiNET_test or FiBiNET_test_no_emb?"),
         (["--expids", "FiBiNET_test", "--baseline", "DIN"], "--baseline DIN: not among the experiments"),
         (["--expids", "FiBiNET_test", "--workers", "0"], "--workers 0: expected at least 1"),
         (["--expids", "FiBiNET_test", "--gpus", "99"], "--gpu 99: found"),

@@ -127,7 +127,7 @@ def test_experiments_that_no_file_can_be_named_for(dataset, tmp_path, expid):
         ("FiBiNET_test: {dataset_id: [TEST_DATA], model: DIN}", "dataset_id is ['TEST_DATA'], expected a name"),
         (
             "FiBiNET_test: {dataset_id: TEST_DAT, model: DIN}",
-            "nor is there data/TEST_DAT/dataset_config.yaml, as build_dataset.py makes; expected one of TEST_DATA; did",
+            "nor is there data/TEST_DAT/dataset_config.yaml, as build_dataset.py makes; did you mean TEST_DATA?",
         ),
         ("123: {dataset_id: TEST_DATA, model: DIN}", 'the name 123 is read as a number; write it in quotes: "123"'),
         ("FiBiNET_test: {epochs: 1, epochs: 2}", "'epochs' is given twice, the second time in line 1"),

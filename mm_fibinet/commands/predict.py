@@ -26,6 +26,7 @@ from mm_fibinet.feature_map import build_feature_map, label_names, load_feature_
 from mm_fibinet.labelled import KnownLabels
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.metrics import METRICS
+from mm_fibinet.names import LISTED_BY, expected_one_of
 from mm_fibinet.parquet_reader import part_files
 from mm_fibinet.precision import Precision
 from mm_fibinet.prepare import originals
@@ -232,10 +233,10 @@ def find_run(args: argparse.Namespace, models: ModuleType) -> RunFolder | None:
         except UserError:  # the run may be of another config
             root = settings.DEFAULT_MODEL_ROOT
     found = run_manifest.find_run(root, args.expid, chosen[-1] if chosen else None)
-    if found is None and args.expid not in settings.experiment_ids(args.config):
+    if found is None and args.expid not in (known := settings.experiment_ids(args.config)):
         raise UserError(
-            f"--expid {args.expid}: there is no run of it in {root}, nor is it an experiment of {args.config}; name "
-            "the folder of its run with --model_root"
+            f"--expid {args.expid}: there is no run of it in {root} (--model_root names another folder), nor is it an "
+            f"experiment of {args.config}; {expected_one_of(args.expid, known, LISTED_BY)}"
         )
     return found
 

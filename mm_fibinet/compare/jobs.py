@@ -25,6 +25,7 @@ from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.compare.leaderboard import Outcome, Tuned
 from mm_fibinet.compare.workers import Meter, Run, Workers
 from mm_fibinet.errors import UserError, explain_os_error, printable
+from mm_fibinet.names import LISTED_BY, expected_one_of
 from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
 from mm_fibinet.run_folder import RunFolder
@@ -138,7 +139,7 @@ def find_suite(config_dir: str, name: str) -> list[str]:
     path = Path(config_dir) / SUITES
     suites = settings.read_yaml(path)
     if name not in suites:
-        raise UserError(f"--suite {name}: not in {path}, expected one of {', '.join(map(str, suites))}")
+        raise UserError(f"--suite {name}: not in {path}, {expected_one_of(name, map(str, suites))}")
     if not isinstance(suites[name], list) or not suites[name]:
         raise UserError(f"{path}: suite {name} is {suites[name]!r}, expected a list of experiment IDs")
     return [str(expid) for expid in suites[name]]
@@ -169,7 +170,8 @@ def plan(
     known = settings.experiment_ids(config_dir)
     for expid in expids:
         if expid not in known:
-            raise UserError(f"experiment {expid} is not in {config_dir}, {settings.expected_one_of(expid, known)}")
+            expected = expected_one_of(expid, known, LISTED_BY)
+            raise UserError(f"experiment {expid} is not in {config_dir}, {expected}")
     fingerprints = {} if fingerprints is None else fingerprints
     jobs = []
     for seed in dict.fromkeys(seeds):

@@ -11,6 +11,7 @@ from typing import Any
 from fuxictr.utils import print_to_json
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.names import LISTED_BY, expected_one_of
 from mm_fibinet.settings import (
     experiment_ids,
     find_model,
@@ -171,7 +172,7 @@ def _base_model(path: Path, content: dict, expid: str) -> dict:
     known = _mapping(path, content, "model_config") if folder is None else experiment_ids(folder)
     if expid not in known:
         where = folder or "model_config"
-        raise UserError(f"{path}: base_expid {expid} is not in {where}, expected one of {', '.join(known)}")
+        raise UserError(f"{path}: base_expid {expid} is not in {where}, {expected_one_of(expid, known, LISTED_BY)}")
     settings = content["model_config"][expid] if folder is None else load_model_config(folder, expid)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: {expid} is {shown(settings)}, expected a mapping of settings")
@@ -185,7 +186,7 @@ def _base_dataset(path: Path, content: dict, dataset_id: str) -> dict:
         return load_dataset_config(_base_folder(path, content), dataset_id)
     known = _mapping(path, content, "dataset_config")
     if dataset_id not in known:
-        raise UserError(f"{path}: dataset_config has no {dataset_id}, expected one of {', '.join(known)}")
+        raise UserError(f"{path}: dataset_config has no {dataset_id}, {expected_one_of(dataset_id, known)}")
     if not isinstance(known[dataset_id], dict):
         raise UserError(f"{path}: {dataset_id} is {shown(known[dataset_id])}, expected a mapping of settings")
     return dict(known[dataset_id])
