@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, create_model
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
 from mm_fibinet.model_source import is_multimodal
+from mm_fibinet.names import expected_one_of
 from mm_fibinet.settings_fields import ENTRIES, FEATURES, Experiment, Strict
 from mm_fibinet.yaml_reader import shown
 
@@ -175,7 +176,8 @@ def unknown(name: str, names, model: str | None = None) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
     if near:
         return f"unknown key, did you mean {' or '.join(near)}?"
-    return f"unknown key{f' with model {model}' if model else ''}, expected one of {', '.join(sorted(names))}"
+    listed_by = f"mm-fibinet list --settings {model}" if model else ""
+    return f"unknown key{f' with model {model}' if model else ''}, {expected_one_of('', names, listed_by)}"
 
 
 def _without_aliases(params: dict, names: dict[str, str], origin) -> dict:
