@@ -12,6 +12,7 @@ import numpy as np
 from mm_fibinet.errors import UserError
 
 METRICS = ("AUC", "logloss", "gAUC")
+OTHER_NAMES = {"binary_crossentropy": "logloss"}  # FuxiCTR's
 
 
 def evaluate_metrics(
@@ -26,7 +27,7 @@ def evaluate_metrics(
     Args:
         y_true: [N], 0 or 1.
         y_pred: float [N], click probabilities.
-        metrics: names out of METRICS ("binary_crossentropy" is another name of logloss, as in FuxiCTR).
+        metrics: names out of METRICS or OTHER_NAMES.
         group_id: integer [N], needed by gAUC.
         allow_undefined: give NaN for a metric that the labels leave undefined, instead of refusing.
 
@@ -38,7 +39,7 @@ def evaluate_metrics(
     for metric in metrics:
         if metric == "AUC":
             values[metric] = group_auc(y_true, y_pred, np.zeros(len(y_true), dtype=np.int8))
-        elif metric in ("logloss", "binary_crossentropy"):
+        elif OTHER_NAMES.get(metric, metric) == "logloss":
             values[metric] = logloss(y_true, y_pred)
         elif metric == "gAUC":
             if group_id is None:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mm_fibinet import setting_types as types
-from mm_fibinet.metrics import METRICS
+from mm_fibinet.metrics import METRICS, OTHER_NAMES
 
 OPTIMIZERS = ("adam", "Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta")
-METRIC_NAMES = (*METRICS, "binary_crossentropy")
+METRIC_NAMES = (*METRICS, *OTHER_NAMES)
 NORMALIZERS = ("StandardScaler", "MinMaxScaler", "none")
 SOURCES = ("", "user", "item", "context")
 ABSENT: Any = None  # of what need not be there, and is no null when it is

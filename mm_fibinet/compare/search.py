@@ -19,7 +19,7 @@ from mm_fibinet.compare import jobs
 from mm_fibinet.compare.csv_files import as_csv, csv_cell, write_csv
 from mm_fibinet.compare.tuner import Tuner, is_range, read_tuner, refuse_test
 from mm_fibinet.errors import UserError, printable
-from mm_fibinet.metrics import METRICS
+from mm_fibinet.metrics import METRICS, OTHER_NAMES
 from mm_fibinet.settings import DEFAULTS, parse_overrides, require_name
 
 RESULTS = "results.csv"
@@ -194,8 +194,14 @@ class Search:
 
 
 def monitored(job: jobs.Job, metrics: dict[str, float]) -> float:
-    """The experiment's monitor, a weighted sum of metrics, as in training."""
-    return Monitor(job.params.get("monitor") or "AUC").get_value(metrics)
+    """The experiment's monitor, a weighted sum of metrics, as in training.
+
+    Args:
+        metrics: of an evaluation, under the names of the config, or of a run's result, under those of METRICS.
+    """
+    known = {**{other: metrics[name] for other, name in OTHER_NAMES.items() if name in metrics}, **metrics}
+    weights = Monitor(job.params.get("monitor") or "AUC").kv_pairs
+    return sum(weight * known[name] for name, weight in weights.items())  # Monitor itself takes what is missing for 0
 
 
 class _Dumper(yaml.SafeDumper):
