@@ -88,6 +88,7 @@ class FlatFormat:
                 raise UserError(
                     f"feature {name}: batch_format flat gives the history's features such names; rename the column"
                 )
+        self._units_of: ItemTable | None = None
         self._units: dict[str, Tensor] = {}
 
     def feature_map(self, max_len: int, unpooled: tuple[str, ...] | list[str] = ()) -> FeatureMap:
@@ -160,7 +161,9 @@ class FlatFormat:
         return torch.cat(found, dim=1)
 
     def _unit(self, name: str, table: ItemTable) -> Tensor:
-        """The items' vectors at length 1, made once."""
+        """The items' vectors at length 1, made once for a table."""
+        if self._units_of is not table:
+            self._units_of, self._units = table, {}
         if name not in self._units:
             self._units[name] = F.normalize(table[name].float(), dim=-1)
         return self._units[name]

@@ -12,6 +12,7 @@ from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.flat import FlatFormat
+from mm_fibinet.item_table import ItemTable
 from mm_fibinet.settings import load_params
 from mm_fibinet.similarity import RECENCY
 
@@ -118,6 +119,17 @@ def test_similarity_by_name(batch):
             expected["recent"] = (cosines * weights).sum() / weights.sum()
         for figure, value in expected.items():
             assert columns[f"similarity_item_emb_d128_{figure}"][i] == pytest.approx(value, abs=1e-5), figure
+
+
+def test_similarity_is_of_the_table_that_is_given(batch):
+    """A study scores the same rows with other items."""
+    form, turned = flat(similarity_fields=True), {**batch.item_table.columns}
+    turned["item_emb_d128"] = turned["item_emb_d128"].flip(0)
+    for table in (batch.item_table, ItemTable(turned), batch.item_table):
+        found = form.batch(batch.batch_dict, batch.item_index, table)
+        expected = flat(similarity_fields=True).batch(batch.batch_dict, batch.item_index, table)
+        for name in form.numbers:
+            torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
 def test_what_is_only_compared_is_no_feature(batch):
