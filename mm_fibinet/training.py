@@ -229,7 +229,7 @@ class Trainer:
                 self._save_state()
                 if distributed.any_rank(bool(self._signals), self.model.device):
                     raise Interrupted
-        if not self.history:
+        if not self.history or valid_data is None:
             with self._judged_weights():
                 self._save_best()
         distributed.barrier()
@@ -373,7 +373,7 @@ class Trainer:
         logging.info("Monitor(%s)=%.6f STOP!", rules.monitor_mode, value)
         if rules.reduce_lr_on_plateau and self.lr_schedule == "plateau":
             for group in self.optimizer.param_groups:
-                group["lr"] = max(group["lr"] * self.lr_decay_factor, MIN_LR)
+                group["lr"] = min(group["lr"], max(group["lr"] * self.lr_decay_factor, MIN_LR))
             logging.info("Reduce learning rate on plateau: %.6f", self.optimizer.param_groups[0]["lr"])
         if not rules.save_best_only:
             self._save_best()

@@ -137,6 +137,26 @@ def test_early_stopping_and_learning_rate_follow_fuxictr(dataset, tmp_path, monk
     assert len(history) == 6
 
 
+def test_a_plateau_never_raises_a_learning_rate(dataset, tmp_path, monkeypatch):
+    """FuxiCTR raises one below its least, 1e-6, to that."""
+    run = Run(dataset, tmp_path, epochs=4, early_stop_patience=9, learning_rate=2e-6, table_learning_rate=3e-7)
+    monkeypatch.setattr(training, "evaluate", lambda *_: {"AUC": 0.5, "logloss": 0.0, "gAUC": 0.0})
+    run.fit()
+    assert [group["lr"] for group in run.model.optimizer.param_groups] == [1e-6, 3e-7]
+
+
+def test_without_a_validation_split_the_last_weights_are_kept(dataset, tmp_path):
+    """Also where the last evaluation, of the training loss alone, was some steps before."""
+    run = Run(dataset, tmp_path, epochs=1, eval_steps=4)
+    trainer = run.trainer(checkpoints=None)
+    assert len(run.train) == 10
+    history = trainer.fit(run.train, None, epochs=1)
+    assert [entry["step"] for entry in history] == [4, 8]
+    kept, same = torch.load(run.checkpoint, weights_only=True), Run(dataset, tmp_path / "same", epochs=1)
+    same.trainer(checkpoints=None).fit(same.train, None, epochs=1)  # evaluated at its end
+    assert_equal_weights(kept, weights(same.model))
+
+
 def test_the_average_of_the_weights_is_evaluated_and_kept(dataset, tmp_path, monkeypatch):
     run = Run(dataset, tmp_path, ema_decay=0.8, epochs=1, batch_norm=True)
     expected, steps = weights(run.model), 0
