@@ -74,13 +74,16 @@ class RunFolder:
         """Remove what an earlier run of this name left, and nothing else; the log goes when the new one is opened."""
         left = [self.weights, self.manifest, self.feature_map, self.history, self.result, self.scores]
         left += [self.folder / f"{name}.ckpt" for name in ("next", "last", "previous")]
+        self._remove(left)
         try:
-            for path in left:
-                path.unlink(missing_ok=True)
             if self.events.is_dir():
                 shutil.rmtree(self.events)
         except OSError as error:
             raise explain_os_error(error, error.filename or self.folder, "remove") from error
+
+    def reopen(self) -> None:
+        """Remove what says that the run has finished, as it goes on: its weights become others."""
+        self._remove([self.result, self.scores])
 
     def write_history(self, history: list[dict]) -> None:
         """metrics.csv: one line an evaluation so far."""
@@ -113,6 +116,13 @@ class RunFolder:
                 "begins anew"
             ) from error
         return lines
+
+    def _remove(self, paths: list[Path]) -> None:
+        try:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, error.filename or self.folder, "remove") from error
 
     def _clean_parts(self) -> None:
         """Files that a killed run had begun to write, see `files.atomic_path`."""

@@ -154,7 +154,7 @@ def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: b
         has_state: whether the run has saved a state.
 
     Raises:
-        UserError: what is there is of other settings or data.
+        UserError: what is there is of other settings or data, or of more epochs.
     """
     manifest = read_manifest(run) if run.manifest.exists() else None
     if not has_state and not run.weights.exists():
@@ -172,7 +172,25 @@ def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: b
             f"--resume: the run in {run.folder} is of other settings or data: {'; '.join(changes)}. Resume with those, "
             "start anew without --resume, or choose another --model_root"
         )
+    if has_state:
+        _refuse_fewer_epochs(run, manifest["config"].get("epochs", 0), params["epochs"])
     return has_state
+
+
+def _refuse_fewer_epochs(run: RunFolder, before: int, now: int) -> None:
+    """Refuse to end a run where it has been already: its best weights may be of a later epoch.
+
+    Args:
+        before: the epochs that its last start was given.
+        now: those of this one.
+    """
+    judged = max((float(line["epoch"]) for line in run.read_history()), default=0) if now < before else 0
+    if judged > now:
+        raise UserError(
+            f"--resume: the run in {run.folder} has been evaluated in epoch {judged:.0f}, but epochs is {now}, and its "
+            f"best weights may be of a later epoch than that; set epochs={judged:.0f} or more, start anew without "
+            "--resume, or choose another --model_root"
+        )
 
 
 def refuse_other_settings(trained: dict, given: dict, where: str) -> None:

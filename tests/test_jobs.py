@@ -152,6 +152,21 @@ def test_only_a_run_of_other_settings_is_cleared(dataset, tmp_path, capsys):
     assert code == 0 and "Resumed" not in out, err
 
 
+def test_a_run_of_fewer_epochs_is_not_that_of_more(dataset, tmp_path):
+    """What a benchmark has trained for three epochs says nothing of one, which is trained anew."""
+    found = {}
+    for name, several in {"after three": (3, 1), "alone": (1,)}.items():
+        for epochs in several:
+            changes = [f"epochs={epochs}", "learning_rate=1e-3"]
+            (job,) = plan(str(dataset), ["FiBiNET_test"], [7], model_zoo, tmp_path / name, changes)
+            command = ["python", "run_expid.py", "--config", str(dataset), "--set", *changes]
+            with trained_here(), jobs.locked(tmp_path / name) as lock:
+                run_all([job], command, [CPU], lock)
+            assert job.error is None and len(job.evaluations()) == epochs
+            found[name] = job.result()["metrics"]
+    assert found["after three"] == found["alone"]
+
+
 @pytest.fixture
 def eight_cores(monkeypatch):
     """A machine with eight cores, whose user has not said how many threads a process takes."""

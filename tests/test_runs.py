@@ -24,6 +24,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.run_folder import RunFolder, RunLog
+from mm_fibinet.run_result import read_result
 from mm_fibinet.training import Trainer
 
 EXPID = "FiBiNET_test"
@@ -367,6 +368,43 @@ def test_resume_needs_the_best_weights(trained):
     trained.run.weights.unlink()
     code, _, err = trained.train("epochs=2", resume=True)
     assert code == 2 and "the best weights are gone" in err
+
+
+def test_resume_does_not_pass_weights_of_a_later_epoch_for_those_of_fewer(trained):
+    """A run of three epochs cannot say what it was after one: its best weights may be of the third."""
+    assert trained.train("epochs=3", resume=True)[0] == 0
+    before = trained.kept()
+    code, _, err = trained.train("epochs=1", resume=True)
+    assert code == 2 and "has been evaluated in epoch 3, but epochs is 1" in err and "set epochs=3 or more" in err
+    assert trained.kept() == before
+    assert trained.train("epochs=3", resume=True)[0] == 0
+    assert trained.train("epochs=1")[0] == 0
+
+
+def test_fewer_epochs_are_no_mistake_where_they_are_not_over(commands, monkeypatch):
+    save = Trainer._save_state
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, "_save_state", lambda self: (save(self), stop()))
+        commands.train("epochs=5")
+    assert commands.train("epochs=2", resume=True)[0] == 0
+    resumed = commands.run.weights.read_bytes(), json.loads(commands.run.result.read_text())
+    assert commands.train("epochs=2")[0] == 0
+    assert commands.run.weights.read_bytes() == resumed[0]
+    assert json.loads(commands.run.result.read_text())["metrics"] == resumed[1]["metrics"]
+
+
+def test_a_finished_run_that_goes_on_has_not_finished(trained, monkeypatch):
+    """Its weights become others, so the figures of the shorter run are no longer theirs."""
+    save = Trainer._save_state
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, "_save_state", lambda self: (save(self), stop()))
+        trained.train("epochs=4", resume=True)
+    assert [line["epoch"] for line in trained.run.read_history()] == ["1", "2"]
+    assert read_result(trained.run.folder) is None
+    code, out, err = trained.predict()
+    assert code == 0 and "has not finished" in out, err
+    assert trained.train("epochs=4", resume=True)[0] == 0
+    assert read_result(trained.run.folder)["fingerprint"].endswith("-4")
 
 
 def test_one_run_at_a_time_in_a_folder(trained):

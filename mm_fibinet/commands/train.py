@@ -108,7 +108,9 @@ def run_experiment(
     resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist()) and trainer.resume()
     distributed.barrier()  # until all ranks have read what is there
     if world.is_main:
-        if not resumed:
+        if resumed:
+            run.reopen()
+        else:
             run.clear()
         log.open(append=resumed)
         save_feature_map(feature_map, run.feature_map)
