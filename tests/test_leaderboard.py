@@ -107,6 +107,22 @@ def test_what_cannot_be_compared_is_left_empty(outcomes):
     assert compared["middle"] is None and compared["good"] is not None
 
 
+def test_runs_of_several_data_sets_and_versions_are_told_of(outcomes):
+    """A finished run is not repeated for a new version, nor is one figure of rows that of all data sets."""
+    versions = {"mm-fibinet": "0.2.0", "torch": "2.9.0"}
+    runs = [run._replace(manifest={"versions": versions, "config": {}, "data": {}}) for run in outcomes[:3]]
+    alike = leaderboard.build(runs, "base").facts
+    cold = int(outcomes[0].scores["cold"].sum())
+    assert alike["Validation rows"] == f"400 ({cold / 4:.0f} % cold)" and "Versions" not in alike
+    result = {**runs[0].result, "dataset_id": "OTHER", "warm": {"rows": 900, "AUC": 0.5}, "cold": {"rows": 100}}
+    manifest = {"versions": {**versions, "mm-fibinet": "0.1.0\x1b"}, "config": {}, "data": {}}
+    result["cold"]["AUC"] = None
+    mixed = leaderboard.build([*runs, runs[0]._replace(expid="old", result=result, manifest=manifest)], "base").facts
+    assert mixed["Data"] == "TEST, OTHER"
+    assert mixed["Validation rows"] == f"400 ({cold / 4:.0f} % cold), 1,000 (10 % cold)"
+    assert mixed["Versions"] == "mm-fibinet 0.2.0, torch 2.9.0; mm-fibinet 0.1.0\\x1b, torch 2.9.0"
+
+
 def test_a_board_of_failures_only(tmp_path):
     board = leaderboard.build([Outcome("a", 1, None, None, "no data")], "a")
     paths = leaderboard.write(board, tmp_path)

@@ -328,16 +328,28 @@ def _facts(outcomes: list[Outcome], finished: dict[str, list[Outcome]], baseline
     runs = [run for group in finished.values() for run in group]
     facts = {}
     if runs:
-        result = runs[0].result
-        rows, cold = result["warm"]["rows"] + result["cold"]["rows"], result["cold"]["rows"]
         facts["Data"] = ", ".join(dict.fromkeys(run.result["dataset_id"] for run in runs))
-        facts["Validation rows"] = f"{rows:,} ({100 * cold / rows:.0f} % cold)"
+        facts["Validation rows"] = ", ".join(dict.fromkeys(_judged_rows(run.result) for run in runs))
         facts["Device"] = ", ".join(dict.fromkeys(_device(run.result) for run in runs))
+        versions = dict.fromkeys(_versions(run.manifest) for run in runs if run.manifest)
+        if len(versions) > 1:  # a finished run is not repeated for a new version
+            facts["Versions"] = "; ".join(versions)
     facts["Seeds"] = ", ".join(map(str, dict.fromkeys(outcome.seed for outcome in outcomes)))
     facts["Runs"] = f"{len(runs)} finished, {len(outcomes) - len(runs)} failed"
     facts["Baseline"] = baseline if baseline in finished else f"{baseline} (no finished run)"
     facts["Written"] = datetime.now().strftime("%Y-%m-%d %H:%M")
     return facts
+
+
+def _judged_rows(result: dict) -> str:
+    rows, cold = result["warm"]["rows"] + result["cold"]["rows"], result["cold"]["rows"]
+    return f"{rows:,} ({100 * cold / rows:.0f} % cold)"
+
+
+def _versions(manifest: dict) -> str:
+    """Those of a run that its figures may depend on."""
+    found = manifest.get("versions", {})
+    return ", ".join(f"{name} {printable(found.get(name, 'unknown'))}" for name in ("mm-fibinet", "torch"))
 
 
 def _device(result: dict) -> str:
