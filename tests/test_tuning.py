@@ -204,6 +204,20 @@ def test_seconds_are_spent_to_the_last_and_a_trial_that_they_end_does_not_count(
     assert rows[3]["value"] == "" and "learning_rate=" in rows[3]["set"]
 
 
+def test_a_smaller_budget_takes_nothing_of_a_larger_one_before_it(tuned):
+    """Trials of 10 s: the third of 60 s ended after 30, which is more than 25."""
+    (larger,), _, _ = tuned(rising, "60s", out="one")
+    assert larger.count > 3
+    (again,), training, _ = tuned(rising, "25s", out="one")
+    (alone,), _, runs = tuned(rising, "25s", out="two")
+    states = ["done", "done", "stopped"]
+    assert [trial.state for trial in again.trials] == states == [trial.state for trial in alone.trials]
+    assert again.count == runs[0].tuned.trials == 2 and training.starts == {}
+    assert again.best().settings == alone.best().settings
+    (larger_again,), nothing, _ = tuned(rising, "60s", out="one")
+    assert proposed([larger_again]) == proposed([larger]) and nothing.starts == {}
+
+
 def test_a_budget_that_ends_in_the_first_trial_leaves_the_experiment_as_it_is(tuned):
     (one,), _, runs = tuned(rising, "6s")
     assert [trial.state for trial in one.trials] == ["stopped"] and one.best() is None

@@ -156,7 +156,7 @@ class Tuning:
             code: the run's exit code.
         """
         if trial.state == "running" and not self.watch(trial):
-            if trial.job.result():
+            if trial.job.result() and not self._is_over():
                 self._finish(trial)
             elif self._is_spent():
                 self._tell(trial, "stopped")
@@ -195,6 +195,10 @@ class Tuning:
         last = self.trials[-MOST_IN_VAIN:]
         return len(last) == MOST_IN_VAIN and all(trial.state in ("again", "failed") for trial in last)
 
+    def _is_over(self) -> bool:
+        """Whether more has been spent than there was: the last trial, of a larger budget before, took too long."""
+        return self.seconds > self.budget.seconds
+
     def _propose(self) -> Trial:
         """A trial with a value of every setting; the first one's are the experiment's own."""
         number = len(self.trials)
@@ -227,7 +231,7 @@ class Tuning:
             trial.error = job.error
             self._tell(trial, "failed")
         elif not self.watch(trial):
-            if not job.result():
+            if not job.result() or self._is_over():
                 return False
             self._finish(trial)
         return True
