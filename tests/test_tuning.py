@@ -13,6 +13,7 @@ from conftest import ROOT, run_script
 
 import model_zoo
 from mm_fibinet import settings
+from mm_fibinet.checkpoint import RunCheckpoints
 from mm_fibinet.commands import Home, benchmark
 from mm_fibinet.compare import alike, jobs, tuning
 from mm_fibinet.compare.tuning_space import FIELDS, Budget, Line, as_changes, read_space
@@ -58,9 +59,9 @@ class Run:
     def __init__(self, training, job, output, meter):
         self.training, self.job, self.output, self.meter = training, job, output, meter
         self.code, self.done, self.seconds = None, [], 0.0
-        state = job.model_root / "state"
-        if state.exists():
-            self.done = json.loads(state.read_text())
+        self.state = RunCheckpoints(job.folder, "").last
+        if self.state.exists():
+            self.done = json.loads(self.state.read_text())
 
     def poll(self):
         if self.code is None:
@@ -96,7 +97,10 @@ class Run:
 
     def _end(self, code):
         self.code = code
-        (self.job.model_root / "state").write_text(json.dumps(self.done))
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        self.state.write_text(json.dumps(self.done))
+        manifest = {"config": self.job.params, "data": self.job.data}
+        (self.job.folder / "manifest.json").write_text(json.dumps(manifest, default=str))
         with open(self.meter.file, "a") as opened:
             opened.write(f"{self.seconds}\n")
 
@@ -262,6 +266,23 @@ def test_a_trial_that_fails_does_not_end_its_experiment(tuned, tmp_path):
     assert {trial.error for trial in failed} == {"the training loss is nan"}
     assert one.best().value == 0.8 and runs[0].changes == as_changes(one.best().settings)
     assert "the training loss is nan" in (tmp_path / "out/tuning.csv").read_text()
+
+
+def test_a_trial_that_failed_costs_what_one_start_of_it_costs(tuned):
+    """Every command tries it again, from the beginning; the budget is that of one tuning, however often it is named."""
+
+    def fails_above(params):
+        if params["learning_rate"] > 0.004:
+            raise UserError("the training loss is nan")
+        return rising(params)
+
+    first = tuned(fails_above, "60s")[0]
+    failed = [trial.state for trial in first[0].trials].count("failed")
+    assert failed > 1 and first[0].seconds == pytest.approx(60)
+    for _ in range(3):
+        again, training, _ = tuned(fails_above, "60s")
+        assert proposed(again) == proposed(first) and len(training.starts) == failed
+        assert again[0].seconds == pytest.approx(60)
 
 
 def test_an_experiment_whose_every_trial_fails_comes_to_an_end(tuned):
