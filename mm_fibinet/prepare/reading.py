@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from mm_fibinet.errors import UserError, explain_os_error, first_line
-from mm_fibinet.prepare.recipe import Table
+from mm_fibinet.prepare.recipe import NUMBER, Table
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
@@ -47,10 +47,10 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
     if kind not in SEPARATORS:
         _refuse_settings_of_csv(table, kind)
     if kind == "parquet":
-        return _without_decimals(pl.scan_parquet(files, glob=False), table)
+        return _without_missing(_without_decimals(pl.scan_parquet(files, glob=False), table), table)
     if kind == "jsonl":
         files = [_unmarked(path, table, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
-        return _scan_json(files, table)
+        return _without_missing(_scan_json(files, table), table)
     if table.encoding != "utf-8":
         files = [_as_utf8(path, table.encoding, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
     separator = table.separator or SEPARATORS[kind]
@@ -210,6 +210,19 @@ def _without_decimals(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
     """Decimals as the numbers that they are: whole ones stay so, others become float64."""
     scales = {name: kind.scale for name, kind in schema_of(frame, table).items() if isinstance(kind, pl.Decimal)}
     return frame.with_columns(pl.col(name).cast(pl.Float64 if scale else pl.Int128) for name, scale in scales.items())
+
+
+def _without_missing(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
+    """Fields that stand for no value as null whatever is read of them, as they are in a csv."""
+    numbers = [float(text) for text in table.missing if NUMBER.fullmatch(text)]
+    changed = []
+    for name, kind in schema_of(frame, table).items() if table.missing else ():
+        field = pl.col(name)
+        if kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date):
+            changed.append(pl.when(~field.cast(pl.String).is_in(table.missing)).then(field))
+        elif kind.is_float() and numbers:
+            changed.append(pl.when(~field.is_in(numbers)).then(field))
+    return frame.with_columns(changed)
 
 
 def _scan_json(files: list[Path], table: Table) -> pl.LazyFrame:
