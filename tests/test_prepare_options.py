@@ -19,7 +19,7 @@ from test_prepare import CATALOGUE, COLUMNS, make, originals, raw_items, raw_log
 from mm_fibinet import settings
 from mm_fibinet.commands.arguments.prepare import RECIPE_OPTIONS
 from mm_fibinet.errors import UserError
-from mm_fibinet.prepare import writing
+from mm_fibinet.prepare import report, writing
 from mm_fibinet.prepare.build import build
 from mm_fibinet.prepare.originals import require_originals, write_originals
 from mm_fibinet.prepare.recipe import Recipe, load_recipe
@@ -389,6 +389,23 @@ def given_histories(folder, past, **settings):
         "users": "users.parquet", "user_history": "past", **settings,
     }  # fmt: skip
     return build(load_recipe(None, given), folder / "out")
+
+
+def test_rows_of_users_that_are_left_out_are_told(tmp_path):
+    """A history that is spread over several rows is not one: the first row is taken, and the report says so."""
+    given_histories(tmp_path, [[1], [2], [3], [4], [5]])
+    users = pl.read_parquet(tmp_path / "users.parquet")
+    more = pl.DataFrame({"who": [0, 0, None, 77, 78, 79], "past": [[6]] * 6})
+    pl.concat([users.head(4), more]).write_parquet(tmp_path / "users.parquet")
+    recipe = json.loads((tmp_path / "out" / "report.json").read_text())["recipe"]
+    built = build(Recipe.model_validate(recipe), tmp_path / "again")
+    assert built.report["users_rows_left_out"] == {"repeated": 2, "without an id": 1, "of users that do not occur": 3}
+    assert built.report["users_not_in_their_table"] == 1
+    told = (
+        "their table 1 users are not in it; rows left out: repeated: 2, without an id: 1, of users that do not occur: 3"
+    )
+    assert told in report.lines(built.report)
+    assert {row[3] for row in rows_of(tmp_path / "again", "train", ()) if row[0] == "0"} == {("1",)}
 
 
 def test_negatives_are_of_no_given_history(tmp_path):
