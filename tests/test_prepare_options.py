@@ -246,6 +246,10 @@ MISTAKES = {
         {}, TEXT + "a,b,01/02/2023,5,FR,1\na,c,03/04/2023,5,FR,2\n",
         "dates as '01/02/2023', and no row tells whether day or month is first, expected dates as 2026-01",
     ),
+    "days and months before noon": (
+        {}, TEXT + "a,b,01/02/2023 8:30:00 AM,5,FR,1\na,c,03/04/2023 8:30:00 AM,5,FR,2\n",
+        "dates as '01/02/2023 8:30:00 AM', and no row tells whether day or month is first",
+    ),
     "years of two digits": (
         {}, TEXT + "".join(f"a,b{day},{day}/12/21,5,FR,1\n" for day in range(1, 29)),
         "column when has '1/12/21' in row 0, expected a number, or a date and",
