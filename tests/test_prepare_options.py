@@ -269,6 +269,11 @@ MISTAKES = {
     "an unknown format": ({"interactions": {"files": "log.csv", "format": "xls"}}, None, "format is 'xls'"),
     "a catalogue's column without one": ({"items": None}, None, "expected items, the files that have this column"),
     "too few names": ({"interactions": {"files": "log.csv", "columns": ["a"]}}, None, "has 6 columns, columns names 1"),
+    "too few names of a wide separator": (
+        {"interactions": {"files": "log.csv", "separator": "::", "columns": ["who", "what", "when"]}},
+        "a::b::1\na::b\n\na::c::2::\na::b::5::4\n",
+        "log.csv: has 4 fields in row 4, columns names 3: who, what, when; name all of them, or set rest",
+    ),
     "another encoding": ({"interactions": {"files": "items.csv", "encoding": "utf-16"}}, None, "is not utf-16 text"),
     "a column twice": ({}, TEXT.replace("hour", "hour,who") + "a,b,1,5,FR,1,c\n", "header has column who more"),
     "one label": ({}, "\n".join([TEXT.strip(), *(f"u{i % 3},03,{i},1,FR,1" for i in range(20))]), "have the label 0"),
