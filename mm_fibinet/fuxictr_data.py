@@ -63,8 +63,11 @@ def _with_suffix(path: str) -> str:
 def _columns(path: Path, dataset_id: object) -> dict:
     """feature_cols and label_col of a feature map.
 
-    Numbers are scaled already, so that no normalizer is to be fitted.
+    Numbers are scaled already, so that no normalizer is to be fitted. Where a config of FuxiCTR's leaves out the
+    sources, an item_id is the item's all the same.
     """
+    from mm_fibinet.schema import ITEM_ID  # which brings pyarrow
+
     try:
         with open(path, "rb") as opened:
             text = opened.read(MAX_BYTES + 1)
@@ -84,6 +87,8 @@ def _columns(path: Path, dataset_id: object) -> dict:
     for column in columns:
         if column.get("type") == "numeric":
             column["normalizer"] = "none"
+        if column["name"] == ITEM_ID and not column.get("source"):
+            column["source"] = "item"
         if column.get("max_len") == 0:  # FuxiCTR's for lists of the file's own length
             del column["max_len"]
     return {"feature_cols": columns, "label_col": [{"name": label} for label in labels]}

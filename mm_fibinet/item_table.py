@@ -171,7 +171,7 @@ def _values(
 ) -> np.ndarray:
     """Some rows of a column of item_info, checked: int8 where that is kept, int32, or float32.
 
-    Numbers are zero for the padding item.
+    Numbers and categories are 0 for the padding item, whatever the file says of it: models pool what is not 0.
 
     Args:
         before: the rows before them, whose width and number type they must have.
@@ -184,7 +184,7 @@ def _values(
     if keeps:
         return schema.embedding_matrix(array, path, name, spec, first_row, width)
     values = _widened(schema.read_feature(array, path, name, spec, first_row, width))
-    if spec["type"] == "numeric" and not first_row:
+    if values.ndim == 1 and not first_row:
         values[0] = 0
     return values
 

@@ -13,7 +13,7 @@ import numpy as np
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
 from mm_fibinet.metrics import evaluate_metrics, undefined_metrics
-from mm_fibinet.parquet_reader import read_column
+from mm_fibinet.parquet_reader import identities, read_column, read_slices
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ class KnownLabels:
             raise UserError(f"{path}: has {count} rows, expected {expected}, those of {test}")
         labels = read_column(path, label, integer=False)
         schema.require_binary(labels, path, label)
-        return cls(labels, read_column(test, group) if group else None, tuple(metrics))
+        groups = None
+        if group:
+            slices = [identities(arrays[group], test, group, first) for first, arrays in read_slices(test, [group])]
+            groups = np.concatenate(slices)
+        return cls(labels, groups, tuple(metrics))
 
     def metrics(self, scores: np.ndarray) -> dict[str, float]:
         """{metric: value} of scores, float [N]; NaN of those that are `undefined`."""

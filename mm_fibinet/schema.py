@@ -104,9 +104,12 @@ def split_columns(
         flat: the data have no items of their own and no history: every feature is the split's.
 
     Raises:
-        UserError: the group is a list a row.
+        UserError: the group is a list a row, or a number, which is kept as a scaled float that many ids share.
     """
-    if group == ITEM_SEQ or features.get(group or "", {}).get("type") in ("sequence", "embedding"):
+    kind = features.get(group or "", {}).get("type")
+    if kind == "numeric":
+        raise UserError(f"group_id is {group!r}, a feature of type numeric, expected ids: type meta or categorical")
+    if group == ITEM_SEQ or kind in ("sequence", "embedding"):
         raise UserError(f"group_id is {group!r}, a list a row, expected a column of one id a row, as user_id")
     items = (num_items, "items in item_info") if num_items else INT32
     columns = [] if flat else [Column(ITEM_SEQ, "history", items), Column(ITEM_ID, "target", items)]

@@ -309,10 +309,16 @@ def test_items_group_too(folder):
     assert np.array_equal(next(iter(loader))[0]["item_id"], items[:32])
 
 
-@pytest.mark.parametrize("name", ["item_seq", "item_tags", "colour"])
+@pytest.mark.parametrize("name", ["item_seq", "item_tags", "colour", "user_id"])
 def test_groups_are_one_id_a_row(folder, name):
+    """A numeric feature is none: as float32, 16777216 and 16777217 would be one group."""
     params = {**load_params(str(folder / "config"), "FiBiNET_test", model_zoo), "group_id": name}
-    message = "column colour is missing" if name == "colour" else f"group_id is '{name}', a list a row"
+    user_id = {"name": "user_id", "type": "numeric"}
+    params["feature_cols"] = [user_id if each["name"] == "user_id" else each for each in params["feature_cols"]]
+    message = {
+        "colour": "column colour is missing",
+        "user_id": "group_id is 'user_id', a feature of type numeric, expected ids: type meta or categorical",
+    }.get(name, f"group_id is '{name}', a list a row")
     with pytest.raises(UserError, match=message):
         MMCTRDataLoader(build_feature_map(params), params["valid_data"], item_info=params["item_info"])
     assert any(message in problem for problem in all_problems(check_dataset(params)))

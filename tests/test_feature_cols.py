@@ -137,6 +137,22 @@ def test_levels_of_items_that_are_no_targets_count_for_the_vocabulary(folder):
     assert table["likes_level"][1:].tolist() == levels.tolist() and table["likes_level"][0] == 0
 
 
+def test_the_padding_items_category_is_0_whatever_the_file_says(folder):
+    """A shorter history has the padding item; its category would be pooled as a real item's is."""
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
+    shelves = np.random.default_rng(0).integers(1, 9, len(pq.read_table(params["item_info"])))
+    table = pq.read_table(params["item_info"]).append_column("shelf", pa.array(shelves))
+    pq.write_table(table, params["item_info"])
+    lines = [{"name": "shelf", "type": "categorical", "source": "item"}]
+    feature_map = build_feature_map({**params, "feature_cols": [*params["feature_cols"], *lines]})
+    loader = MMCTRDataLoader(
+        feature_map, params["valid_data"], item_info=params["item_info"], batch_format="flat", batch_size=200
+    )
+    batch = next(iter(loader))
+    expected = [[shelves[item] if item else 0 for item in row] for row in batch["history_item_id"].tolist()]
+    assert batch["history_shelf"].tolist() == expected and 0 in batch["history_shelf"]
+
+
 def test_feature_specs_name_features(folder):
     params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo)
     specs = [{"name": ["likes_level", "item_tags"], "embedding_dim": 4}]

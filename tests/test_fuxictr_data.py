@@ -26,6 +26,7 @@ from mm_fibinet.data_check import check_dataset
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.fuxictr_data import complete_entry
 from mm_fibinet.settings import load_dataset_config, load_params
 
 SPECS = {
@@ -179,6 +180,20 @@ def test_fibinet_trains_as_fuxictrs_own(config, columns, dataset_id, tmp_path):
     assert ours.evaluate(valid) == pytest.approx(dict(expected), abs=1e-6)
     for name, values in stock.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=0, atol=1e-5)
+
+
+def test_an_item_id_needs_no_source(config, columns, tmp_path):
+    """FuxiCTR's MovieLens has user_id, item_id and tag_id, and says of none whose it is."""
+    params = load_params(config, "FiBiNET_tiny", model_zoo, [], model_root=str(tmp_path))
+    entry = {key: params[key] for key in ("dataset_id", "train_data", "valid_data", "test_data")}
+    content = json.loads((Path(params["data_root"]) / "tiny_parquet" / "feature_map.json").read_text())
+    content["features"] = [{name: {**spec, "source": ""}} for name, spec in SPECS.items()]
+    (tmp_path / "tiny_parquet").mkdir()
+    (tmp_path / "tiny_parquet" / "feature_map.json").write_text(json.dumps(content))
+    feature_map = build_feature_map(complete_entry(entry, "here", str(tmp_path)))
+    assert feature_map.features["item_id"] == {**SPECS["item_id"], "source": "item"}
+    train = MMCTRDataLoader(feature_map, params["train_data"], batch_size=800)
+    assert next(iter(train))["item_id"].tolist() == columns["train"]["item_id"].tolist()
 
 
 def test_the_commands_take_a_prepared_data_set_as_it_is(config, tmp_path, capsys):

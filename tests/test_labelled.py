@@ -6,6 +6,8 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 from test_runs import Commands
 
+from mm_fibinet.labelled import KnownLabels
+
 
 @pytest.fixture
 def commands(tmp_path, capsys):
@@ -55,6 +57,15 @@ def test_labels_of_another_split_are_refused_before_scoring(commands):
     assert code == 2 and f"test_labels.parquet: has 5 rows, expected {rows}, those of" in err
     code, _, err = commands.predict("--labels", commands.folder / "nowhere.parquet")
     assert code == 2 and "nowhere.parquet: no such file" in err
+
+
+def test_groups_may_be_any_integers_as_in_training(tmp_path):
+    """Hashed ids beyond int64 tell rows apart, no more: two users, of whom the first has both labels."""
+    users = pl.Series("user_id", [2**64 - 1, 2**63, 2**64 - 1, 2**64 - 1], dtype=pl.UInt64)
+    pl.DataFrame({"ID": range(4), "label": [1, 1, 0, 0]}).write_parquet(tmp_path / "labels.parquet")
+    pl.DataFrame({"ID": range(4)}).with_columns(users).write_parquet(tmp_path / "test.parquet")
+    known = KnownLabels.read(tmp_path / "labels.parquet", tmp_path / "test.parquet", "label", ["gAUC"], "user_id")
+    assert known.metrics(np.array([0.5, 0.1, 0.4, 0.6])) == {"gAUC": 0.5}
 
 
 def test_a_metric_that_the_labels_leave_undefined_is_explained(commands):

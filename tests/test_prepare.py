@@ -355,7 +355,8 @@ def test_a_folder_of_files_is_one_log(tmp_path, shop):
     "form",
     [
         "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%.3f+00:00", "%Y-%m-%d %H:%M:%S UTC",
-        "%Y-%m-%d %H:%M:%S%.3f UTC", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S", "parquet", "ms",
+        "%Y-%m-%d %H:%M:%S%.3f UTC", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %I:%M:%S %p",
+        "%m/%d/%Y %I:%M:%S %p", "%d.%m.%Y %H:%M:%S", "parquet", "ms",
         "fraction", "float_us", "float_ns", "text_us",
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from test_prepare import CATALOGUE, COLUMNS, make, originals, raw_items, raw_log
 from mm_fibinet import settings
 from mm_fibinet.commands.arguments.prepare import RECIPE_OPTIONS
 from mm_fibinet.errors import UserError
-from mm_fibinet.prepare import writing
+from mm_fibinet.prepare import report, writing
 from mm_fibinet.prepare.build import build
 from mm_fibinet.prepare.originals import require_originals, write_originals
 from mm_fibinet.prepare.recipe import Recipe, load_recipe
@@ -246,6 +246,15 @@ MISTAKES = {
         {}, TEXT + "a,b,01/02/2023,5,FR,1\na,c,03/04/2023,5,FR,2\n",
         "dates as '01/02/2023', and no row tells whether day or month is first, expected dates as 2026-01",
     ),
+    "days and months before noon": (
+        {}, TEXT + "a,b,01/02/2023 8:30:00 AM,5,FR,1\na,c,03/04/2023 8:30:00 AM,5,FR,2\n",
+        "dates as '01/02/2023 8:30:00 AM', and no row tells whether day or month is first",
+    ),
+    "years of two digits": (
+        {}, TEXT + "".join(f"a,b{day},{day}/12/21,5,FR,1\n" for day in range(1, 29)),
+        "column when has '1/12/21' in row 0, expected a number, or a date and",
+    ),
+    "years of two digits and times": ({}, TEXT + "a,b,21/12/05 10:00:00,5,FR,1\n", "has '21/12/05 10:00:00' in row 0"),
     "dates in words": ({}, TEXT + "a,b,3 May 2023,5,FR,1\n", "'3 May 2023' in row 0, expected a number, or a date and"),
     "a feature that changes": ({}, TEXT + "a,b,1,5,FR,1\n" * 1100 + "a,c,9,5,FR,x\n", "name it as categorical"),
     "a name of the contract": ({"features": ["label"]}, None, "feature label: the data set has a column of this name"),
@@ -260,6 +269,11 @@ MISTAKES = {
     "an unknown format": ({"interactions": {"files": "log.csv", "format": "xls"}}, None, "format is 'xls'"),
     "a catalogue's column without one": ({"items": None}, None, "expected items, the files that have this column"),
     "too few names": ({"interactions": {"files": "log.csv", "columns": ["a"]}}, None, "has 6 columns, columns names 1"),
+    "too few names of a wide separator": (
+        {"interactions": {"files": "log.csv", "separator": "::", "columns": ["who", "what", "when"]}},
+        "a::b::1\na::b\n\na::c::2::\na::b::5::4\n",
+        "log.csv: has 4 fields in row 4, columns names 3: who, what, when; name all of them, or set rest",
+    ),
     "another encoding": ({"interactions": {"files": "items.csv", "encoding": "utf-16"}}, None, "is not utf-16 text"),
     "a column twice": ({}, TEXT.replace("hour", "hour,who") + "a,b,1,5,FR,1,c\n", "header has column who more"),
     "one label": ({}, "\n".join([TEXT.strip(), *(f"u{i % 3},03,{i},1,FR,1" for i in range(20))]), "have the label 0"),
@@ -322,15 +336,103 @@ def test_a_catalogue_that_cannot_be_meant_is_refused(name, tmp_path):
 
 def test_numbers_with_a_fraction_are_ids_as_others(tmp_path):
     log = pl.DataFrame(
-        {"who": [7.0, 7.5, 1e5, 2e19] * 20, "what": ["a", "b", "c"] * 26 + ["a", "b"], "when": range(80)}
+        {"who": [7.0, 7.5, 1e5, 2.0**53 - 1] * 20, "what": ["a", "b", "c"] * 26 + ["a", "b"], "when": range(80)}
     )
     log.with_columns(shelf=pl.col("when") % 4 / 2, hit=pl.col("when") % 5 < 2).write_parquet(tmp_path / "log.parquet")
     columns = {"user": "who", "item": "what", "timestamp": "when", "label": "hit", "categorical": ["shelf"]}
     given = {"data_root": str(tmp_path), "interactions": "log.parquet", **columns}
     built = build(load_recipe(None, given), tmp_path / "out")
     assert built.report["rows_left_out"].get("no user", 0) == 0
-    assert set(originals(tmp_path / "out", "user_id").values()) == {"7", "7.5", "100000", "2e+19"}
+    assert set(originals(tmp_path / "out", "user_id").values()) == {"7", "7.5", "100000", "9007199254740991"}
     assert list(originals(tmp_path / "out", "shelf").values()) == ["0", "0.5", "1", "1.5"]
+
+
+@pytest.mark.parametrize(("kind", "first"), [(pl.Float64, 1_700_000_000_000_000_001), (pl.Float32, 16_777_216)])
+def test_ids_that_floats_have_made_one_are_refused(kind, first, tmp_path):
+    """Neighbours are the same float, as where pandas reads integers beside an empty field."""
+    log = pl.DataFrame({"who": pl.Series([1, None, first, first + 1] * 9).cast(kind), "what": range(36)})
+    assert log["who"].n_unique() == 3
+    log.write_parquet(tmp_path / "log.parquet")
+    given = {"user": "who", "item": "what", "timestamp": "what", "interactions": "log.parquet"}
+    with pytest.raises(
+        UserError, match=r"log.parquet: column who has 1[.0-9e+]+ in row 2, expected less than .* as integ"
+    ):
+        build(load_recipe(None, {**given, "data_root": str(tmp_path)}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "floats", "texts"])
+def test_what_stands_for_nothing_does_so_in_every_column_of_every_form(form, tmp_path):
+    """Of ids, times, labels and numbers; in a file of floats -1 is -1.0."""
+    rows = [
+        {"who": f"{at % 4}", "what": at % 7, "when": at, "hit": at % 2, "price": at % 5, "size": at / 2, "kind": at % 3}
+        for at in range(100)
+    ]
+    for name, at in {"who": 50, "what": 51, "when": 52, "hit": 53, "price": 54, "size": 55, "kind": 56}.items():
+        rows[at][name] = "-1" if name == "who" else -1
+    log = pl.DataFrame(rows, strict=False)
+    if form in ("floats", "texts"):
+        kind = pl.Float64 if form == "floats" else pl.String
+        log = log.with_columns(pl.col("what", "when", "hit", "price", "kind").cast(kind))
+    name = f"log.{form if form in ('csv', 'jsonl') else 'parquet'}"
+    writers = {"log.csv": log.write_csv, "log.jsonl": log.write_ndjson, "log.parquet": log.write_parquet}
+    writers[name](tmp_path / name)
+    given = {
+        "user": "who", "item": "what", "timestamp": "when", "label": "hit", "features": ["price", "size"],
+        "categorical": ["kind"], "interactions": {"files": name, "missing": ["-1", "-1.0"]},
+    }  # fmt: skip
+    built = build(load_recipe(None, {**given, "data_root": str(tmp_path)}), tmp_path / "out")
+    assert built.report["rows_left_out"] == {"no who": 1, "no what": 1, "no when": 1, "no label": 1}
+    train = pl.read_parquet(tmp_path / "out" / "train.parquet")
+    assert train.null_count().select("price", "size").row(0) == (1, 1) and train["price"].min() == 0
+    assert list(originals(tmp_path / "out", "kind").values()) == ["0", "1", "2"]
+    assert train["kind"].to_list().count(0) == 1
+
+
+def given_histories(folder, past, **settings):
+    """A log of clicks whose users have a history each; its items are 0 .. 9, user u's last click is (u + 3) % 10."""
+    log = pl.DataFrame({"who": [at % 5 for at in range(60)], "what": [at % 10 for at in range(60)]})
+    log.write_parquet(folder / "log.parquet")
+    pl.DataFrame({"who": range(5), "past": past}).write_parquet(folder / "users.parquet")
+    given = {
+        "data_root": str(folder), "interactions": "log.parquet", "user": "who", "item": "what", "split": "random",
+        "users": "users.parquet", "user_history": "past", **settings,
+    }  # fmt: skip
+    return build(load_recipe(None, given), folder / "out")
+
+
+def test_rows_of_users_that_are_left_out_are_told(tmp_path):
+    """A history that is spread over several rows is not one: the first row is taken, and the report says so."""
+    given_histories(tmp_path, [[1], [2], [3], [4], [5]])
+    users = pl.read_parquet(tmp_path / "users.parquet")
+    more = pl.DataFrame({"who": [0, 0, None, 77, 78, 79], "past": [[6]] * 6})
+    pl.concat([users.head(4), more]).write_parquet(tmp_path / "users.parquet")
+    recipe = json.loads((tmp_path / "out" / "report.json").read_text())["recipe"]
+    built = build(Recipe.model_validate(recipe), tmp_path / "again")
+    assert built.report["users_rows_left_out"] == {"repeated": 2, "without an id": 1, "of users that do not occur": 3}
+    assert built.report["users_not_in_their_table"] == 1
+    told = (
+        "their table 1 users are not in it; rows left out: repeated: 2, without an id: 1, of users that do not occur: 3"
+    )
+    assert told in report.lines(built.report)
+    assert {row[3] for row in rows_of(tmp_path / "again", "train", ()) if row[0] == "0"} == {("1",)}
+
+
+def test_negatives_are_of_no_given_history(tmp_path):
+    past = [[1, 2, 3], [], [0, 8], [3], [0, 1, 2, 3, 5, 6, 7, 8]]
+    given_histories(tmp_path, past, negatives=9)
+    for split in ("train", "valid", "test"):
+        drawn = {row[:2] for row in rows_of(tmp_path / "out", split, ()) if row[2] == 0}
+        left = {0: {4, 6, 7, 8, 9}, 1: {0, 2, 3, 4, 5, 7, 8, 9}, 2: {1, 3, 4, 5, 6, 9}, 3: {0, 1, 2, 4, 5, 6, 7, 9}}
+        assert {user for user, _ in drawn} <= set("0123")  # user 4 has had all that there is
+        assert all(int(item) in left[int(user)] for user, item in drawn) and len(drawn) > 8
+
+
+def test_histories_of_no_item_of_the_log_are_refused(tmp_path):
+    message = r"the histories have none of the log's items, '1,2' for example, but '0' for example; check list_separat"
+    with pytest.raises(UserError, match=message):
+        given_histories(tmp_path, ["1,2", "3,4", "5,6", "7,8", "9,0"])
+    assert not (tmp_path / "out").exists()
+    given_histories(tmp_path, ["1,2", "3,4", "5,6", "7,8", "9,0"], list_separator=",")
 
 
 def test_long_histories_are_written_in_smaller_parts(tmp_path, folder, monkeypatch):

@@ -39,12 +39,13 @@ def test_a_history_is_the_users_clicks_strictly_before_the_row(seed):
 
 
 def test_frozen_histories_end_where_the_rows_split_begins():
+    """Those of train before any click that valid or test ask for: a random split has rows of train after them."""
     user, time, item, clicked = draw_log(3)
     split = np.random.default_rng(0).integers(0, 3, len(user)).astype(np.uint8)  # given splits may be in any order
     found = before_rows(user, time, item, clicked, split)
     for row in range(len(user)):
         before = [at for at in range(len(user)) if clicked[at] and user[at] == user[row] and time[at] < time[row]]
-        barred = [at for at in before if split[at] >= split[row] > 0]
+        barred = [at for at in before if split[at] >= max(split[row], VALID)]
         kept = before[: before.index(barred[0])] if barred else before
         assert found.items[found.start[row] : found.end[row]].tolist() == item[kept].tolist()
 

@@ -394,7 +394,8 @@ def test_mind(tmp_path):
         lines = []
         for event in range(events):
             user = f"U{rng.integers(7)}"
-            time = datetime(2019, 11, 9 if part == "train" else 15, 0, 0) + timedelta(minutes=int(rng.integers(1440)))
+            day = 9 + event % 6 if part == "train" else 15  # as MIND's; after the 12th it is clear what is the month
+            time = datetime(2019, 11, day, 0, 0) + timedelta(minutes=int(rng.integers(1440)))
             past = [] if user == "U0" else [f"N{i}" for i in rng.integers(30, size=int(rng.integers(1, 5)))]
             shown = [(f"N{i}", int(rng.integers(2))) for i in rng.choice(40, size=4, replace=False)]
             text = " ".join(f"{item}-{label}" for item, label in shown)

@@ -101,6 +101,27 @@ def test_comparison_of_equal_and_of_opposite_models(drawn):
     assert worse.high < 0 and worse.p_delong < 1e-6 and worse.p_bootstrap < 0.01
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 7])
+def test_models_that_are_equal_at_every_seed_do_not_differ(drawn, seeds):
+    """Means of thirds and fifths differ by rounding, and the variance of the difference is less than that."""
+    label, user, _ = drawn
+    scores = np.random.default_rng(seeds).random((seeds, ROWS))
+    pairs = Pairs(label, user, {"a": scores, "same": scores, "shuffled": scores[::-1]})
+    for other in ("same", "shuffled"):
+        assert pairs.compare("a", other) == (0, 1, 0, 0, 1)
+    twice = Pairs(label, user, {"three times": np.repeat(scores[:1], 3, axis=0), "once": scores[:1]})
+    assert twice.compare("three times", "once") == (0, 1, 0, 0, 1)
+
+
+def test_the_smallest_difference_is_no_rounding():
+    """One pair of a thousand rows in another order, at one of ten seeds."""
+    label, score = np.arange(2000) % 2, np.arange(2000.0)
+    changed = score.copy()
+    changed[[0, 1]] = changed[[1, 0]]
+    pairs = Pairs(label, np.arange(2000) // 20, {"a": np.tile(score, (10, 1)), "b": np.array([changed] + [score] * 9)})
+    assert pairs.compare("a", "b").difference == pytest.approx(1e-6 / 10)
+
+
 def test_seeds_are_compared_by_their_mean_auc(drawn):
     label, user, scores = drawn
     compared = Pairs(label, user, {"two seeds": scores[:2], "base": scores[2:]}).compare("two seeds", "base")

@@ -16,14 +16,17 @@ from mm_fibinet.yaml_reader import shown
 SAMPLE = 1_000  # values that tell what a column of text holds
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 LARGEST_FRACTION = 9e12  # whose millionths int64 holds
+EXACT_BELOW = (2**53, 2**24)  # whole numbers as float64, as float32
+FIRST_YEAR = 1000  # of four digits
 NO_NUMBER = ("nan", "na", "n/a", "null", "none")  # what stands for a missing number, in small letters
 DAY_FIRST = {
     "%m/%d/%Y": "%d/%m/%Y", "%m/%d/%Y %H:%M": "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S": "%d/%m/%Y %H:%M:%S",
+    "%m/%d/%Y %I:%M:%S %p": "%d/%m/%Y %I:%M:%S %p",
 }  # fmt: skip
 MOMENTS = (
     "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z",
     "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M:%S%.f UTC", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M:%S",
-    "%m/%d/%Y %I:%M:%S %p", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%Y%m%d",
+    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%Y%m%d",
     *DAY_FIRST, *DAY_FIRST.values(),
 )  # fmt: skip
 
@@ -70,12 +73,23 @@ def text(source: Source, column: str) -> pl.Expr:
     """An id, or another text: what it is in the file, without a type; empty texts are null."""
     kind, field = source.type_of(column), pl.col(column)
     if kind.is_float():
+        _require_exact(source, column, EXACT_BELOW[kind == pl.Float32])
         whole = pl.when(field == field.floor()).then(field.cast(pl.Int64, strict=False))
         field = pl.coalesce(whole.cast(pl.String), field.fill_nan(None).cast(pl.String))
     elif not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)):
         raise source.refuse(column, "a text or a whole number a row")
     field = field.cast(pl.String)
     return pl.when(~field.is_in(["", *source.table.missing])).then(field)
+
+
+def _require_exact(source: Source, column: str, limit: int) -> None:
+    """Refuse a float that several whole numbers become: where a column of integers has gaps, pandas makes floats."""
+    value = pl.col(column).abs()
+    inexact = (value.is_finite() & (value >= limit)).fill_null(False)
+    found = collect(source.frame.select(inexact), source.table).to_series()
+    if found.any():
+        expected = f"less than {limit}, beyond which floats are not exact; write ids as integers or texts"
+        raise wrong_field(source, column, int(found.arg_max() or 0), expected)
 
 
 def number(source: Source, column: str) -> pl.Expr:
@@ -169,12 +183,15 @@ def _day_or_month_first(source: Source, column: str, forms: tuple[str, str]) -> 
 
 
 def _parsed(column: str, form: str) -> pl.Expr:
-    """Microseconds of a text in a form."""
+    """Microseconds of a text in a form; null for a year of less than four digits.
+
+    polars' %Y takes the 31 of 31/12/21 for a year, by which days of the month would be the order of time.
+    """
     field = pl.col(column).str
     parsed = field.to_datetime(form, strict=False, time_unit="us") if "%H" in form or "%I" in form else None
     if parsed is None:
         parsed = field.to_date(form, strict=False).cast(pl.Datetime("us"))
-    return parsed.cast(pl.Int64)
+    return pl.when(parsed.dt.year() >= FIRST_YEAR).then(parsed.cast(pl.Int64))
 
 
 def flag(source: Source, column: str) -> pl.Expr:

@@ -12,7 +12,7 @@ import polars as pl
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.prepare import histories, levels, log, splits
-from mm_fibinet.prepare.catalogue import TAGS, Catalogue, read_items, read_users
+from mm_fibinet.prepare.catalogue import KEY, TAGS, Catalogue, read_items, read_users
 from mm_fibinet.prepare.embedding import read_embedding
 from mm_fibinet.prepare.histories import Histories
 from mm_fibinet.prepare.log import CLICKED, EVENT, FEATURE, ITEM, RATING, SPLIT, TIME, USER, Log
@@ -20,6 +20,7 @@ from mm_fibinet.prepare.negatives import NegativeSampler
 from mm_fibinet.prepare.recipe import SPLITS, WHOLE, Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
 from mm_fibinet.schema import LEVELS
+from mm_fibinet.yaml_reader import shown
 
 DEFAULT_NEGATIVES = 4  # a positive, where the log says of nothing that it was not clicked
 LIKES, VIEWS = LEVELS
@@ -117,7 +118,10 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
         user, users, items, past, features, vocabularies, found, {}, counts == 0, catalogue, people,
         read_embedding(recipe, items, scratch), read.dropped, read.rows,
     )  # fmt: skip
-    made.splits = _rows(recipe, frame, split, clicked, counts)
+    given = past if recipe.history or recipe.user_history else None
+    if given is not None:
+        _require_known(given.items, item, items, catalogue)
+    made.splits = _rows(recipe, frame, split, clicked, counts, given)
     if recipe.negatives != 0:  # who sets that wants clicks alone
         _refuse_one_label(made.splits["train"])
     return made
@@ -206,6 +210,20 @@ def _histories(
     return Histories(listed, starts[owner], ends[owner])
 
 
+def _require_known(listed: np.ndarray, logged: np.ndarray, items: Vocabulary, catalogue: Catalogue | None) -> None:
+    """Refuse given histories, ids [T], without any item that the log or the catalogue has."""
+    known = np.zeros(len(items) + 1, dtype=bool)
+    known[logged] = True
+    if catalogue is not None:
+        known[items.ids(catalogue.frame[KEY])] = True
+    known[0] = False
+    if len(listed) and not known[listed].any():
+        raise UserError(
+            f"the histories have none of the log's items, {shown(items.names[int(listed[0]) - 1])} for example, but "
+            f"{shown(items.names[int(logged[0]) - 1])} for example; check list_separator, or is it the same kind of id?"
+        )
+
+
 def _features(frame: pl.DataFrame, train: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Vocabulary]]:
     """The context: ids by the vocabulary of train's values, and numbers."""
     found, vocabularies = {}, {}
@@ -222,15 +240,26 @@ def _features(frame: pl.DataFrame, train: np.ndarray) -> tuple[dict[str, np.ndar
 
 
 def _rows(
-    recipe: Recipe, frame: pl.DataFrame, split: np.ndarray, clicked: np.ndarray, counts: np.ndarray
-) -> dict[str, Rows]:
-    """The rows of each split with their negatives, in an order that tells nothing."""
+    recipe: Recipe, frame: pl.DataFrame, split: np.ndarray, clicked: np.ndarray, counts: np.ndarray,
+    given: Histories | None,
+) -> dict[str, Rows]:  # fmt: skip
+    """The rows of each split with their negatives, in an order that tells nothing.
+
+    Args:
+        given: histories that are not the log's clicks; what a user has there is no negative of his.
+    """
     user, item, label = frame[USER].to_numpy(), frame[ITEM].to_numpy(), frame[CLICKED]
     number = recipe.negatives
     if number is None:
         number = DEFAULT_NEGATIVES if recipe.label is None and not recipe.impressions else 0
     weights = counts if recipe.sampling == "popularity" else (counts > 0).astype(np.int64)
-    sampler = NegativeSampler(user[clicked], item[clicked], weights) if number else None
+    sampler = None
+    if number:
+        owner, had = user[clicked], item[clicked]
+        if given is not None:
+            more = given.clicks(user)
+            owner, had = np.concatenate([owner, more[0]]), np.concatenate([had, more[1]])
+        sampler = NegativeSampler(owner, had, weights)
     moment = np.cumsum(splits.group_starts(user, frame[TIME].to_numpy()))
     found = {}
     for at, name in enumerate(SPLITS):

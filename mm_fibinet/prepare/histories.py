@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm_fibinet.prepare.splits import group_starts
+from mm_fibinet.prepare.splits import TEST, TRAIN, VALID, group_starts
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,18 @@ class Histories:
         """Those of some rows."""
         return Histories(self.items, self.start[rows], self.end[rows])
 
+    def clicks(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Who has which item in a history: users and items, [T] each; histories that rows share are taken once.
+
+        Args:
+            user: int32 [n], the rows'.
+        """
+        rows = np.flatnonzero(self.lengths)
+        rows = rows[np.unique(self.start[rows], return_index=True)[1]]
+        start, lengths = self.start[rows], self.lengths[rows]
+        places = np.arange(lengths.sum()) + np.repeat(start - (np.cumsum(lengths) - lengths), lengths)
+        return np.repeat(user[rows], lengths), self.items[places]
+
     def padded(self, max_len: int) -> np.ndarray:
         """The last max_len items of each history, zeros in front: int32 [n, max_len]."""
         if not len(self.items):
@@ -55,14 +67,15 @@ def before_rows(
         item: int32 [n].
         clicked: bool [n].
         split: uint8 [n] to freeze histories: they then hold clicks up to the first one of the row's own split or of a
-            later one, so that no row of a split tells the label of another.
+            later one, those of train up to the first one of valid or test, so that neither a row of a split nor an
+            earlier split tells its labels.
     """
     before = np.cumsum(clicked) - clicked  # clicks in front of the row, of all users
     first_of_user = _spread(before, group_starts(user))
     end = _spread(before, group_starts(user, time))
     if split is not None:
-        for limit in range(1, 3):
-            barred = clicked & (split >= limit)
+        for limit in (TRAIN, VALID, TEST):
+            barred = clicked & (split >= max(limit, VALID))
             first = np.full(int(user.max(initial=-1)) + 1, np.iinfo(np.int64).max)
             first[user[barred][::-1]] = before[barred][::-1]  # the earliest is written last
             end = np.where(split == limit, np.minimum(end, first[user]), end)

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from mm_fibinet.errors import UserError, explain_os_error, first_line
-from mm_fibinet.prepare.recipe import Table
+from mm_fibinet.prepare.recipe import NUMBER, Table
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
@@ -47,10 +47,10 @@ def scan(table: Table, root: str | Path, scratch: Path) -> pl.LazyFrame:
     if kind not in SEPARATORS:
         _refuse_settings_of_csv(table, kind)
     if kind == "parquet":
-        return _without_decimals(pl.scan_parquet(files, glob=False), table)
+        return _without_missing(_without_decimals(pl.scan_parquet(files, glob=False), table), table)
     if kind == "jsonl":
         files = [_unmarked(path, table, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
-        return _scan_json(files, table)
+        return _without_missing(_scan_json(files, table), table)
     if table.encoding != "utf-8":
         files = [_as_utf8(path, table.encoding, scratch / f"{at}-{path.name}") for at, path in enumerate(files)]
     separator = table.separator or SEPARATORS[kind]
@@ -212,6 +212,19 @@ def _without_decimals(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
     return frame.with_columns(pl.col(name).cast(pl.Float64 if scale else pl.Int128) for name, scale in scales.items())
 
 
+def _without_missing(frame: pl.LazyFrame, table: Table) -> pl.LazyFrame:
+    """Fields that stand for no value as null whatever is read of them, as they are in a csv."""
+    numbers = [float(text) for text in table.missing if NUMBER.fullmatch(text)]
+    changed = []
+    for name, kind in schema_of(frame, table).items() if table.missing else ():
+        field = pl.col(name)
+        if kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date):
+            changed.append(pl.when(~field.cast(pl.String).is_in(table.missing)).then(field))
+        elif kind.is_float() and numbers:
+            changed.append(pl.when(~field.is_in(numbers)).then(field))
+    return frame.with_columns(changed)
+
+
 def _scan_json(files: list[Path], table: Table) -> pl.LazyFrame:
     """JSON lines, whole numbers and what the first lines leave open as texts: a later line may have a letter there.
 
@@ -252,10 +265,25 @@ def _split_lines(files: list[Path], separator: str, table: Table) -> pl.LazyFram
         fields = pl.col(line).str.splitn(separator, len(table.columns)).struct
         columns = [fields.field(f"field_{at}").alias(name) for at, name in enumerate(table.columns)]
     else:
+        _refuse_more_fields(lines, separator, table, table.columns)
         parts = pl.col(line).str.split(separator).list
         columns = [parts.get(at, null_on_oob=True).alias(name) for at, name in enumerate(table.columns)]
     split = lines.select(columns)
     return split.with_columns(pl.when(~pl.all().is_in(missing)).then(pl.all()))
+
+
+def _refuse_more_fields(lines: pl.LazyFrame, separator: str, table: Table, columns: list[str]) -> None:
+    """Refuse lines of more fields than columns are named, as polars' reader does; an empty one at the end is none."""
+    [line] = schema_of(lines, table).names()
+    fields = pl.col(line).str.strip_suffix(separator).str.count_matches(separator, literal=True) + 1
+    found = collect(lines.select(fields), table).to_series()
+    more = found > len(columns)
+    if more.any():
+        row = int(more.arg_max() or 0)
+        raise UserError(
+            f"{_shown(table)}: has {found[row]} fields in row {row}, columns names {len(columns)}: "
+            f"{', '.join(columns)}; name all of them, or set rest where the last one may have the separator in it"
+        )
 
 
 def _as_utf8(path: Path, encoding: str, target: Path) -> Path:

@@ -76,7 +76,7 @@ class Table(Strict):
         columns: names, for files without a header line.
         encoding: of a csv.
         quoted: whether a field of a csv may stand in quotation marks.
-        missing: texts, or whole numbers as texts, that stand for no value, beside the empty text.
+        missing: texts, or numbers as texts, that stand for no value, beside the empty text.
         rest: whether the last column is all the rest of the line, as it is, separators and quotation marks included.
     """
 

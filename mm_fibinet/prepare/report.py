@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from mm_fibinet.prepare.catalogue import KEY, Catalogue
 from mm_fibinet.prepare.dataset import Dataset
 from mm_fibinet.prepare.recipe import Recipe
+from mm_fibinet.prepare.vocabulary import Vocabulary
 
 
 def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict:
@@ -16,17 +18,11 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
         "items_not_in_train": int(made.cold[1:].sum()),
     }
     if made.catalogue is not None:
-        named = made.items.names.is_in(made.catalogue.frame["key"].implode())
-        found["items_not_in_catalogue"] = int((~named).sum())
-        found["catalogue_rows_left_out"] = {
-            reason: count
-            for reason, count in {
-                "repeated": made.catalogue.repeated,
-                "without an id": made.catalogue.unnamed,
-                "of items that do not occur": len(made.catalogue.frame) - int(named.sum()),
-            }.items()
-            if count
-        }
+        known, left_out = _of_table(made.catalogue, made.items, "items")
+        found |= {"items_not_in_catalogue": len(made.items) - known, "catalogue_rows_left_out": left_out}
+    if made.people is not None:
+        known, left_out = _of_table(made.people, made.users, "users")
+        found |= {"users_not_in_their_table": len(made.users) - known, "users_rows_left_out": left_out}
     if made.embedding is not None:
         found["items_without_embedding"] = int((~made.embedding[1:].any(axis=1)).sum())
     if images is not None:
@@ -34,6 +30,17 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
     found["categories"] = {name: len(vocabulary) for name, vocabulary in made.vocabularies.items()}
     found["splits"] = {name: _split(made, name) for name in made.splits}
     return found
+
+
+def _of_table(table: Catalogue, keys: Vocabulary, what: str) -> tuple[int, dict[str, int]]:
+    """How many of the keys a table has, and {reason: its rows that were left out}."""
+    known = int(keys.names.is_in(table.frame[KEY].implode()).sum())
+    reasons = {
+        "repeated": table.repeated,
+        "without an id": table.unnamed,
+        f"of {what} that do not occur": len(table.frame) - known,
+    }
+    return known, {reason: count for reason, count in reasons.items() if count}
 
 
 def _split(made: Dataset, name: str) -> dict:
@@ -68,6 +75,9 @@ def lines(found: dict) -> list[str]:
     if "items_not_in_catalogue" in found:
         missing, unused = found["items_not_in_catalogue"], counts(found["catalogue_rows_left_out"])
         told.append(f"catalogue   {missing:,} items are not in it; rows left out: {unused}")
+    if "users_not_in_their_table" in found:
+        missing, unused = found["users_not_in_their_table"], counts(found["users_rows_left_out"])
+        told.append(f"their table {missing:,} users are not in it; rows left out: {unused}")
     if "items_without_embedding" in found:
         told.append(f"embedding   {found['items_without_embedding']:,} items have none; theirs is zeros")
     if "images" in found:
