@@ -23,7 +23,9 @@ ROWS_AT_ONCE = 4096
 
 
 class Vectors:
-    """A column's vectors; a `Source` whose contents are float32 bytes. A row that is null is a missing item.
+    """A column's vectors; a `Source` whose contents are float32 bytes. A row of null or of zeros is a missing item.
+
+    Zeros are how item_info has an item without a vector; taken for content they would lie far from the mean.
 
     Args:
         name: the column's.
@@ -66,6 +68,8 @@ class Vectors:
                     continue
                 require_new_item(item_id, seen, self.num_items, self.path, first_row + row)
                 seen.add(item_id)
+                if not vector.any():
+                    continue
                 yield Entry(item_id, f"item {item_id}", partial(bytes, vector.tobytes()), vector.nbytes)
 
     def __length_hint__(self) -> int:
