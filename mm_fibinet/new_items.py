@@ -109,7 +109,7 @@ def require_same_items(
     items: ItemRows, card: Card, session, columns: dict[str, np.ndarray], item_info: str | Path
 ) -> None:
     """A `UserError` when old items have another content than what was exported."""
-    changed = {name: np.zeros(0, int) for name in (*card.of_content, *card.ids)}
+    changed = {name: np.zeros(0, int) for name in (*card.parts, *card.ids)}
     for start in range(1, card.num_items, ITEMS_AT_ONCE):
         old = np.arange(start, min(start + ITEMS_AT_ONCE, card.num_items))
         for name, differ in differences(items, card, encode(session, columns, old), columns, old):
@@ -126,19 +126,30 @@ def require_same_items(
 def differences(
     items: ItemRows, card: Card, now: np.ndarray, columns: dict[str, np.ndarray], old: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each part of content, and each feature that is compared as integers, with where it differs: bool [M]."""
-    before, first = items.take(old), 0
+    """Each part of content, and each feature that is compared as integers, with where it differs: bool [M].
+
+    What a modality gate has scaled depends on the item's id, too, which `now` is made without; but it scales by what is
+    above zero, so that the signs are those of the content.
+    """
+    before, first, tolerance = items.take(old), 0, TOLERANCES[card.item_table]
     for name, width in card.parts.items():
         place, first = slice(first, first + width), first + width
-        if name not in card.of_content:
-            continue
-        largest = np.abs(now[:, place]).max(axis=1, initial=0, keepdims=True)
-        step = TOLERANCES[card.item_table] * largest + 1e-6
-        yield name, ~(np.abs(before[:, place] - now[:, place]) <= step).all(axis=1)
+        was, now_is = before[:, place], now[:, place]
+        if name in card.of_content:
+            yield name, ~(np.abs(was - now_is) <= _step(now_is, tolerance)).all(axis=1)
+        elif name in card.item_features:
+            signs = [np.sign(each) * (np.abs(each) > _step(each, tolerance)) for each in (was, now_is)]
+            one_is_zero = signs[0].any(axis=1) != signs[1].any(axis=1)
+            yield name, one_is_zero | (signs[0] * signs[1] < 0).any(axis=1)
     first = 0
     for name, width in card.ids.items():
         place, first = slice(first, first + width), first + width
         yield name, (items.ids[old, place] != columns[name][old].reshape(len(old), -1)).any(axis=1)
+
+
+def _step(values: np.ndarray, tolerance: float) -> np.ndarray:
+    """What rounding may change of each row's numbers: float [M, W] -> float [M, 1]."""
+    return tolerance * np.abs(values).max(axis=1, initial=0, keepdims=True) + 1e-6
 
 
 def main() -> None:

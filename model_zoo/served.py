@@ -7,6 +7,7 @@ second time here, so the model that was trained is the model that is served.
 """
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -107,7 +108,8 @@ class ItemEncoder(nn.Module):
         self.parts = dict(zip(model.vector_features, vector_widths(model), strict=True))
         self.parts |= {LINEAR: 1} if self.has_linear else {}
         self.parts |= {f"{UNIT}{name}": specs[name]["pretrain_dim"] for name in self.compared}
-        gated = model.feature_map.features if getattr(model, "modality_gate", None) is not None else ()
+        gate = getattr(model, "modality_gate", None)
+        gated = list(itertools.compress(model.vector_features, gate.is_gated)) if gate is not None else []
         self.of_content = [name for name in self.parts if name not in (ITEM_ID, LINEAR, *gated)]
 
     def forward(self, *columns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Columns of vectors as encoders: what is in them is taken, null is missing, and nothing bad is passed on."""
+"""Columns of vectors as encoders: what is in them is taken, null or zeros is missing, and nothing bad is passed on."""
 
 import re
 
@@ -41,12 +41,12 @@ def read(source: Vectors) -> dict[int, np.ndarray | str]:
     ids=str,
 )
 def test_a_column_of_vectors_is_taken_as_it_is(tmp_path, kind):
-    values = pa.array([[5, 6], None, [1, 2], [0, 0]], kind)
-    path = table(tmp_path, item_id=[3, 2, 1, 0], vector=values)
-    source = Vectors("vector", [path], 3)
+    values = pa.array([[5, 6], None, [1, 2], [0, 0], [0, 0], [0, 7]], kind)
+    path = table(tmp_path, item_id=[3, 2, 1, 0, 4, 5], vector=values)
+    source = Vectors("vector", [path], 5)
     assert source.dim == 2 and source.facts() == {"column": "vector"}
     found = read(source)
-    assert {item: vector.tolist() for item, vector in found.items()} == {3: [5, 6], 1: [1, 2]}
+    assert {item: vector.tolist() for item, vector in found.items()} == {3: [5, 6], 1: [1, 2], 5: [0, 7]}
     assert read(source).keys() == found.keys(), "it can be read again"
     assert source.notes() == ["read vector of item_feature.parquet, 2 numbers an item"]
 
@@ -72,6 +72,8 @@ def test_a_column_that_cannot_be_read_is_one_clear_error(tmp_path):
         Vectors("e", [path], 3)
     with pytest.raises(UserError, match=r"item_id 3 in row 2 is not in item_info \(1 to 2\)"):
         list(Vectors("t", [table(tmp_path, item_id=[1, 2, 3], t=[[1.0]] * 3)], 2))
+    with pytest.raises(UserError, match="item_id 1 occurs again in row 1"):
+        list(Vectors("t", [table(tmp_path, item_id=[1, 1, 2], t=[[0.0], [1.0], [1.0]])], 2))
     with pytest.raises(UserError, match="item_id 1 occurs again in row 1"):
         list(Vectors("t", [table(tmp_path, item_id=[1, 1], t=[[1.0]] * 2)], 2))
     with pytest.raises(UserError, match=re.escape("no prompt comes before them; drop --text_prompt")):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -86,6 +87,46 @@ def test_pooling_is_the_models_and_part_of_the_id(bert, tmp_path):
     assert len(found) == 2, "the weights are the same"
     first, second = found.values()
     assert np.abs(first - second).max() > 0.01
+
+
+def _normalised_otherwise(config: dict) -> dict:
+    reads = config.get("image_processor", config)
+    reads["image_mean"] = [0.1, 0.1, 0.1]
+    return config
+
+
+CHANGES = {  # what is changed of which file of a model, whose weights stay as they are
+    "letters": ("bert", "text", "tokenizer_config.json", lambda config: config | {"do_lower_case": False}),
+    "activation": ("bert", "text", "config.json", lambda config: config | {"hidden_act": "relu"}),
+    "heads": ("bert", "text", "config.json", lambda config: config | {"num_attention_heads": 4}),
+    "pixels": ("joint", "image", "p*_config.json", _normalised_otherwise),
+    "CLIP's activation": ("clip", "image", "small_clip.json", lambda config: config | {"quick_gelu": True}),
+    "CLIP's mask": ("clip", "text", "small_clip.json", lambda config: _with(config, "text_cfg", no_causal_mask=True)),
+}
+
+
+def _with(config: dict, part: str, **changed) -> dict:
+    return config | {part: config[part] | changed}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_setting_changed_in_a_models_folder_is_another_id(tmp_path, change):
+    """The store would hand out the vectors of before, for the weights and the path are the same."""
+    kind, modality, pattern, changed = CHANGES[change]
+    name = {"bert": bert_folder, "joint": joint_folder, "clip": clip_files}[kind](tmp_path)
+    folder, name = (tmp_path, f"open_clip:{name}") if kind == "clip" else (name, f"joint:{name}")
+    contents = encoded(["Cat DOG River", "the snow"]) if modality == "text" else [png(gradient(50, 70))]
+    before = load(modality, name)
+    assert load(modality, name).id == before.id
+    if kind != "clip":
+        shutil.copytree(folder, tmp_path / "copy")
+        assert load(modality, f"joint:{tmp_path / 'copy'}").id == before.id, "the id says what, not where"
+    vectors_before = vectors(before, contents)
+    for file in folder.glob(pattern):  # releases of transformers have one or two for pictures
+        file.write_text(json.dumps(changed(json.loads(file.read_text()))))
+    after = load(modality, name)
+    assert np.abs(vectors(after, contents) - vectors_before).max() > 1e-6
+    assert after.id != before.id
 
 
 def test_a_prompt_is_words_or_the_name_of_one_of_the_models(bert, tmp_path):

@@ -23,7 +23,7 @@ from mm_fibinet.commands import embed
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import feature_store, fusion, modalities
 from mm_fibinet.items.build import build as build_embedding
-from mm_fibinet.items.contents import Entry
+from mm_fibinet.items.contents import BadContent, Entry
 from mm_fibinet.items.modalities import Modality
 
 
@@ -289,6 +289,33 @@ def test_the_opening_is_a_view_of_its_own(data, tmp_path, monkeypatch, capsys, q
     assert not np.array_equal(whole[one], whole[other])
     assert "encoded 47, reused 0" in capsys.readouterr().out  # 24 texts, 23 openings
     assert json.loads((tmp_path / "2.build.json").read_text())["text"]["opening_words"] == 2
+
+
+def test_an_item_with_one_bad_view_has_no_features_and_not_those_of_another(data, tmp_path, monkeypatch, capsys):
+    class NoQuestions(Hashes):
+        def prepare(self, content: bytes):
+            if content.endswith(b"?"):
+                raise BadContent("corrupt", "a question")
+            return content, 0
+
+    text, image = modalities.MODALITIES
+    loaders = {text.default: lambda rest, how: NoQuestions("no questions", 20, how.batch_size)}
+    monkeypatch.setattr(modalities, "MODALITIES", (dataclasses.replace(text, encoders=lambda: loaders), image))
+    titles = [f"number {item} and what it is about" for item in range(1, ITEMS + 1)]
+    tags = [["one", "two"]] * ITEMS
+    titles[10] = "number eleven? and what it is about"  # its opening is a question
+    tags[12] = ["one", "two?"]  # its whole text is one
+    titles[14], tags[14] = "really so?", None  # both are
+    bad = pq.read_table(data / "item_feature.parquet")["item_id"].to_numpy()[[10, 12, 14]]
+    options = {"item_feature": feature_with(data, item_title=titles, item_tags=tags), "image_encoder": "none"}
+    options |= {"images": None, "opening_words": 2, "fused_only": True}
+    found = build(data, tmp_path / "out.parquet", monkeypatch, **options)
+    assert np.flatnonzero(~found.any(axis=1)).tolist() == [0, *np.sort(bad)]
+    assert "found 21, missing 0, corrupt 3" in capsys.readouterr().out
+    titles[14], tags[12] = "so!", None
+    options |= {"item_feature": feature_with(data, item_title=titles, item_tags=tags), "strict": True}
+    message = fails(data, tmp_path / "strict.parquet", monkeypatch, capsys, **options)
+    assert "found 1 bad text files, expected none with --strict" in message and f"item {bad[0]} corrupt" in message
 
 
 def test_no_output_is_an_input_a_device_or_in_an_input_folder(data, tmp_path, monkeypatch, capsys, quick):

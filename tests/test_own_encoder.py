@@ -144,8 +144,8 @@ def own(working_folder):
     return working_folder
 
 
-def load(name, loaders=TEXT_ENCODERS, modality="text"):
-    return load_encoder(modality, f"module:own_encoders:{name}", Loading(torch.device("cpu"), 4), loaders)
+def load(name, loaders=TEXT_ENCODERS, modality="text", **how):
+    return load_encoder(modality, f"module:own_encoders:{name}", Loading(torch.device("cpu"), 4, **how), loaders)
 
 
 @pytest.mark.parametrize(("loaders", "modality"), [(TEXT_ENCODERS, "text"), (IMAGE_ENCODERS, "image")])
@@ -176,6 +176,15 @@ def test_other_code_is_another_id(own, tmp_path):
     second = load("Lengths").id
     (own / "own_encoders.py").write_text(MODULE + "\n")
     assert len({first, second, load("Lengths").id}) == 3
+
+
+def test_what_a_class_is_asked_for_is_part_of_its_id(own):
+    """The class reads these; the store must not give what it made of other words, in another precision or width."""
+    asked = [{}, {"prompt": "a film of "}, {"prompt": "a song of "}, {"prompt": ""}, {"dim": 2}]
+    asked += [{"dtype": torch.float16}, {"dtype": torch.bfloat16}]
+    found = [load("Lengths", **each).id for each in asked]
+    assert len(set(found)) == len(asked)
+    assert found == [load("Lengths", **each).id for each in asked]
 
 
 @pytest.mark.parametrize(

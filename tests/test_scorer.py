@@ -12,14 +12,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import served_models
 import torch
 from conftest import NUM_ITEMS, ROOT, list_column, run_script
 
-from mm_fibinet import new_items
+from mm_fibinet import new_items, onnx_export
 from mm_fibinet.errors import UserError
 from mm_fibinet.new_items import append_items, differences
 from mm_fibinet.scorer import Request, Scorer, open_graph, score_split
 from mm_fibinet.served_files import CARD, GRAPH, IDS, ROWS, Card, ItemRows
+from model_zoo import served
 
 HISTORY, CANDIDATES = [3, 9, 14, 2], [7, 1, 30]
 LEVELS = {"likes_level": [3, 0, 10], "views_level": [1, 1, 5]}
@@ -404,6 +406,37 @@ def test_old_items_are_compared_whatever_is_stored_of_them(exported):
             "likes_level": [NUM_ITEMS - 1]
         }
         assert all(which.tolist() == [5] for which in differ(stored, one).values()) and differ(stored, one)
+
+
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "int8"])
+def test_what_a_gate_has_scaled_by_the_items_id_is_compared_too(stored):
+    model = served_models.make_model("FiBiNET with modality_gating")
+    table, card = served_models.make_table(), served_models.make_card(model, stored)
+    assert "item_tags" in card.of_content and "item_emb_d128" not in card.of_content
+    encoder = served.NewItemEncoder(model)
+    rows = onnx_export.encode_items(served.ItemEncoder(model), table)
+    items = ItemRows.pack(rows, onnx_export.item_ids(table, card.ids), card.parts, stored)
+    old = np.arange(1, card.num_items)
+
+    def differ(**changed) -> dict[str, list[int]]:
+        columns = {name: torch.as_tensor(changed.get(name, table[name]))[1:] for name in encoder.asked}
+        with torch.no_grad():
+            now = encoder(*columns.values()).numpy()
+        found = differences(items, card, now, {}, old)
+        return {name: old[which].tolist() for name, which in found if which.any()}
+
+    assert not differ()
+    embedding, tags = table["item_emb_d128"].numpy(), table["item_tags"].numpy()
+    one = embedding.copy()
+    one[5] = np.random.default_rng(0).normal(size=one.shape[1])
+    one[8] = 0
+    assert differ(item_emb_d128=one) == {"item_emb_d128": [5, 8]}
+    there = np.flatnonzero(embedding.any(axis=1))
+    assert set(there[there > 0]) >= set(differ(item_emb_d128=embedding[:, ::-1].copy())["item_emb_d128"])
+    assert len(differ(item_emb_d128=embedding[:, ::-1].copy())["item_emb_d128"]) > 0.9 * (len(there) - 1)
+    others = tags.copy()
+    others[7, -1] = others[7, -1] % 3 + 1
+    assert differ(item_tags=others) == {"item_tags": [7]}
 
 
 def test_an_encoder_that_makes_nan_of_an_old_item_is_exported_again(exported, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.items import hub, pictures
 from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoding import Loading, NetworkEncoder
-from mm_fibinet.items.weights import fingerprint, quiet_logging, quiet_transformers
+from mm_fibinet.items.weights import fingerprint, plain, quiet_logging, quiet_transformers, reading_of
 
 TAGS_NAMED = 5
 
@@ -109,7 +109,8 @@ def _load(architecture: str, weights: str, how: Loading) -> _Clip:
         model, _, preprocess = open_clip.create_model_and_transforms(
             architecture, pretrained=weights, precision="fp32", device="cpu", weights_only=True
         )
-        return _measured(architecture, model, preprocess, open_clip.get_tokenizer(architecture))
+        config = open_clip.get_model_config(architecture)
+        return _measured(architecture, config, model, preprocess, open_clip.get_tokenizer(architecture))
 
     if Path(weights).is_file():
         with hub.offline():
@@ -129,12 +130,13 @@ def _load(architecture: str, weights: str, how: Loading) -> _Clip:
     )
 
 
-def _measured(architecture: str, model: nn.Module, preprocess: Any, tokenizer: Any) -> _Clip:
+def _measured(architecture: str, config: Any, model: nn.Module, preprocess: Any, tokenizer: Any) -> _Clip:
     size = model.visual.image_size
     height, width = (size, size) if isinstance(size, int) else size
     with torch.inference_mode():
         dim = model.eval().encode_image(torch.zeros(1, 3, height, width)).shape[1]
-    settings = (getattr(model.visual, "preprocess_cfg", None), type(tokenizer).__name__)
+    reading = reading_of(getattr(tokenizer, "tokenizer", None))  # one of the hub's, where open_clip's has it inside
+    settings = (plain(config), getattr(model.visual, "preprocess_cfg", None), type(tokenizer).__name__, reading)
     return _Clip(model, preprocess, tokenizer, dim, f"{architecture} {fingerprint(model, settings)}")
 
 

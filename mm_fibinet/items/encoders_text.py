@@ -22,7 +22,15 @@ from mm_fibinet.items import hub
 from mm_fibinet.items.contents import BadContent
 from mm_fibinet.items.encoding import Encoder, Loading, run, to_device
 from mm_fibinet.items.tokens import IDS, Tokens, tokens_of
-from mm_fibinet.items.weights import check_weights, fingerprint, quiet_logging, quiet_transformers
+from mm_fibinet.items.weights import (
+    check_weights,
+    configs_of,
+    fingerprint,
+    plain,
+    quiet_logging,
+    quiet_transformers,
+    reading_of,
+)
 from mm_fibinet.options import DEFAULT_TEXT, NONE
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -258,14 +266,24 @@ def _open_model(name: str, how: Loading) -> tuple[nn.Module, str]:
 
 
 def _settings(model: nn.Module) -> list[object]:
-    """What decides on a model's vectors beside its weights: pooling and the like, prompts, limits, vocabulary."""
+    """What decides on a model's vectors beside its weights: configs, pooling, prompts, limits, how it reads."""
     modules = [
-        (type(module).__name__, module.get_config_dict() if hasattr(module, "get_config_dict") else None)
-        for module in model.children()
+        (type(module).__name__, plain(module.get_config_dict()) if hasattr(module, "get_config_dict") else None)
+        for module in model.modules()
     ]
-    vocabulary = getattr(getattr(model, "tokenizer", None), "get_vocab", dict)()
     prompts = (getattr(model, "prompts", None), getattr(model, "default_prompt_name", None))
-    return [modules, prompts, getattr(model, "max_seq_length", None), sorted(vocabulary.items())]
+    reading = [reading_of(reader) for reader in _readers(model)]
+    return [modules, configs_of(model), plain(prompts), getattr(model, "max_seq_length", None), reading]
+
+
+def _readers(model: nn.Module) -> list[Any]:
+    """The tokenizers of a model and its processors of pictures, wherever a release keeps them, each once."""
+    found = [getattr(model, "tokenizer", None)]
+    for module in model.modules():
+        for each in (vars(module).get("tokenizer"), vars(module).get("processor")):
+            found += [getattr(each, name, None) for name in ("tokenizer", "image_processor")]
+            found.append(each if not hasattr(each, "tokenizer") else None)  # one of both has its parts above
+    return list({id(each): each for each in found if each is not None}.values())
 
 
 def _resolve_prompt(model: nn.Module, prompt: str | None) -> str | None:

@@ -134,7 +134,9 @@ class Filling:
             views.append(fill(store, encoder, own, title, own_thread=self.device.type == "cuda"))
             if len(views) == 1:
                 _check_found(chosen, views[0], source, self.work.strict, every_item=share is None)
-        whole = views[0]
+        whole = _whole(views)
+        if len(views) > 1:
+            _check_found(chosen, whole, source, self.work.strict, every_item=share is None)
         kinds = [kind for _, kind, _ in whole.bad]
         asked = share.count(num_items) if share else num_items
         counts = {"found": len(whole.items), "missing": asked - len(whole.items) - len(kinds)}
@@ -144,7 +146,7 @@ class Filling:
         seconds = sum(view.seconds for view in views)
         facts, notes = described(encoder, source)
         encoded = Encoded(encoder.id, counts, facts, notes, whole.bad, computed, used - computed, seconds)
-        return encoded, _features(views, store, num_items)
+        return encoded, _features(views, whole.items, store, num_items)
 
 
 def together(encoded: dict[str, Encoded], shares: list[dict[str, Encoded]]) -> dict[str, Encoded]:
@@ -175,10 +177,27 @@ def _check_found(chosen: Chosen, whole: Filled, source: Source, strict: bool, ev
         )
 
 
-def _features(views: list[Filled], store: FeatureStore, num_items: int) -> Features:
-    """Features in the order of item_info, without its row 0; several views of the same items side by side."""
+def _whole(views: list[Filled]) -> Filled:
+    """The items with all views, and the contents that cannot be used: one bad view leaves its item without features."""
+    items = views[0].items
+    bad: dict[str, tuple[str, str, str]] = {}
+    for view in views:
+        items = items[np.isin(items, view.items)]
+        for each in view.bad:
+            bad.setdefault(each[0], each)
+    return Filled(items, bad=list(bad.values()))
+
+
+def _features(views: list[Filled], items: np.ndarray, store: FeatureStore, num_items: int) -> Features:
+    """Features in the order of item_info, without its row 0; several views of the same items side by side.
+
+    Args:
+        views: what was filled.
+        items: int64 [m], those with all views.
+        store, num_items: where the rows are, and of how many items.
+    """
     present = np.zeros(num_items, dtype=bool)
-    present[views[0].items - 1] = True
+    present[items - 1] = True
     places = []
     for view in views:
         places.append(np.zeros(num_items, np.int64))

@@ -1,7 +1,8 @@
 """Encoders of a user's own: `module:my_encoders:MyEncoder`, a class of a module of the working folder.
 
 As for models (`model_source`), naming the class is what lets its code run, and nothing else does. Its id gets the hash
-of the files that it is written in: features that other code made are not taken for its own. What goes wrong in it is
+of the files that it is written in, and what it was asked for: features that other code made, or another prompt, are not
+taken for its own. What goes wrong in it is
 one line that names it, and so are vectors that are no numbers [n, dim] or hold NaN. Vectors are copied, as an encoder
 may fill the same array anew for each batch.
 """
@@ -31,21 +32,24 @@ class OwnEncoder(Encoder):
 
     Args:
         inside: what the class made.
-        option: the option that asked for it, as the user wrote it.
+        how: what it was called with.
 
     Attributes:
         id, dim, batch_size: see `Encoder`.
     """
 
-    def __init__(self, inside: Encoder, option: str):
+    def __init__(self, inside: Encoder, how: Loading):
         kind = type(inside)
         code = "".join(files.sha256(path) for path in source_files(kind))
         name = f"{kind.__module__}:{kind.__qualname__}"
-        self.id = f"module {name} {hashlib.sha256(code.encode()).hexdigest()[:16]} {inside.id}"
+        asked = [f"prompt {how.prompt!r}"] if how.prompt is not None else []
+        asked += [f"first {how.dim}"] if how.dim is not None else []
+        made = f"module {name} {hashlib.sha256(code.encode()).hexdigest()[:16]} {inside.id}"
+        self.id = how.identity(made, *asked)
         self.dim = int(inside.dim)
         self.batch_size = int(inside.batch_size)
         self._inside = inside
-        self._option = option
+        self._option = how.option
 
     def prepare(self, content: bytes) -> tuple[Any, int]:
         """See `Encoder`."""
@@ -128,7 +132,7 @@ def load_own(name: str, how: Loading) -> OwnEncoder:
             raise UserError(
                 f"{how.option}: {class_name} has {attribute} {shown(number)}, expected a whole number from 1"
             )
-    return OwnEncoder(made, how.option)
+    return OwnEncoder(made, how)
 
 
 def _is_key(shape: object) -> bool:
