@@ -129,6 +129,7 @@ class Tuning:
             self.trials.append(trial)
             if self._known(trial):
                 continue
+            _forget_lost_cost(trial)
             if not self._is_spent():
                 return trial
             self._tell(trial, "stopped")
@@ -317,6 +318,12 @@ def _forget(job: jobs.Job) -> None:
     """Remove what nobody asks a trial for, its weights and its state: those of many fill a disk."""
     RunCheckpoints(job.folder, "").clear()
     RunFolder.of(job.params).weights.unlink(missing_ok=True)
+
+
+def _forget_lost_cost(trial: Trial) -> None:
+    """A trial that has to begin anew, because it failed, costs what it will cost then, as in a tuning without a stop."""
+    if not trial.job.result() and not RunCheckpoints(trial.job.folder, "").exist():
+        Path(trial.meter.file).unlink(missing_ok=True)
 
 
 def _stored(values: Any, own: Any) -> Any:
