@@ -321,7 +321,7 @@ def _forget(job: jobs.Job) -> None:
 
 
 def _forget_lost_cost(trial: Trial) -> None:
-    """A trial that has to begin anew, because it failed, costs what it will cost then, as in a tuning without a stop."""
+    """A trial that has to begin anew, as it failed, costs what it will cost then, as in a tuning without a stop."""
     if not trial.job.result() and not RunCheckpoints(trial.job.folder, "").exist():
         Path(trial.meter.file).unlink(missing_ok=True)
 
