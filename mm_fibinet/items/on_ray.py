@@ -121,7 +121,8 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
             "again to go on"
         ) from error
     finally:
-        for each in waiting:  # of an interrupted run; one that is just done would end this process without a word
+        # Of an interrupted run. To cancel one that is just done would end this process without a word.
+        for each in ray.wait(waiting, num_returns=len(waiting), timeout=0)[1] if waiting else ():
             ray.cancel(each, force=True)
     for report in reports:
         if isinstance(report, UserError):
