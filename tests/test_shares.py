@@ -244,13 +244,15 @@ def test_a_mistake_that_a_task_finds_is_told_as_it_is(data, tmp_path, monkeypatc
 
 
 def test_of_an_interrupted_run_the_shares_at_work_are_cancelled(tmp_path, monkeypatch):
+    """And none of those that were done meanwhile."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     cluster, calls = KillingCluster("NodeDiedError"), []
 
-    def wait(tasks):
+    def wait(tasks, num_returns=1, timeout=None):
         calls.append(tasks)
         if len(calls) == 2:
             raise KeyboardInterrupt
+        assert (num_returns, timeout) == ((1, None) if len(calls) == 1 else (2, 0))
         return tasks[:1], tasks[1:]
 
     monkeypatch.setattr(cluster, "wait", wait)
@@ -258,7 +260,7 @@ def test_of_an_interrupted_run_the_shares_at_work_are_cancelled(tmp_path, monkey
     work = Work([], Reading(24, None, 10), [], [tmp_path], "cpu", None, "auto", 0, False)
     with pytest.raises(KeyboardInterrupt):
         on_ray._fill(cluster, work, torch.device("cpu"))
-    assert calls[0] == ["1-of-3", "2-of-3", "3-of-3"] and cluster.cancelled == ["2-of-3", "3-of-3"]
+    assert calls[0] == ["1-of-3", "2-of-3", "3-of-3"] and cluster.cancelled == ["3-of-3"]
 
 
 def as_started(data: Path, output: Path, *before: str, **options) -> dict:
