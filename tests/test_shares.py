@@ -179,7 +179,7 @@ class KillingCluster(SmallCluster):
         assert needs == {"num_cpus": 1, "max_retries": 3, "max_calls": 1}
         return lambda task: SimpleNamespace(remote=lambda work, threads, share: share.part)
 
-    def wait(self, tasks):
+    def wait(self, tasks, timeout):
         return tasks[:1], tasks[1:]
 
     def get(self, tasks):
@@ -248,11 +248,12 @@ def test_of_an_interrupted_run_the_shares_at_work_are_cancelled(tmp_path, monkey
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     cluster, calls = KillingCluster("NodeDiedError"), []
 
-    def wait(tasks, num_returns=1, timeout=None):
+    def wait(tasks, timeout, num_returns=1):
         calls.append(tasks)
         if len(calls) == 2:
-            raise KeyboardInterrupt
-        assert (num_returns, timeout) == ((1, None) if len(calls) == 1 else (2, 0))
+            signal.raise_signal(signal.SIGINT)  # raises nothing here
+            return [], tasks
+        assert num_returns == len(tasks) if timeout == 0 else timeout < 1
         return tasks[:1], tasks[1:]
 
     monkeypatch.setattr(cluster, "wait", wait)
@@ -334,16 +335,21 @@ def test_ctrl_c_on_ray_is_one_line_and_leaves_nothing_torn(tmp_path):
     data = make_data(tmp_path / "data", 1600)
     for item in range(7, 1600, 2):
         (data / "images" / f"{item}.jpg").write_bytes(b"<html>")
-    process = subprocess.Popen(
-        **as_started(data, tmp_path / "out.parquet", engine="ray", store=tmp_path / "store"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    until = time.monotonic() + 300
-    while not list(tmp_path.glob("store/*/*-of-*/*.h5")) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the foreground
-    code, out, err = ended(process)
+    for store in (tmp_path / f"store{attempt}" for attempt in range(3)):
+        process = subprocess.Popen(
+            **as_started(data, tmp_path / "out.parquet", engine="ray", store=store),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 300
+        while not list(store.glob("*/*-of-*/*.h5")) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        at_work = process.poll() is None and not (tmp_path / "out.parquet").exists()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the foreground
+        code, out, err = ended(process)
+        if at_work:  # else a busy machine has done all before this process looked
+            break
+        (tmp_path / "out.parquet").unlink()
     assert (code, out, err.partition(":")[0], err.count("\n")) == (130, "", "interrupted", 1), err
-    assert not (tmp_path / "out.parquet").exists() and not list(tmp_path.glob("store/**/.*.part"))
+    assert not (tmp_path / "out.parquet").exists() and not list(tmp_path.glob("store*/**/.*.part"))

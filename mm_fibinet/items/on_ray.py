@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
+from mm_fibinet import signals
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.filling import Encoded, Filling, Work
 from mm_fibinet.items.shares import Share
 from mm_fibinet.memory import keep_freed_memory
 from mm_fibinet.progress import track
 
+SECONDS_UNHEARD = 0.2  # at most, of a signal
 RETRIES = 3  # of a share whose process was killed; each goes on where the last one was
 
 
@@ -104,11 +106,14 @@ def _fill(ray: Any, work: Work, device: torch.device) -> list[dict[str, Encoded]
     tasks = [task.remote(there, threads, Share(number, shares)) for number in range(1, shares + 1)]
     waiting = tasks
     try:
-        # All of them, before a mistake is raised: what the other shares encode is kept.
-        with track(desc="ray", total=shares, unit="share") as bar:
+        # All of them, before a mistake is raised: what the other shares encode is kept. Ctrl-C is noted, since raised
+        # inside of Ray it may go unheard.
+        with signals.noted() as came, track(desc="ray", total=shares, unit="share") as bar:
             while waiting:
-                done, waiting = ray.wait(waiting)
+                done, waiting = ray.wait(waiting, timeout=SECONDS_UNHEARD)
                 bar.update(len(done))
+                if came:
+                    raise KeyboardInterrupt
         reports = ray.get(tasks)
     except ray.exceptions.OutOfMemoryError as error:  # says it in twenty lines
         raise UserError(
