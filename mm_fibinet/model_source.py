@@ -8,7 +8,6 @@ parts are searched behind our own, from the first time that one of them is asked
 
 import ast
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib
@@ -28,6 +27,7 @@ from types import ModuleType
 
 from mm_fibinet import files
 from mm_fibinet.errors import UserError
+from mm_fibinet.names import did_you_mean
 from mm_fibinet.yaml_reader import shown
 
 ZOO = "model_zoo"  # the package of FuxiCTR's models, in its wheel and its checkouts
@@ -131,12 +131,11 @@ def find_model(models, name: object, where: str = "") -> type:
     if checkout and isinstance(name, str) and name in checkout.classes:
         return checkout.find(name, where)
     names = sorted({*models.__all__, *(checkout.classes if checkout else ())})
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    meant = did_you_mean(str(name), names)
     raise UserError(
-        f"{where}model {shown(name)} is unknown, {hint}expected one of {', '.join(names)}; package.module:Class for a "
-        "FuxiCTR model of your own; or a class of the checkout of FuxiCTR that --models_from names"
-        f"{checkout.hint(str(name)) if checkout else ''}"
+        f"{where}model {shown(name)} is unknown, {meant}{' ' if meant else ''}expected one of {', '.join(names)}; "
+        "package.module:Class for a FuxiCTR model of your own; or a class of the checkout of FuxiCTR that "
+        f"--models_from names{checkout.hint(str(name)) if checkout else ''}"
     )
 
 
@@ -177,8 +176,7 @@ def without_class(module: ModuleType, name: str, known: list[str]) -> str:
         name: of the class.
         known: the names that would do.
     """
-    near = difflib.get_close_matches(name, known, n=1)
-    expected = f"did you mean {near[0]}?" if near else f"which has {', '.join(sorted(known))}"
+    expected = did_you_mean(name, known) or f"which has {', '.join(sorted(known))}"
     file, hidden = _file_of(module), Path(*module.__name__.split(".")).with_suffix(".py").resolve()
     if hidden.is_file() and hidden != file:
         expected += f"; it hides {hidden}, whose name must be another"

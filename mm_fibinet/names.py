@@ -6,6 +6,18 @@ from collections.abc import Iterable
 LISTED_BY = "run_expid.py --list"  # experiment IDs
 MOST_NAMES = 40  # an error lists where a command lists them, too
 MOST_NEAR = 3
+SHORTEST_START = 3  # letters of a name that others may begin with
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for the name that is the same in another case, or those that are near or begin with it, or ""."""
+    names, asked = sorted(known), name.lower()
+    near = [each for each in names if each.lower() == asked]
+    if not near:
+        near = difflib.get_close_matches(name, names, n=MOST_NEAR, cutoff=0.7)
+    if not near and len(asked) >= SHORTEST_START:
+        near = [each for each in names if each.lower().startswith(asked)]
+    return f"did you mean {' or '.join(near[:MOST_NEAR])}?" if near else ""
 
 
 def expected_one_of(name: str, known: Iterable[str], listed_by: str = "") -> str:
@@ -19,12 +31,7 @@ def expected_one_of(name: str, known: Iterable[str], listed_by: str = "") -> str
     names = sorted(known)
     if not names:
         return "which has none"
-    in_lower_case = {each.lower(): each for each in names}
-    near = difflib.get_close_matches(name.lower(), in_lower_case, n=MOST_NEAR, cutoff=0.7)
-    near += [each for each in in_lower_case if each.startswith(name.lower()) and each not in near]
     many = listed_by if len(names) > MOST_NAMES else ""
-    near = near[:1] if name.lower() in in_lower_case else near
-    if name and near:
-        meant = " or ".join(in_lower_case[each] for each in near[:MOST_NEAR])
-        return f"did you mean {meant}?{f' {many} shows all {len(names)}' if many else ''}"
+    if meant := did_you_mean(name, names):
+        return f"{meant}{f' {many} shows all {len(names)}' if many else ''}"
     return f"expected one of the {len(names)} that {many} shows" if many else f"expected one of {', '.join(names)}"

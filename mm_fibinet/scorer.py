@@ -163,9 +163,8 @@ class Scorer:
         except MemoryError:
             raise
         except Exception as error:  # of onnxruntime's and torch's own kinds
-            reason = str(error).splitlines()[0][:200]
-            advice = f"is it the one that {CARD} is of? copy or export it again"
-            raise UserError(f"{self.card.graph} cannot score what {CARD} has it read ({reason}); {advice}") from error
+            reason = f"{self.card.graph} cannot score what {CARD} has it read ({first_line(error)})"
+            raise UserError(f"{reason}; is it the one that {CARD} is of? copy or export it again") from error
 
 
 def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:

@@ -4,11 +4,11 @@ The schema holds each setting alone; these rules need several at once, and some 
 hour of training, or keep the worst epoch without a word.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.names import did_you_mean
 from mm_fibinet.setting_types import LOSSES
 from mm_fibinet.yaml_reader import shown
 
@@ -217,8 +217,8 @@ def _check_shared_tables(specs: dict[str, dict], kinds: dict[str, str], where: s
 
 
 def _expected(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"expected active features{', did you mean ' + ' or '.join(near) + '?' if near else ': ' + ', '.join(known)}"
+    meant = did_you_mean(name, known)
+    return f"expected active features{f', {meant}' if meant else ': ' + ', '.join(known)}"
 
 
 def _refuse_module_names(kinds: dict[str, str], where: str) -> None:

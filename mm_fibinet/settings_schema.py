@@ -7,7 +7,6 @@ none of these is refused, with those like it. FuxiCTR's names that change nothin
 says why.
 """
 
-import difflib
 import functools
 import inspect
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydantic import Field, ValidationError, create_model
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
 from mm_fibinet.model_source import is_multimodal
-from mm_fibinet.names import expected_one_of
+from mm_fibinet.names import did_you_mean, expected_one_of
 from mm_fibinet.settings_fields import ENTRIES, FEATURES, Experiment, Strict
 from mm_fibinet.yaml_reader import shown
 
@@ -173,9 +172,8 @@ def unknown(name: str, names, model: str | None = None) -> str:
     """What is wrong with a name that nobody reads, or not with this model."""
     if name in INSTEAD:
         return f"FuxiCTR reads this, here nothing does; {INSTEAD[name]}"
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
-    if near:
-        return f"unknown key, did you mean {' or '.join(near)}?"
+    if meant := did_you_mean(name, names):
+        return f"unknown key, {meant}"
     listed_by = f"mm-fibinet list --settings {model}" if model else ""
     return f"unknown key{f' with model {model}' if model else ''}, {expected_one_of('', names, listed_by)}"
 

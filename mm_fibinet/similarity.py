@@ -57,19 +57,15 @@ def cosines(items: Tensor, target: Tensor, history: Tensor) -> Tensor:
     Returns:
         float32 [B, L], from -1 to 1.
     """
+    whole_numbers, all_are_gathered = not items.is_floating_point(), len(items) <= history.numel()
+    if _are_few(items, history) or (all_are_gathered and not whole_numbers):
+        return unit_cosines(F.normalize(items.float(), dim=-1), target, history)
     own = F.normalize(take_rows(items, target).float(), dim=-1)
-    if _are_few(items, history):
-        return _of_all(own, F.normalize(items.float(), dim=-1), history)
-    whole_numbers, lengths = not items.is_floating_point(), None
-    if len(items) <= history.numel():  # else fewer are gathered than there are
-        lengths = _lengths(items.float())
-        items = items if whole_numbers else items / lengths.unsqueeze(-1)
+    lengths = _lengths(items.float()) if all_are_gathered else None
     found = torch.empty(history.shape, device=items.device)
     for part in _parts(items, history):
         theirs = _vectors(items, history[part])
-        if lengths is None and not whole_numbers:
-            theirs = F.normalize(theirs.float(), dim=-1)
-        theirs = theirs.to(autocast_dtype(own))
+        theirs = (theirs if whole_numbers else F.normalize(theirs.float(), dim=-1)).to(autocast_dtype(own))
         found[part] = _products(own[part], theirs)
         if whole_numbers:
             found[part] /= _lengths(theirs) if lengths is None else _vectors(lengths, history[part])
@@ -81,7 +77,7 @@ def unit_cosines(unit: Tensor, target: Tensor, history: Tensor) -> Tensor:
     """`cosines` of items whose vectors are float32 and of length 1 already (or 0)."""
     own = take_rows(unit, target)
     if _are_few(unit, history):
-        return _of_all(own, unit, history)
+        return (own @ unit.T).float().gather(1, history.long()).clamp(-1, 1)
     found = torch.empty(history.shape, device=unit.device)
     for part in _parts(unit, history):
         found[part] = _products(own[part], _vectors(unit, history[part]).to(autocast_dtype(own)))
@@ -91,11 +87,6 @@ def unit_cosines(unit: Tensor, target: Tensor, history: Tensor) -> Tensor:
 def _are_few(items: Tensor, history: Tensor) -> bool:
     """Whether the cosines with all items cost less than the vectors of the history's."""
     return len(items) <= ITEMS_PER_POSITION * history.shape[1]
-
-
-def _of_all(own: Tensor, unit: Tensor, history: Tensor) -> Tensor:
-    """Cosines of vectors [B, E] with those of the history, taken from their cosines with all items [M, E]: [B, L]."""
-    return (own @ unit.T).float().gather(1, history.long()).clamp(-1, 1)
 
 
 def _parts(items: Tensor, history: Tensor) -> list[slice]:

@@ -334,7 +334,7 @@ def test_timm_equals_timm(small_timm):
 
 def test_timm_that_cannot_be_loaded_says_what_to_do(small_timm, monkeypatch):
     folder, network = small_timm
-    with pytest.raises(UserError, match=r"timm:resnet18x: timm has no such network, near names are resnet18"):
+    with pytest.raises(UserError, match=r"timm:resnet18x: timm has no such network, did you mean resnet18"):
         load("image", "timm:resnet18x")
     with pytest.raises(UserError, match=r"nowhere.pth is no file\); give the file of the weights"):
         load("image", "timm:resnet10t:nowhere.pth")

@@ -153,7 +153,7 @@ def test_a_checkouts_classes_are_models_by_name(checkout):
     ):
         settings.find_model(models, "Same")
     with pytest.raises(
-        UserError, match=r"model .?Tine.? is unknown, did you mean Tinier\? expected one of AutoInt, .*Tiny"
+        UserError, match=r"model .?Tine.? is unknown, did you mean Tinier or Tiny\? expected one of AutoInt, .*Tiny"
     ):
         settings.find_model(models, "Tine")
     with pytest.raises(UserError, match=r"model .?Tiny.? is unknown"):

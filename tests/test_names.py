@@ -16,7 +16,7 @@ MANY = [f"Model{number}_demo" for number in range(MOST_NAMES)] + ["DIN_MicroLens
         ("small", ["suite_small", "smal", "tiny"], "did you mean smal?"),
         ("SMALL", ["small", "small2", "tiny"], "did you mean small?"),  # nothing but the case differs
         (
-            "suite",
+            "sui",
             ["suite_b", "suite_c_long", "suite_d_long", "a"],
             "did you mean suite_b or suite_c_long or suite_d_long?",
         ),

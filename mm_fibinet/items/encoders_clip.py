@@ -1,6 +1,5 @@
 """Text and image encoders of open_clip, `open_clip:NAME:TAG_OR_FILE`: two towers whose vectors are in one space."""
 
-import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from mm_fibinet.items import hub, pictures
 from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoding import Loading, NetworkEncoder
 from mm_fibinet.items.weights import fingerprint, plain, quiet_logging, quiet_transformers, reading_of
+from mm_fibinet.names import did_you_mean
 
 TAGS_NAMED = 5
 
@@ -144,8 +144,8 @@ def _no_such(architecture: str, weights: str) -> str:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        near = difflib.get_close_matches(architecture, open_clip.list_models(), 3)
-        return f"no network {architecture}" + (f", near names are {', '.join(near)}" if near else "")
+        meant = did_you_mean(architecture, open_clip.list_models())
+        return f"no network {architecture}{f', {meant}' if meant else ''}"
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     some = ", ".join(tags[:TAGS_NAMED]) + (", ..." if len(tags) > TAGS_NAMED else "")
     return f"{weights} is no file, and no tag of {architecture}: it has {some or 'none'}"

@@ -1,6 +1,5 @@
 """Image encoders of timm, `timm:NAME[:FILE]`: any of its networks, up to the pooled features."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mm_fibinet.items import hub, pictures
 from mm_fibinet.items.decoding import DECODING, decode_image
 from mm_fibinet.items.encoding import Loading, NetworkEncoder
 from mm_fibinet.items.weights import fingerprint, quiet_logging
+from mm_fibinet.names import did_you_mean
 
 
 def load_timm(name: str, how: Loading) -> NetworkEncoder:
@@ -41,9 +41,9 @@ def _require_known(architecture: str, how: Loading) -> None:
 
     if timm.is_model(architecture):
         return
-    near = difflib.get_close_matches(architecture, timm.list_models(), 3)
-    meant = f", near names are {', '.join(near)}" if near else ""
-    raise UserError(f"{how.option}: timm has no such network{meant}; see timm.list_models() for all")
+    meant = did_you_mean(architecture, timm.list_models())
+    found = f"timm has no such network{f', {meant}' if meant else ''}"
+    raise UserError(f"{how.option}: {found}; see timm.list_models() for all")
 
 
 def _from_file(architecture: str, file: Path) -> nn.Module:

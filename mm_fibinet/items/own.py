@@ -2,9 +2,8 @@
 
 As for models (`model_source`), naming the class is what lets its code run, and nothing else does. Its id gets the hash
 of the files that it is written in, and what it was asked for: features that other code made, or another prompt, are not
-taken for its own. What goes wrong in it is
-one line that names it, and so are vectors that are no numbers [n, dim] or hold NaN. Vectors are copied, as an encoder
-may fill the same array anew for each batch.
+taken for its own. What goes wrong in it is one line that names it, and so are vectors that are no numbers [n, dim] or
+hold NaN. Vectors are copied, as an encoder may fill the same array anew for each batch.
 """
 
 import hashlib

@@ -265,18 +265,19 @@ def _split_lines(files: list[Path], separator: str, table: Table) -> pl.LazyFram
         fields = pl.col(line).str.splitn(separator, len(table.columns)).struct
         columns = [fields.field(f"field_{at}").alias(name) for at, name in enumerate(table.columns)]
     else:
-        _refuse_more_fields(lines, separator, table, table.columns)
+        _refuse_more_fields(lines, separator, table)
         parts = pl.col(line).str.split(separator).list
         columns = [parts.get(at, null_on_oob=True).alias(name) for at, name in enumerate(table.columns)]
     split = lines.select(columns)
     return split.with_columns(pl.when(~pl.all().is_in(missing)).then(pl.all()))
 
 
-def _refuse_more_fields(lines: pl.LazyFrame, separator: str, table: Table, columns: list[str]) -> None:
+def _refuse_more_fields(lines: pl.LazyFrame, separator: str, table: Table) -> None:
     """Refuse lines of more fields than columns are named, as polars' reader does; an empty one at the end is none."""
     [line] = schema_of(lines, table).names()
     fields = pl.col(line).str.strip_suffix(separator).str.count_matches(separator, literal=True) + 1
     found = collect(lines.select(fields), table).to_series()
+    columns = table.columns or []
     more = found > len(columns)
     if more.any():
         row = int(more.arg_max() or 0)

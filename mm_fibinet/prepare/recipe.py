@@ -4,7 +4,6 @@ A recipe is one flat mapping, and an option `--title` is its setting `title`. It
 label is; nothing in it is evaluated. `label: rating >= 4` is read as a column, an operator and a value.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -14,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from mm_fibinet import setting_types as types
 from mm_fibinet.errors import UserError
+from mm_fibinet.names import expected_one_of
 from mm_fibinet.settings_fields import Strict
 from mm_fibinet.settings_schema import field_names
 from mm_fibinet.yaml_reader import read_yaml, shown
@@ -225,9 +225,7 @@ def load_recipe(path: str | FilePath | None, options: dict[str, Any]) -> Recipe:
     names = field_names(Recipe)
     for name in content:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
-            raise UserError(f"{where(name)}{name[:80]}: unknown setting, {hint}")
+            raise UserError(f"{where(name)}{name[:80]}: unknown setting, {expected_one_of(name, names)}")
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
