@@ -117,8 +117,8 @@ def test_settings_of_a_class_of_fuxictrs_are_its_own(capsys, monkeypatch):
     assert "  early_stop_patience (2): " in out
 
 
-@pytest.mark.parametrize("name", ["FiBinet", ""])
-def test_an_unknown_model_is_refused(name, monkeypatch):
+@pytest.mark.parametrize(("name", "near"), [("FiBinet", r"did you mean FiBiNET\? "), ("", "")])
+def test_an_unknown_model_is_refused(name, near, monkeypatch):
     monkeypatch.setattr("sys.argv", ["mm-fibinet", "list", "--settings", name])
-    with pytest.raises(UserError, match=f"--settings: model '{name}' is unknown, expected one of AutoInt"):
+    with pytest.raises(UserError, match=f"--settings: model '{name}' is unknown, {near}expected one of AutoInt"):
         main()
