@@ -265,22 +265,16 @@ def _mend_linear_parts(model: nn.Module) -> None:
 
     Its linear part is a FeatureEmbedding of width 1 that shares no tables. An embedding feature passes it as the raw
     [B, pretrain_dim], which does not stack with the others' [B, 1]: here it gets one weight a dimension, as in our
-    LinearPart. And a feature of share_embedding gets a table of its own that nobody initialises, so that scores begin
-    with noise of deviation 1 a history item: here it is initialised as its neighbours are. The layer itself stays
-    FuxiCTR's, so whichever model uses it is mended, and no other process or model sees anything of it.
+    LinearPart. And tables that nobody initialised are (see fuxictr_adapter.initialise_own_tables), for else scores
+    begin with noise of deviation 1 a history item. The layer itself stays FuxiCTR's, so whichever model uses it is
+    mended, and no other process or model sees anything of it.
     """
     for layer in [module for module in model.modules() if type(module) is FeatureEmbeddingDict]:
         features = layer._feature_map.features
-        for name, table in layer.embedding_layers.items():
+        for name in layer.embedding_layers:
             spec = features[name]
             if spec["type"] == "embedding" and name not in layer.feature_encoders:
                 weights = nn.Linear(spec["pretrain_dim"], 1, bias=False).to(model.device)
                 nn.init.xavier_normal_(weights.weight)
                 layer.embedding_layers[name] = weights
-            other = spec.get("share_embedding")
-            own = other is not None and (
-                other not in layer.embedding_layers or layer.embedding_layers[other] is not table
-            )
-            if own and type(table) is nn.Embedding:
-                with torch.no_grad():
-                    layer.embedding_initializer(table.weight[1:] if table.padding_idx is not None else table.weight)
+    fuxictr_adapter.initialise_own_tables(model)

@@ -145,6 +145,23 @@ def train_all(model: BaseModel) -> None:
         optimizer.add_param_group({"params": added})
 
 
+def initialise_own_tables(model: nn.Module) -> None:
+    """Initialise tables of `share_embedding` features that share none, as their neighbours are.
+
+    FuxiCTR passes over every feature of share_embedding, for its table is another's. It is its own where the layer
+    shares none, as a linear part, or lacks the other feature: then it stayed as torch makes it, of deviation 1, and
+    an id that training never sees would keep that noise.
+    """
+    for layer in [module for module in model.modules() if type(module) is FeatureEmbeddingDict]:
+        shared: set[nn.Module] = set()
+        for name, table in layer.embedding_layers.items():
+            is_own = "share_embedding" in layer._feature_map.features[name] and table not in shared
+            shared.add(table)
+            if is_own and type(table) is nn.Embedding:
+                with torch.no_grad():
+                    layer.embedding_initializer(table.weight[1:] if table.padding_idx is not None else table.weight)
+
+
 def overridden(model: nn.Module, names: tuple[str, ...], base: type = BaseModel) -> list[str]:
     """Those methods that the model, its class or a class between has of its own.
 

@@ -30,7 +30,7 @@ from mm_fibinet import losses, scoring
 from mm_fibinet.checkpoint import load_weights, save_weights
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
-from mm_fibinet.fuxictr_adapter import FUSED
+from mm_fibinet.fuxictr_adapter import FUSED, initialise_own_tables
 from mm_fibinet.gather import take_rows
 from mm_fibinet.item_table import LEVELS
 from mm_fibinet.setting_types import SEQUENCE_ENCODERS
@@ -196,8 +196,9 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         return {**embedded, **compared}
 
     def reset_parameters(self):
-        """FuxiCTR's: Xavier for linear layers, `init_weights` for those that have it."""
+        """FuxiCTR's: Xavier for linear layers, `init_weights` for those that have it; and all tables (see there)."""
         super().reset_parameters()
+        initialise_own_tables(self)
         self.weights_are_set = True
 
     def model_to_device(self):

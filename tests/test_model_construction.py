@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from conftest import make_feature_map
-from fuxictr.pytorch.layers import FeatureEmbedding
+from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
 from fuxictr.pytorch.torch_utils import seed_everything
 from test_model_contract import FEATURES, MODELS, SIZES, make_batch, make_model, scores
 from torch import nn
@@ -14,6 +14,7 @@ import model_zoo
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.fuxictr_adapter import initialise_own_tables
 from mm_fibinet.item_table import load_item_table
 from mm_fibinet.settings import load_params
 from model_zoo.base import MultimodalModel
@@ -254,6 +255,36 @@ def test_no_text_of_a_feature_map_is_run(name, feature, key, wrapped, tmp_path):
     with pytest.raises(UserError, match=f"feature {feature}: {key} is .*__import__.*expected"):
         make_model((name, {**SIZES[name], "features": features}))
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_apart_begin_as_their_neighbours():
+    """A feature of share_embedding has a table of its own where none are shared, or the other feature has none."""
+    shared = {**FEATURES, "item_tags": {**FEATURES["item_tags"], "share_embedding": "likes_level"}}
+    shared["views_level"] = {**FEATURES["views_level"], "share_embedding": "likes_level"}
+    user_tags = {**FEATURES["item_tags"], "source": "user", "share_embedding": "item_tags"}
+    compared = {"similarity_fields": True, "similarity_only": ["item_tags"]}
+    found = [
+        model_zoo.LR(make_feature_map(shared)).history_layer,
+        model_zoo.FM(make_feature_map(shared)).lr_layer,
+        model_zoo.FinalMLP(make_feature_map(shared), fs1_context=["views_level"]).gate1,
+        model_zoo.FM(make_feature_map({**FEATURES, "user_tags": user_tags}), **compared).embedding_layer,
+    ]
+    for module, name in zip(found, ["item_tags", "views_level", "views_level", "user_tags"], strict=True):
+        (layer,) = [part for part in module.modules() if type(part) is FeatureEmbeddingDict]
+        weights = layer.embedding_layers[name].weight
+        assert not weights[0].any()
+        assert 0.2e-4 < weights[1:].std() < 3e-4
+
+
+def test_tables_that_are_shared_stay_one_and_are_initialised_once():
+    features = {**FEATURES, "views_level": {**FEATURES["views_level"], "share_embedding": "likes_level"}}
+    torch.manual_seed(3)
+    model = model_zoo.AutoInt(make_feature_map(features))
+    tables = model.embedding_layer.embedding_layer.embedding_layers
+    assert tables["views_level"] is tables["likes_level"]
+    before = torch.get_rng_state()
+    initialise_own_tables(model)
+    assert before.equal(torch.get_rng_state())
 
 
 def test_no_text_of_a_setting_is_run(tmp_path):
