@@ -71,7 +71,7 @@ class DCNv2(FieldModel):
     def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
         """A linear layer reads what cross network and MLPs make of the fields."""
         features = fields.flatten(1)
-        output = self.crossnet(features)
+        output = self.crossnet(features).view_as(features)  # FuxiCTR's mixture gives [D] of one row
         if self.stacked_dnn is not None:
             output = self.stacked_dnn(output)
         if self.parallel_dnn is not None:

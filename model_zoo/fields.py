@@ -54,7 +54,7 @@ class FieldModel(InterestModel):
 
     Raises:
         UserError: history_pooling is none of the three or has nothing to pool, similarity_fields have nothing to
-            compare, or similarity_only names what cannot be compared.
+            compare, or similarity_only names what cannot be compared or leaves no field.
     """
 
     def __init__(
@@ -102,6 +102,11 @@ class FieldModel(InterestModel):
             self.interest_projections = nn.ModuleList(nn.Linear(width, embedding_dim) for width in self.interest.widths)
             self.numeric_fields += self.interest.counts
         self.num_fields = len(self.numeric_fields)
+        if not self.num_fields:
+            raise UserError(
+                f"{type(self).__name__} has no fields: similarity_only takes {', '.join(self.compared_features)} out "
+                "of them, and nothing else is there; leave one in, or set similarity_fields: True"
+            )
 
     def read_batch(self, inputs) -> Inputs:
         """As InterestModel's; with what the fields of similarity are made of."""
@@ -153,13 +158,12 @@ class FieldModel(InterestModel):
         items = self.item_vectors(batch)
         vectors = items.index_select(0, batch.target)
         target = self.by_feature(vectors)
-        for name, share in self.dropped_fields.items():
-            if self.training and share:
-                target[name] = target[name] * (torch.rand(len(vectors), 1, device=vectors.device) >= share)
-        interest = []
-        if self.interest is not None:
-            own = torch.cat([target[name] for name in self.vector_features], dim=-1)
-            interest = self._interest_fields(batch, items, own)
+        dropped = {name: share for name, share in self.dropped_fields.items() if self.training and share}
+        for name, share in dropped.items():
+            target[name] = target[name] * (torch.rand(len(vectors), 1, device=vectors.device) >= share)
+        if dropped and (self.interest is not None or self.history_pooling == "target_attention"):
+            vectors = torch.cat([target[name] for name in self.vector_features], dim=-1)
+        interest = self._interest_fields(batch, items, vectors)
         return target, self.history_fields(batch, items, vectors), interest
 
     def item_vectors(self, batch: Inputs) -> Tensor:

@@ -30,6 +30,8 @@ class OneTrans(HistoryModel):
         num_tokens: T, NS tokens.
         ffn_ratio: a feed-forward network's hidden layer is so many times as wide as a token.
         transformer_dropout: on what attention and feed-forward networks add.
+        max_len: positions of the history; how many of the last ones ask in a layer follows from it, and not from how
+            far a batch is padded.
         dnn_hidden_units, dnn_activations, net_dropout, batch_norm: of the MLP.
         kwargs: what HistoryModel takes.
 
@@ -46,6 +48,7 @@ class OneTrans(HistoryModel):
         num_tokens=4,
         ffn_ratio=4,
         transformer_dropout=0.0,
+        max_len=100,
         dnn_hidden_units=(64,),
         dnn_activations="ReLU",
         net_dropout=0.0,
@@ -55,6 +58,7 @@ class OneTrans(HistoryModel):
         super().__init__(feature_map, **kwargs)
         require_divisor("num_heads", num_heads, hidden_dim=hidden_dim)
         self.num_tokens = num_tokens
+        self.max_len = max_len if self.content_search is None else min(max_len, self.content_search_len)
         self.item_token = nn.Linear(self.item_dim, hidden_dim)
         self.feature_tokens = nn.Linear(self.row_dim + self.item_dim, num_tokens * hidden_dim)
         self.layers = nn.ModuleList(
@@ -85,7 +89,8 @@ class OneTrans(HistoryModel):
         """
         maps = look_up(self.layers[0].maps(items), positions)
         history = look_up(items, positions)
-        for layer, kept in zip(self.layers, query_counts(positions.shape[1], len(self.layers)), strict=True):
+        for layer, asking in zip(self.layers, query_counts(self.max_len, len(self.layers)), strict=True):
+            kept = min(asking, history.shape[1])
             if maps is None:
                 maps = layer.maps(history)
             history, tokens = layer(history, maps, real, tokens, kept)

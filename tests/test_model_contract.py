@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_feature_map
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -80,7 +81,14 @@ SIZES = {
     "MUSE": {"content_search_len": 4, "dnn_hidden_units": [16]},
     "QARM": {"features": QARM_FEATURES, "code_dim": 4, **DIN_SIZES},
     "NAML": {"view_dim": 8, "query_dim": 4, "dnn_hidden_units": [16]},
-    "OneTrans": {"hidden_dim": 8, "num_heads": 2, "num_tokens": 2, "ffn_ratio": 2, "dnn_hidden_units": [8]},
+    "OneTrans": {
+        "hidden_dim": 8,
+        "num_heads": 2,
+        "num_tokens": 2,
+        "ffn_ratio": 2,
+        "max_len": LENGTH,
+        "dnn_hidden_units": [8],
+    },
     "QIN": {"num_layers": 2, "num_row": 2, "net_dropout": 0.0},
     "RankMixer": {"num_tokens": 4, "token_dim": 16, "ffn_ratio": 2},
     "Transformer_DCN": TRANSFORMER_SIZES,
@@ -314,6 +322,27 @@ def test_padding_content_never_matters(case):
 
 
 @every_case
+def test_a_row_scores_alone_as_among_others(case):
+    """Rows without a history, with a full one and with some."""
+    model, batch = make_model(case), make_batch()
+    expected = scores(model, batch)
+    for row in range(4):
+        alone = some_rows(batch, torch.tensor([row]))
+        assert_equal_scores(scores(model, alone), expected[row : row + 1])
+        assert_equal_scores(scores(model, alone.triple()), expected[row : row + 1])
+
+
+@every_case
+def test_further_padding_in_front_never_matters(case):
+    """A file of longer lists, or a batch with longer histories, pads the same row further."""
+    model, batch = make_model(case), make_batch()
+    longer = batch._replace(item_index=F.pad(batch.item_index, (5, 0)))
+    expected = scores(model, batch)
+    assert_equal_scores(scores(model, longer), expected)
+    assert_equal_scores(scores(model, longer.triple()), expected)
+
+
+@every_case
 def test_order_of_the_batch_never_matters(case):
     model, batch = make_model(case), make_batch()
     order = torch.randperm(ROWS)
@@ -448,6 +477,24 @@ def test_dropped_fields_of_the_target(dropped, field):
     assert partly[~zero].equal(whole[~zero])
     others = [i for i in range(model.num_fields) if i != place]
     assert partly[:, others].equal(whole[:, others])
+
+
+@pytest.mark.parametrize("dropped", ["id_dropout", "modality_dropout"])
+def test_an_attention_asks_without_the_targets_dropped_field(dropped):
+    """It asks as for a target that has none: with an id that nothing is known of, or without the embedding."""
+    model, batch = make_model(("GDCN", {**SIZES["GDCN"], "history_pooling": "target_attention"})), make_batch()
+    targets = batch.item_index[:, -1]
+    batch.item_index[:, :-1] *= ~torch.isin(batch.item_index[:, :-1], targets)  # the history's items keep theirs
+    setattr(model, dropped, 1.0)
+    model.dropped_fields[{"id_dropout": "item_id", "modality_dropout": "item_emb_d128"}[dropped]] = 1.0
+    with torch.no_grad():
+        found = model.train().fields(model.read_batch(batch))
+        if dropped == "id_dropout":
+            model.embedding_layer.embedding_layer.embedding_layers["item_id"].weight[targets.long()] = 0
+        else:
+            batch = with_item(batch, targets.long(), item_emb_d128=0)
+        expected = model.eval().fields(model.read_batch(batch))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_lr_is_a_sum_of_weights():

@@ -1,7 +1,9 @@
 """The layers of WuKong, RankMixer, HSTU and OneTrans against slow, obvious forms of their papers' equations."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from test_model_contract import SIZES, make_batch, make_model
 from torch import nn
 
 from model_zoo.hstu import HSTULayer
@@ -152,6 +154,22 @@ def test_onetrans_layer_is_causal_attention_with_mixed_weights():
         for row in range(3):
             expected = onetrans_by_token(layer, history[row], real[row], tokens[row], kept)
             torch.testing.assert_close(torch.cat([later[row], ours[row]]), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [({}, [4, 2, 0]), ({"max_len": 3}, [2, 1, 0]), ({"content_search": "item_emb_d128"}, [2, 1, 0])],
+)
+def test_onetrans_asks_by_its_length_and_not_by_the_batchs(settings, asked, monkeypatch):
+    """Of 6 positions, of 3 of which it is told, and of 4 that are searched for; padding adds none."""
+    sizes = {**SIZES["OneTrans"], "num_layers": 3, "content_search_len": 4, **settings}
+    model, batch, found = make_model(("OneTrans", sizes)), make_batch(), []
+    forward = OneTransLayer.forward
+    monkeypatch.setattr(OneTransLayer, "forward", lambda *args: found.append(args[-1]) or forward(*args))
+    for further in (0, 7):
+        found.clear()
+        model(batch._replace(item_index=F.pad(batch.item_index, (further, 0))))
+        assert found == asked
 
 
 def test_onetrans_asks_for_fewer_of_the_last_tokens_in_each_layer():
