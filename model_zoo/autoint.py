@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .fields import FieldModel
-from .layers import LinearPart, logit_mlp, require_divisor
+from .layers import LinearPart, logit_mlp, require_divisor, require_numbers_to_norm
 
 
 class AutoInt(FieldModel):
@@ -24,7 +24,7 @@ class AutoInt(FieldModel):
         kwargs: what FieldModel takes.
 
     Raises:
-        UserError: attention_dim does not divide into num_heads.
+        UserError: attention_dim does not divide into num_heads, or is 1 with layer_norm.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class AutoInt(FieldModel):
     ):
         super().__init__(feature_map, **kwargs)
         require_divisor("num_heads", num_heads, attention_dim=attention_dim)
+        if layer_norm:
+            require_numbers_to_norm("attention_dim", attention_dim)
         dims = [self.embedding_dim] + [attention_dim] * attention_layers
         self.self_attention = nn.Sequential(
             *(

@@ -15,7 +15,7 @@ from mm_fibinet.errors import UserError
 
 from .base import Inputs
 from .fields import FieldModel
-from .layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor
+from .layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor, require_numbers_to_norm
 from .plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
@@ -40,7 +40,7 @@ class FiBiNET(FieldModel):
 
     Raises:
         UserError: there is one field only, similarity_to_mlp is True without similarity_fields, or embedding_dim does
-            not divide into num_groups.
+            not divide into num_groups or is 1 where fields are layer-normed.
     """
 
     def __init__(
@@ -64,7 +64,10 @@ class FiBiNET(FieldModel):
         super().__init__(feature_map, **kwargs)
         num_fields, dim = self.num_fields, self.embedding_dim
         if num_fields < 2:
-            raise UserError(f"FiBiNET has one field, {self.field_features[0]}, expected two or more to interact")
+            only = (self.field_features or ["of similarity or interest"])[0]
+            raise UserError(f"FiBiNET has one field, {only}, expected two or more to interact")
+        if feature_norm or senet_plus:
+            require_numbers_to_norm("embedding_dim", dim)
         self.feature_norm = FieldNorm(dim, self.numeric_fields) if feature_norm else None
         if senet_plus:
             require_divisor("num_groups", num_groups, embedding_dim=dim)

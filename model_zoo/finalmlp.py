@@ -80,6 +80,15 @@ class FinalMLP(FieldModel):
             self.gate2 = ContextGate(self.feature_map, list(fs2_context), *gate_dims)
         self.fusion = BilinearFusion(width1, width2, num_heads)
 
+    def item_side_features(self) -> dict[str, dict]:
+        """As MultimodalModel's; a context that is compared otherwise is embedded by its gate, and needs its scale."""
+        contexts = [name for gate in (self.gate1, self.gate2) if gate is not None for name in gate.context]
+        specs = super().item_side_features()
+        return {
+            name: {**spec, "compared_only": False, "keep_int8": True} if name in contexts else spec
+            for name, spec in specs.items()
+        }
+
     def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
         """The bilinear fusion of both streams."""
         stream1 = stream2 = fields.flatten(1)

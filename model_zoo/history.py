@@ -37,6 +37,13 @@ class HistoryModel(InterestModel):
 
     def __init__(self, feature_map, embedding_dim=10, **kwargs):
         super().__init__(feature_map, **kwargs)
+        kept_out = [name for name in self.compared_features if name in feature_map.features]
+        if not self.vector_features and kept_out:
+            raise UserError(
+                f"{type(self).__name__} reads a history of items, but {', '.join(kept_out)}, kept out of their vectors "
+                "(similarity_only), is all that describes them; add another feature, for example item_id, to "
+                "feature_cols and use_features"
+            )
         if not self.vector_features:
             raise UserError(
                 f"{type(self).__name__} reads a history of items, but the feature map has no feature of source item, "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .history import HistoryModel
-from .layers import logit_mlp, require_divisor
+from .layers import logit_mlp, require_divisor, require_numbers_to_norm
 from .lookup import look_up
 
 
@@ -33,7 +33,7 @@ class HSTU(HistoryModel):
         kwargs: what HistoryModel takes.
 
     Raises:
-        UserError: num_heads does not divide hidden_dim.
+        UserError: num_heads does not divide hidden_dim, or hidden_dim is 1.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class HSTU(HistoryModel):
     ):
         super().__init__(feature_map, **kwargs)
         require_divisor("num_heads", num_heads, hidden_dim=hidden_dim)
+        require_numbers_to_norm("hidden_dim", hidden_dim)
         self.position = nn.Linear(self.item_dim, hidden_dim)
         self.layers = nn.ModuleList(
             HSTULayer(hidden_dim, num_heads, max_distance, attention_dropout) for _ in range(num_layers)

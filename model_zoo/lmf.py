@@ -10,6 +10,8 @@ import torch
 from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from mm_fibinet.errors import UserError
+
 from .base import Inputs
 from .fields import FieldModel
 from .layers import logit_mlp
@@ -26,12 +28,12 @@ class LMF(FieldModel):
         modality_dim: of a modality's own network, one hidden layer.
         fusion_dim: of the fused vector.
         num_ranks: R.
-        hidden_units, hidden_activations, net_dropout, batch_norm: of the MLP; the dropout of the modalities' networks
-            too.
+        hidden_units, hidden_activations, net_dropout, batch_norm: of the MLP; the dropout and the first activation of
+            the modalities' networks too.
         kwargs: what FieldModel takes.
 
     Raises:
-        UserError: there is no such column, or all fields are of modalities.
+        UserError: there is no such column, it is in similarity_only, or all fields are of one modality.
     """
 
     def __init__(
@@ -47,14 +49,20 @@ class LMF(FieldModel):
         batch_norm=False,
         **kwargs,
     ):
-        modalities = require_modalities("LMF", feature_map, modality_features)
+        modalities = require_modalities("LMF", feature_map, modality_features, kwargs.get("similarity_only"))
         super().__init__(feature_map, **kwargs)
         self.groups = self._groups(modalities)
+        if len(self.groups) < 2:
+            raise UserError(
+                f"LMF fuses modalities, but {modalities[0]} is all that the fields are of; add another embedding, or "
+                "features like item_id, to feature_cols and use_features"
+            )
+        one_a_layer = isinstance(hidden_activations, list | tuple)
         self.networks = nn.ModuleList(
             MLP_Block(
                 input_dim=len(group) * self.embedding_dim,
                 hidden_units=[modality_dim],
-                hidden_activations=hidden_activations,
+                hidden_activations=[*hidden_activations, None][:1] if one_a_layer else hidden_activations,
                 dropout_rates=net_dropout,
             )
             for group in self.groups

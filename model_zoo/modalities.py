@@ -15,16 +15,23 @@ def embedding_features(feature_map: FeatureMap) -> list[str]:
     return [name for name, spec in features.items() if spec["type"] == "embedding" and spec.get("source") == "item"]
 
 
-def require_modalities(model: str, feature_map: FeatureMap, names: list[str] | tuple[str, ...] | None) -> list[str]:
+def require_modalities(
+    model: str,
+    feature_map: FeatureMap,
+    names: list[str] | tuple[str, ...] | None,
+    compared_only: list[str] | tuple[str, ...] | None = (),
+) -> list[str]:
     """The modalities a model reads: those that are named, or else all embedding features of the items.
 
     Args:
         model: its name, for the error.
         feature_map: FuxiCTR's FeatureMap.
         names: `modality_features`.
+        compared_only: `similarity_only` of a model that reads modalities as features of the items, which these are not.
 
     Raises:
-        UserError: there is none, one is named twice, or one that is named is no embedding of the items.
+        UserError: there is none, one is named twice, or one that is named is no embedding of the items or is only
+            compared.
     """
     known = embedding_features(feature_map)
     if not known:
@@ -32,8 +39,19 @@ def require_modalities(model: str, feature_map: FeatureMap, names: list[str] | t
             f"{model} reads embeddings of the items, but the feature map has no feature of source item and of type "
             "embedding; make one with build_item_emb.py and name it in feature_cols or in modality_features"
         )
-    names = list(names or known)
+    left_out = list(compared_only or ())
+    if not names and set(known) <= set(left_out):
+        raise UserError(
+            f"{model} reads embeddings of the items as features, but similarity_only takes {', '.join(known)} out of "
+            "these; leave one in"
+        )
+    names = list(names or [name for name in known if name not in left_out])
     for name in names:
+        if name in left_out:
+            raise UserError(
+                f"modality_features and similarity_only both have {name!r}, but {model} reads modalities as features "
+                "of the items, which similarity_only takes it out of; name it in one of the two"
+            )
         if name not in known or names.count(name) > 1:
             raise UserError(
                 f"modality_features is {names}, expected features of source item and of type embedding, each once, "

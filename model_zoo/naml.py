@@ -45,7 +45,7 @@ class NAML(HistoryModel):
         batch_norm=False,
         **kwargs,
     ):
-        require_modalities("NAML", feature_map, modality_features)
+        require_modalities("NAML", feature_map, modality_features, kwargs.get("similarity_only"))
         super().__init__(feature_map, **kwargs)
         self.views = nn.ModuleList(nn.Linear(width, view_dim) for width in self.feature_widths)
         self.dropout = nn.Dropout(net_dropout)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .fields import FieldModel
-from .layers import require_divisor
+from .layers import require_divisor, require_numbers_to_norm
 from .token_linear import TokenLinear
 
 
@@ -27,12 +27,13 @@ class RankMixer(FieldModel):
         kwargs: what FieldModel takes.
 
     Raises:
-        UserError: num_tokens does not divide token_dim.
+        UserError: num_tokens does not divide token_dim, or token_dim is 1.
     """
 
     def __init__(self, feature_map, num_tokens=8, token_dim=64, num_layers=2, ffn_ratio=4, net_dropout=0.0, **kwargs):
         super().__init__(feature_map, **kwargs)
         require_divisor("num_tokens", num_tokens, token_dim=token_dim)
+        require_numbers_to_norm("token_dim", token_dim)
         self.num_tokens = num_tokens
         self.part_dim = -(-self.num_fields * self.embedding_dim // num_tokens)
         self.tokenizer = TokenLinear(num_tokens, self.part_dim, token_dim)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .fields import FieldModel
-from .layers import logit_mlp
+from .layers import logit_mlp, require_numbers_to_norm
 
 
 class WuKong(FieldModel):
@@ -28,6 +28,9 @@ class WuKong(FieldModel):
         attentive: the compression depends on the fields, as in the paper's experiments; else it is one matrix.
         hidden_units, hidden_activations, net_dropout, batch_norm: of the final MLP.
         kwargs: what FieldModel takes.
+
+    Raises:
+        UserError: embedding_dim is 1, of which a layer norm leaves nothing.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class WuKong(FieldModel):
         **kwargs,
     ):
         super().__init__(feature_map, **kwargs)
+        require_numbers_to_norm("embedding_dim", self.embedding_dim)
         counts = [self.num_fields] + [num_fmb_fields + num_lcb_fields] * num_layers
         self.layers = nn.Sequential(
             *(

@@ -30,6 +30,11 @@ def without(*names, of=FEATURES):
     return {name: spec for name, spec in of.items() if name not in names}
 
 
+WITH_ONE_EMBEDDING = without("likes_level", "views_level", "item_id", "item_tags")
+COMPARED_ONLY = {"similarity_fields": True, "similarity_only": ["item_emb_d128"]}
+SEARCHED = {"content_search": "item_emb_d128"}
+
+
 @pytest.mark.parametrize("name", [*OF_ANY_FEATURES, "LR"])
 def test_it_works_without_features_of_items(name):
     """As in FuxiCTR's demo example8: two numbers and a vector, no source, no history."""
@@ -157,6 +162,39 @@ def test_levels_are_refused_where_there_are_none(name):
             ("FiBiNET", {"senet_plus": True, "num_groups": 3}),
             r"num_groups is 3, expected a divisor of 8 \(embedding_dim",
         ),
+        (
+            ("FiBiNET", {"features": WITH_ONE_EMBEDDING, **COMPARED_ONLY, "history_pooling": "none"}),
+            "FiBiNET has one field, of similarity or interest, expected two or more",
+        ),
+        (
+            ("GDCN", {"features": WITH_ONE_EMBEDDING, **COMPARED_ONLY, "similarity_fields": False, **SEARCHED}),
+            "GDCN has no fields: similarity_only takes item_emb_d128 out of them",
+        ),
+        (
+            ("DIN", {"features": WITH_ONE_EMBEDDING, "similarity_only": ["item_emb_d128"], **SEARCHED}),
+            "DIN reads a history of items, but item_emb_d128, kept out of their vectors",
+        ),
+        (("LMF", {"features": WITH_ONE_EMBEDDING}), "LMF fuses modalities, but item_emb_d128 is all that the fields"),
+        (("LMF", COMPARED_ONLY), "LMF reads embeddings .* but similarity_only takes item_emb_d128 out of these"),
+        (
+            ("LMF", {**COMPARED_ONLY, "modality_features": ["item_emb_d128"]}),
+            "modality_features and similarity_only both have 'item_emb_d128', but LMF reads modalities as features",
+        ),
+        (("NAML", {"similarity_only": ["item_emb_d128"], **SEARCHED}), "NAML reads embeddings .* out of these"),
+        (("MARN", {"similarity_only": ["item_emb_d128"], **SEARCHED}), "MARN reads embeddings .* out of these"),
+        (("MARN", {"adversarial_weight": -0.1}), "adversarial_weight is -0.1, expected a number from 0"),
+        (("MAKE", {"extractor_weight": -1}), "extractor_weight is -1, expected a number from 0"),
+        *(
+            (case, f"{name} is 1, expected 2 or more: a layer norm of one number is 0 whatever it was")
+            for name, case in {
+                "embedding_dim": ("WuKong", {"embedding_dim": 1}),
+                "token_dim": ("RankMixer", {"num_tokens": 1, "token_dim": 1}),
+                "hidden_dim": ("HSTU", {"hidden_dim": 1, "num_heads": 1}),
+                "attention_dim": ("AutoInt", {"attention_dim": 1, "layer_norm": True}),
+            }.items()
+        ),
+        (("FiBiNET", {"embedding_dim": 1, "feature_norm": True}), "embedding_dim is 1, expected 2 or more"),
+        (("FiBiNET", {"embedding_dim": 1, "senet_plus": True, "num_groups": 1}), "embedding_dim is 1, expected 2"),
         (("Transformer_DCN", {"num_heads": 5}), r"num_heads is 5, expected a divisor of 64 \(tokens\)"),
         (
             ("LR", {"regularizer": 1e-3, "net_regularizer": 1e-4}),

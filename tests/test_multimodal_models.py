@@ -59,6 +59,14 @@ def test_lmf_fuses_each_column_of_target_and_history_and_the_rest():
     assert sorted(groups[2]) == sorted(["likes_level", "views_level", *["item_id", "item_tags"] * 2])
 
 
+def test_lmf_modalities_have_the_first_of_several_activations():
+    """One a layer of hidden_units, which need not be as many as the one layer of a modality's network."""
+    model = make_model(("LMF", {"hidden_units": [8, 4], "hidden_activations": ["Tanh", "ReLU"]}))
+    of_networks = {type(layer) for network in model.networks for layer in network.mlp[1::2]}
+    assert of_networks == {torch.nn.Tanh}
+    assert [type(layer) for layer in model.dnn.mlp[1::2]] == [torch.nn.Tanh, torch.nn.ReLU]
+
+
 @torch.no_grad()
 def test_naml_attention_is_a_weighted_sum():
     attention = awake(AdditiveAttention(3, query_dim=4))
