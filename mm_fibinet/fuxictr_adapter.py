@@ -80,6 +80,13 @@ def training_rules(model: BaseModel) -> TrainingRules:
     )
 
 
+class IdTable(nn.Embedding):
+    """A table of ids' vectors that a model keeps outside of FuxiCTR's FeatureEmbedding.
+
+    `embedding_regularizer` and `table_learning_rate` are of it as of those inside.
+    """
+
+
 def shows_progress(model: nn.Module) -> bool:
     """Whether progress bars are wanted (`verbose`)."""
     return bool(getattr(model, "_verbose", 0))
@@ -89,7 +96,7 @@ def penalties(model: BaseModel) -> list[tuple[int, float, list[Tensor]]]:
     """FuxiCTR's regularization_loss as (power, weight, parameters): tables and their projections, then the rest."""
     tables = {}
     for module in model.modules():
-        if type(module) is FeatureEmbeddingDict:
+        if type(module) in (FeatureEmbeddingDict, IdTable):
             tables.update({id(p): p for p in module.parameters() if p.requires_grad})
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
     found = []

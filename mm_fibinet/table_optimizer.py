@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from mm_fibinet import distributed
 from mm_fibinet.errors import UserError
+from mm_fibinet.fuxictr_adapter import IdTable
 
 MIN_ROWS = 100_000  # a pass over a smaller table costs about what the touched rows of a batch of 8,192 do, or less
 CHAIN = 1024  # gradients of one row that a GPU adds up at once: see `_sums_in_parts`
@@ -355,8 +356,8 @@ def set_table_rate(model: nn.Module, rate: float) -> None:
     tables = {
         table.weight
         for module in model.modules()
-        if type(module) is FeatureEmbeddingDict
-        for table in module.embedding_layers.values()
+        if type(module) in (FeatureEmbeddingDict, IdTable)
+        for table in (module.embedding_layers.values() if type(module) is FeatureEmbeddingDict else [module])
         if isinstance(table, nn.Embedding) and table.weight.requires_grad
     }
     if not tables:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.fuxictr_adapter import IdTable
 
 from .base import Inputs
 from .history import HistoryModel
@@ -86,7 +87,7 @@ class CodeEmbedding(nn.Module):
 
     def __init__(self, num_codes: int, dim: int):
         super().__init__()
-        self.table = nn.Embedding(num_codes, dim)
+        self.table = IdTable(num_codes, dim)
         nn.init.normal_(self.table.weight, std=TABLE_STD)
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from mm_fibinet import settings
 from mm_fibinet.any_model import make_model as make_run_model
 from mm_fibinet.errors import UserError
 from mm_fibinet.feature_map import build_feature_map
+from mm_fibinet.fuxictr_adapter import penalties
 from mm_fibinet.settings import load_params
+from mm_fibinet.table_optimizer import set_table_rate
 from model_zoo.lmf import LowRankFusion
 from model_zoo.marn import ModalityParts, cross_entropy, reverse_gradient
 from model_zoo.naml import AdditiveAttention
@@ -204,6 +206,20 @@ def test_qarm_reads_codes_of_target_and_history():
         assert (moved[has_them] > 1e-6).float().mean() > 0.5
         assert (moved[~has_them] == 0).all()
     assert "item_codes" not in model.vector_features  # no mean of its codes
+
+
+def test_qarm_codes_are_a_table_as_any_other():
+    """embedding_regularizer and table_learning_rate are of it, net_regularizer and learning_rate are not."""
+    regularizers = {"embedding_regularizer": 0.5, "net_regularizer": 0.25}
+    model = make_model(("QARM", SIZES["QARM"]), **regularizers)
+    found = {weight: {id(part) for part in parameters} for _, weight, parameters in penalties(model)}
+    tables = model.embedding_layer.embedding_layer
+    expected = {id(part) for part in (*tables.parameters(), model.codes.table.weight)}
+    assert found == {0.5: expected, 0.25: {id(part) for part in model.parameters()} - expected}
+    set_table_rate(model, 0.125)
+    rates = {id(part): group["lr"] for group in model.optimizer.param_groups for part in group["params"]}
+    assert rates[id(model.codes.table.weight)] == rates[id(tables.embedding_layers["item_id"].weight)] == 0.125
+    assert rates[id(model.dnn.mlp[0].weight)] == 0.01
 
 
 def test_qarm_without_codes_says_what_it_needs():
