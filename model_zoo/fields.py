@@ -213,6 +213,11 @@ class FieldModel(InterestModel):
                 f"{', '.join(self.field_features)}; set history_pooling: none, or mark the items' features in "
                 "feature_cols with source: item"
             )
+        if asked != "none" and ITEM_SEQ not in self.feature_map.features:
+            raise UserError(
+                f"history_pooling is {asked!r}, but the feature map has no {ITEM_SEQ} to pool; set history_pooling: "
+                f"none, or add {ITEM_SEQ} to feature_cols and use_features"
+            )
         return asked
 
     def _make_similarity(self) -> SimilarityFields:
@@ -226,6 +231,7 @@ class FieldModel(InterestModel):
                 "similarity_fields is True, but there is nothing to compare: expected a feature of source item and of "
                 "type embedding or sequence, or history_levels: True"
             )
+        self._require_history("similarity_fields", True)
         return SimilarityFields(embeddings, (tags or [None])[0], self.level_features, self.embedding_dim)
 
     def _is_compared(self, name: str) -> bool:

@@ -10,7 +10,7 @@ from fuxictr.pytorch.layers import FeatureEmbedding
 from torch import Tensor
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.schema import ITEM_ID
+from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 
 from .base import Inputs
 from .interest import InterestModel
@@ -32,7 +32,7 @@ class HistoryModel(InterestModel):
         row_dim: R, the width of what `row_vectors` makes.
 
     Raises:
-        UserError: no feature describes an item.
+        UserError: no feature describes an item, or there is no history.
     """
 
     def __init__(self, feature_map, embedding_dim=10, **kwargs):
@@ -49,6 +49,12 @@ class HistoryModel(InterestModel):
                 f"{type(self).__name__} reads a history of items, but the feature map has no feature of source item, "
                 f"it has {', '.join(self.user_features)}; mark the items' features in feature_cols with source: item, "
                 "or choose a model of fields, for example FiBiNET"
+            )
+        if ITEM_SEQ not in feature_map.features:
+            raise UserError(
+                f"{type(self).__name__} reads a history of items, but the feature map has no {ITEM_SEQ}, it has "
+                f"{', '.join(feature_map.features)}; add {ITEM_SEQ} to feature_cols and use_features, or choose a "
+                "model of fields, for example FiBiNET"
             )
         widths = {name: spec.get("embedding_dim", embedding_dim) for name, spec in feature_map.features.items()}
         self.feature_widths = [widths[name] for name in self.vector_features]

@@ -109,6 +109,27 @@ def test_a_history_model_needs_features_of_items(name):
         make_model((name, {"history_levels": False}), features=without("item_id", "item_tags", "item_emb_d128"))
 
 
+@pytest.mark.parametrize("name", HISTORY_MODELS)
+def test_a_history_model_needs_a_history(name):
+    """Data of FuxiCTR's own kind have items and no history; DIN would be an MLP there, without a word."""
+    features = without("item_seq", of=SIZES[name].get("features", FEATURES))
+    with pytest.raises(UserError, match="but the feature map has no item_seq"):
+        make_model((name, {**SIZES[name], "features": features}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"history_pooling": "mean"}, "history_pooling is 'mean', but the feature map has no item_seq to pool"),
+        ({"history_pooling": "target_attention"}, "'target_attention', but the feature map has no item_seq to pool"),
+        ({"similarity_fields": True}, "similarity_fields is True, which compares .* has no item_seq"),
+    ],
+)
+def test_fields_of_a_history_need_one(settings, message):
+    with pytest.raises(UserError, match=message):
+        make_model(("FM", {}), features=without("item_seq"), **settings)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_levels_are_refused_where_there_are_none(name):
     features = without("likes_level", "views_level", of=SIZES[name].get("features", FEATURES))
