@@ -174,7 +174,7 @@ def test_check_of_an_experiment_asks_its_model_for_levels(folder, capsys):
     """DIN_att6 reads the history's levels though no YAML says so."""
     config = folder / "config" / "model_config.yaml"
     for model, wrong in (("DIN", False), ("DIN_att6", True)):
-        features = "use_features: [item_id, item_tags]"
+        features = "use_features: [item_seq, item_id, item_tags]"
         config.write_text(f"Levels_test: {{model: {model}, dataset_id: TEST_DATA, {features}}}")
         arguments = ("check", "--config", folder / "config", "--expid", "Levels_test")
         code, table, _ = run_script("mm_fibinet.__main__", *arguments, capsys=capsys)
