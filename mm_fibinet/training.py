@@ -59,7 +59,8 @@ class Trainer:
         loss: its loss; a mapping, or one with pos_weight or focal_gamma, is any model's (see mm_fibinet.losses).
         pos_weight, focal_gamma: see MixedLoss.
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
-        accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
+        accumulation_steps: batches a step of the optimizer, each counted by its rows; the last step of an epoch may
+            have fewer.
         table_optimizer: "dense" trains all rows of the embedding tables at every step, as FuxiCTR does; "lazy" those of
             large tables that the step touches, by Adam, "rowwise_adagrad" the same by Adagrad with one number of state
             a row (see mm_fibinet.table_optimizer); both need Adam for all else.
@@ -218,13 +219,12 @@ class Trainer:
             logging.info("Resumed at epoch %d, step %d", self.epoch + 1, self.step)
         steps = len(train_data)
         self.planned_steps = epochs * steps
-        eval_steps = self.rules.eval_steps or steps
         logging.info("Precision: %s", self.precision)
         logging.info("Start training: %d batches/epoch", steps)
         lines_above_bars = log_lines_above_bars(sys.stdout, shown=self.world.is_main)
         with signals.noted(react=_insist) as self._signals, lines_above_bars, self.precision.products():
             while self.epoch < epochs and not self.stopped:
-                self._train_epoch(train_data, valid_data, steps, eval_steps)
+                self._train_epoch(train_data, valid_data, steps)
                 self.epoch, self.step = self.epoch + 1, 0
                 self._save_state()
                 if distributed.any_rank(bool(self._signals), self.model.device):
@@ -237,8 +237,9 @@ class Trainer:
         logging.info("Training finished. Best weights: %s", self.checkpoint)
         return self.history
 
-    def _train_epoch(self, train_data, valid_data, steps: int, eval_steps: int) -> None:
+    def _train_epoch(self, train_data, valid_data, steps: int) -> None:
         self.model.train()
+        eval_steps = self.rules.eval_steps
         if hasattr(train_data, "set_position"):
             train_data.set_position(self.epoch, self.step)
         progress = track(
@@ -257,7 +258,7 @@ class Trainer:
             self.step += 1
             self.total_steps += 1
             rows += self._train_step(batch, train_data, last=self.step == steps)
-            if self.total_steps % eval_steps == 0:
+            if self.total_steps % eval_steps == 0 if eval_steps else self.step == steps:
                 with self._judged_weights():
                     self._evaluate(valid_data, rows, started)
                 self.model.train()
@@ -284,10 +285,11 @@ class Trainer:
         if self.graph is not None:
             loss = self.graph(batch, labels)
         else:
-            share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
+            rows_of_step = rows if self.accumulation_steps == 1 else self._rows_of_step(data, rows)
+            share = len(labels) * self.world.size / rows_of_step  # the mean over ranks of these is one over all rows
             exchanged = self.world.size == 1 or updates  # once a step: with the gradients of its last batch
             with contextlib.nullcontext() if exchanged else self.forward.no_sync():
-                loss = self._gradients(batch, labels, share / self.accumulation_steps)
+                loss = self._gradients(batch, labels, share)
         if not self._gradients_seen:
             distributed.require_gradients(self.model)
             self._gradients_seen = True
@@ -295,7 +297,22 @@ class Trainer:
         self.loss_steps += 1
         if updates:
             self._update()
+            if self.average:
+                self.average.update(self._steps_taken(len(data)))
         return rows
+
+    def _steps_taken(self, batches: int) -> int:
+        """Steps of the optimizer so far, this one included, where an epoch has so many batches."""
+        of_epoch, of_this = (math.ceil(count / self.accumulation_steps) for count in (batches, self.step))
+        return self.epoch * of_epoch + of_this
+
+    def _rows_of_step(self, data, rows: int) -> int:
+        """Rows of all batches that the optimizer's step is of; of a loader that cannot tell, those of this one each."""
+        first = (self.step - 1) // self.accumulation_steps * self.accumulation_steps
+        batches = range(first, min(first + self.accumulation_steps, len(data)))
+        if not hasattr(data, "rows_in_batch"):
+            return rows * len(batches)
+        return sum(map(data.rows_in_batch, batches))
 
     def _gradients(self, batch, labels: Tensor, factor: float = 1.0) -> Tensor:
         """Add `factor` times the gradients of a batch's loss to the parameters'; returns the loss, a scalar."""
@@ -319,8 +336,6 @@ class Trainer:
         nn.utils.clip_grad_norm_(clipped, self.max_gradient_norm, foreach=True)
         self.scaling.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.total_steps)
 
     def _judged_weights(self):
         """The weights that are evaluated and kept: their average, where there is one."""
