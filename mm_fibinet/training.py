@@ -40,6 +40,7 @@ LR_SCHEDULES = ("plateau", "linear")
 MIN_DELTA = 1e-6  # FuxiCTR's: a smaller gain is no improvement
 MIN_LR = 1e-6
 STEPS_BETWEEN_LOSS_CHECKS = 100  # reading the loss makes a GPU wait
+ONE_ROW = "Expected more than 1 value per channel when training"  # says torch's batch norm
 LEAST_SHARE = 1e-9  # of a step's rows; less is rounding
 STEPS_BETWEEN_SIGNAL_CHECKS = 20  # with several processes, which must agree on when to stop
 
@@ -134,6 +135,7 @@ class Trainer:
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)
         self.world = distributed.current()
+        distributed.draw_apart()
         self.max_gradient_norm = max_gradient_norm
         self.accumulation_steps = max(int(accumulation_steps), 1)
         self.lr_schedule = lr_schedule
@@ -316,7 +318,16 @@ class Trainer:
 
     def _gradients(self, batch, labels: Tensor, factor: float = 1.0) -> Tensor:
         """Add `factor` times the gradients of a batch's loss to the parameters'; returns the loss, a scalar."""
-        loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+        try:
+            loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+        except ValueError as error:
+            if len(labels) > 1 or not str(error).startswith(ONE_ROW):
+                raise
+            each = " a process" if self.world.size > 1 else ""
+            raise UserError(
+                f"a batch has one row{each}, of which {type(self.model).__name__}'s batch norm has no statistics, "
+                "expected at least two; raise batch_size, or leave batch norm out"
+            ) from error
         if not loss.requires_grad:
             raise UserError(
                 f"{type(self.model).__name__}: its loss depends on no parameter, so that nothing can be trained; "

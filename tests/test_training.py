@@ -366,6 +366,48 @@ class OwnTotalLoss(model_zoo.FiBiNET):
         return super().compute_loss(return_dict, y_true) * 3
 
 
+class Deaf(model_zoo.FiBiNET):
+    """Its loss is its own alone, whatever the settings say."""
+
+    def add_loss(self, return_dict, y_true):
+        return torch.nn.functional.binary_cross_entropy(return_dict["y_pred"], y_true)
+
+
+class DeafTotal(Deaf):
+    def get_total_loss(self, inputs):
+        return self.add_loss(self.forward(inputs), self.get_labels(inputs))
+
+
+@pytest.mark.parametrize("own", [Deaf, DeafTotal])
+@pytest.mark.parametrize("settings", [{"loss": "{bce: 0.8, pairwise: 0.2}"}, {"pos_weight": 3.0}])
+def test_a_mixture_that_a_models_own_loss_does_not_read_is_refused(dataset, tmp_path, own, settings):
+    run = Run(dataset, tmp_path, **settings)
+    run.model = own(run.model.feature_map, **run.params)
+    with pytest.raises(UserError, match=f"{own.__name__} overrides .* and never calls its loss_fn there, so that loss"):
+        run.fit()
+    heard = Run(dataset, tmp_path, epochs=1, **settings)
+    heard.model = OwnAddLoss(heard.model.feature_map, **heard.params)
+    heard.fit()
+    plain = Run(dataset, tmp_path / "plain", epochs=1)
+    plain.model = own(plain.model.feature_map, **plain.params)
+    plain.fit()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_ends_with_no_batch_of_one_row(dataset, tmp_path, shuffle):
+    """Batch norm has no statistics of one; of 600 rows 599 would leave it."""
+    run = Run(dataset, tmp_path, batch_size=599, shuffle=shuffle, batch_norm=True, epochs=1)
+    assert [len(batch.item_index) for batch in run.train] == [600]
+    run.fit()
+    assert len(run.valid) == 1
+
+
+def test_batches_of_one_row_have_no_batch_norm(dataset, tmp_path):
+    run = Run(dataset, tmp_path, batch_size=1, batch_norm=True)
+    with pytest.raises(UserError, match="a batch has one row, of which FiBiNET's batch norm has no statistics"):
+        run.fit()
+
+
 def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
