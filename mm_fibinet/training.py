@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mm_fibinet import distributed, losses, signals, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
 from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 from mm_fibinet.fuxictr_adapter import refuse_untrained, shows_progress, training_rules
 from mm_fibinet.memory import peak_memory
 from mm_fibinet.metrics import undefined_metrics
@@ -469,18 +469,24 @@ class Trainer:
         )
 
     def _restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in STATE:
-            setattr(self, name, state[name])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name in STATE:
+                setattr(self, name, state[name])
+            if self.average:
+                self.average.load(state["average"])
+        except (KeyError, RuntimeError, ValueError) as error:  # settings and data are the run's, as its states say
+            raise UserError(
+                f"--resume: the run's state is not of this {type(self.model).__name__} ({first_line(error)}): the code "
+                "has changed since; go on with the version that began the run, or start anew without --resume"
+            ) from error
         self.precision = self.precision.resumed(state["precision"])
         self.scaling = Scaling(self.precision)
         self.scaling.load(state["scaling"])
         losses = state["losses"] if self.world.is_main else torch.zeros(2)
         self.loss_sum.copy_(losses[0])
         self.scaling.lost.copy_(losses[1])
-        if self.average:
-            self.average.load(state["average"])
         if self.world.rank < len(state["generators"]):
             set_generator_states(state["generators"][self.world.rank], self.model.device)
 

@@ -335,6 +335,19 @@ def test_the_optimizer_is_made_where_the_weights_are(dataset, monkeypatch):
     assert there_before == [False]
 
 
+def test_a_state_of_other_layers_is_refused_in_one_line(dataset, tmp_path):
+    """Settings and data are those of the run; the model's code is another version's."""
+    Run(dataset, tmp_path, epochs=1).fit()
+    with pytest.raises(
+        UserError, match=r"--resume: the run's state is not of this FiBiNET \(.*\): the code has changed"
+    ):
+        Run(dataset, tmp_path, epochs=1, embedding_dim=4).fit(resume=True)
+    Run(dataset, tmp_path / "other", epochs=1, optimizer="SGD").fit()
+    run = Run(dataset, tmp_path / "other", epochs=1, ema_decay=0.9)
+    with pytest.raises(UserError, match="the run's state is not of this FiBiNET"):
+        run.fit(resume=True)
+
+
 class OwnAddLoss(model_zoo.FiBiNET):
     """An auxiliary loss on a second output, as FuxiCTR's SIM has it."""
 
