@@ -67,7 +67,7 @@ class MMCTRDataLoader:
         feature_map: FuxiCTR's FeatureMap.
         data_path: a parquet file, with or without `.parquet`, or a folder of part files.
         split: "train", "valid" or "test"; a test split needs no label and no group id.
-        batch_size: rows a batch; the last one may be smaller. When shuffled, a last one of fewer than two rows a rank
+        batch_size: rows a batch; the last one may be smaller. In training, a last one of fewer than two rows a rank
             goes with the one before it: batch norm needs two.
         shuffle: a new seeded permutation every epoch.
         item_info: item_info.parquet, or an ItemTable made before (shared by the splits). None for data without a
@@ -149,8 +149,15 @@ class MMCTRDataLoader:
         self._group_ids = self.data.column(group).cpu() if group and group in self.data.layout else None
         self.num_samples = len(self.data)
         self.num_batches = math.ceil(self.num_samples / self.batch_size)
-        if shuffle and self.num_batches > 1 and (self.num_samples - 1) % self.batch_size + 1 < 2 * world_size:
+        trains = shuffle or split == "train"
+        if trains and self.num_batches > 1 and (self.num_samples - 1) % self.batch_size + 1 < 2 * world_size:
             self.num_batches -= 1
+        if trains and min(self.batch_size, self.num_samples) < world_size:
+            raise UserError(
+                f"{self.path}: a batch has {min(self.batch_size, self.num_samples)} rows (batch_size is {batch_size}, "
+                f"of all processes together), expected at least one for each of {world_size} processes; raise "
+                "batch_size, or use fewer"
+            )
         self.epoch = 0
         self.first_batch = 0
 

@@ -88,6 +88,16 @@ def current() -> World:
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def draw_apart() -> None:
+    """From now on each rank draws random numbers of its own, as dropout does; the first goes on as it is.
+
+    All ranks begin with the same seed, and the rows of one would lose the same units as those of another.
+    """
+    rank = current().rank
+    if rank:
+        torch.manual_seed((torch.initial_seed() * 1_000_003 + rank) % 2**63)
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The element-wise sum over all ranks, in place; the same on every rank."""
     if current().size > 1:

@@ -202,7 +202,8 @@ def only_accumulates(model: nn.Module) -> bool:
     """Whether a model's train_step is LongCTR's, as the challenge's repositories have it too.
 
     It divides the loss by accumulation_steps and calls the optimizer once in that many batches, as our loop does by the
-    setting of that name. Told by the statements of the method; comments and layout do not count.
+    setting of that name, but for an epoch's last step: ours is of the batches that it has. Told by the statements of
+    the method; comments and layout do not count.
     """
     return _digest_of(type(model).train_step) in ACCUMULATING_STEPS
 

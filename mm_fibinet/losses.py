@@ -9,7 +9,7 @@ itself, nothing of them is kept.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,13 @@ class MixedLoss:
         weights: {one of LOSS_TERMS: its weight}.
         pos_weight: of clicks in bce and focal, as torch's BCEWithLogitsLoss has it; the mean stays one over all rows.
         focal_gamma: of focal.
+        calls: not empty once it was called, for whoever asks whether a model's own loss reads it.
     """
 
     weights: Mapping[str, float]
     pos_weight: float = 1.0
     focal_gamma: float = 2.0
+    calls: list[bool] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(self, y_pred: Tensor, y_true: Tensor, reduction: str = "mean") -> Tensor:
         """The loss of a batch, a scalar.
@@ -47,6 +49,7 @@ class MixedLoss:
         """
         if reduction != "mean":
             raise UserError(f"reduction is {reduction!r}, expected mean: a pairwise loss is none of single rows")
+        self.calls[:] = [True]
         probability, label = y_pred.float().flatten(), y_true.float().flatten()
         terms = {
             "bce": lambda: weighted_bce(probability, label, self.pos_weight),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mm_fibinet import distributed, fuxictr_adapter
 from mm_fibinet.errors import UserError
+from mm_fibinet.losses import MixedLoss
 from mm_fibinet.table_optimizer import TouchedRows
 
 
@@ -59,17 +60,33 @@ class Objective:
 
         Returns:
             a scalar; NaN where scores are NaN, where torch's own loss would abort (on a GPU, beyond recovery).
+
+        Raises:
+            UserError: a mixture of losses is asked for, and the model's own loss does not read it.
         """
         if self.takes_batch:
             with autocast:
-                return self.model.get_total_loss(batch).reshape(())
+                loss = self.model.get_total_loss(batch).reshape(())
+            self._require_mixture_read()
+            return loss
         with autocast:
             outputs = forward(batch)
         if self.own:
-            return self._own_loss(outputs, labels)
+            loss = self._own_loss(outputs, labels)
+            self._require_mixture_read()
+            return loss
         predicted = outputs["y_pred"].float()  # of a model that does not see to it itself
         nan_if_any = (predicted - predicted).sum()
         return self.model.loss_fn(predicted.nan_to_num(0.5), labels, reduction="mean") + nan_if_any
+
+    def _require_mixture_read(self) -> None:
+        asked = self.model.loss_fn
+        if isinstance(asked, MixedLoss) and not asked.calls:
+            raise UserError(
+                f"{type(self.model).__name__} overrides {', '.join(self.own)} and never calls its loss_fn there, so "
+                f"that loss {dict(asked.weights)} with pos_weight {asked.pos_weight} would change nothing; leave loss, "
+                "pos_weight and focal_gamma out, or let its own loss call self.loss_fn"
+            )
 
     def add_penalty_gradients(self) -> None:
         """Add the gradient of every penalty to the parameters'."""

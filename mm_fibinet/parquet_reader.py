@@ -246,10 +246,10 @@ def read_slices(
         first_row += batch.num_rows
 
 
-def read_column(path: str | Path, column: str, integer: bool = True) -> np.ndarray:
-    """A whole column of one number a row: int64 [N], or float64 [N] when not `integer`."""
-    parts = [scalars(arrays[column], path, column, first, integer) for first, arrays in read_slices(path, [column])]
-    return np.concatenate(parts)
+def read_column(path: str | Path, column: str, integer: bool = True, fill_na: float | None = None) -> np.ndarray:
+    """A whole column of one number a row: int64 [N], or float64 [N] when not `integer`; nulls as `scalars` has them."""
+    slices = read_slices(path, [column])
+    return np.concatenate([scalars(arrays[column], path, column, first, integer, fill_na) for first, arrays in slices])
 
 
 def list_width(path: str | Path, column: str) -> int:

@@ -19,7 +19,7 @@ from mm_fibinet import files, run_manifest, schema
 from mm_fibinet.errors import UserError, first_line
 from mm_fibinet.fuxictr_adapter import training_rules
 from mm_fibinet.metrics import METRICS, auc, evaluate_metrics, undefined_metrics
-from mm_fibinet.parquet_reader import open_parquet, read_column
+from mm_fibinet.parquet_reader import ParquetData, open_parquet, read_column
 from mm_fibinet.run_folder import RunFolder
 
 SCORES = ("label", "score", "user_id", "cold")  # columns of valid_scores.parquet
@@ -134,22 +134,40 @@ def read_scores(folder: Path) -> pl.DataFrame:
 def _valid_rows(params: dict, train_path: str, valid_data, scores: np.ndarray) -> pl.DataFrame:
     """label, score, user_id (the row number where the file has no users) and cold (item not a target in train).
 
-    Without a column item_id, as in FuxiCTR's own data, no row is known to be cold.
+    A column that no feature is made of may hold anything. Without item ids in both files, as in FuxiCTR's own data, no
+    row is known to be cold.
     """
     label, user = valid_data.feature_map.labels[0], params.get("group_id") or "user_id"
     valid = open_parquet(valid_data.path)
-    names, cold = valid.schema_arrow.names, np.zeros(valid.num_rows, dtype=bool)
-    if schema.ITEM_ID in names:
-        seen = np.unique(read_column(train_path, schema.ITEM_ID))
-        cold = ~np.isin(read_column(valid_data.path, schema.ITEM_ID), seen)
+    cold = np.zeros(valid.num_rows, dtype=bool)
+    items, shown = _item_ids(train_path), _item_ids(valid_data.path)
+    if items is not None and shown is not None:
+        cold = ~np.isin(shown, np.unique(items))
     return pl.DataFrame(
         {
             "label": read_column(valid_data.path, label, integer=False).astype(np.int8),
             "score": scores,
-            "user_id": pl.from_arrow(valid.read([user]))[user] if user in names else np.arange(valid.num_rows),
+            "user_id": _users(valid, user),
             "cold": cold,
         }
     )
+
+
+def _item_ids(path: str) -> np.ndarray | None:
+    """The rows' items, a null as 0; None where the file has no such column, or not one of integers."""
+    try:
+        return read_column(path, schema.ITEM_ID, fill_na=0)
+    except UserError:
+        return None
+
+
+def _users(valid: ParquetData, column: str) -> pl.Series | np.ndarray:
+    """Whose row each is; the row number where the file does not say it of every row."""
+    if column in valid.schema_arrow.names:
+        users = pl.from_arrow(valid.read([column]))[column]
+        if not users.dtype.is_nested() and not users.null_count():
+            return users
+    return np.arange(valid.num_rows)
 
 
 def _defined(value: float | None) -> float | None:

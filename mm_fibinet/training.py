@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mm_fibinet import distributed, losses, signals, step_graph
 from mm_fibinet.checkpoint import RunCheckpoints, generator_states, load_weights, save_weights, set_generator_states
 from mm_fibinet.dataloader import MMCTRDataLoader
-from mm_fibinet.errors import UserError
+from mm_fibinet.errors import UserError, first_line
 from mm_fibinet.fuxictr_adapter import refuse_untrained, shows_progress, training_rules
 from mm_fibinet.memory import peak_memory
 from mm_fibinet.metrics import undefined_metrics
@@ -40,6 +40,7 @@ LR_SCHEDULES = ("plateau", "linear")
 MIN_DELTA = 1e-6  # FuxiCTR's: a smaller gain is no improvement
 MIN_LR = 1e-6
 STEPS_BETWEEN_LOSS_CHECKS = 100  # reading the loss makes a GPU wait
+ONE_ROW = "Expected more than 1 value per channel when training"  # says torch's batch norm
 LEAST_SHARE = 1e-9  # of a step's rows; less is rounding
 STEPS_BETWEEN_SIGNAL_CHECKS = 20  # with several processes, which must agree on when to stop
 
@@ -59,7 +60,8 @@ class Trainer:
         loss: its loss; a mapping, or one with pos_weight or focal_gamma, is any model's (see mm_fibinet.losses).
         pos_weight, focal_gamma: see MixedLoss.
         max_gradient_norm: gradients are clipped to this norm, over all parameters.
-        accumulation_steps: batches a step of the optimizer; the last of an epoch may have fewer.
+        accumulation_steps: batches a step of the optimizer, each counted by its rows; the last step of an epoch may
+            have fewer.
         table_optimizer: "dense" trains all rows of the embedding tables at every step, as FuxiCTR does; "lazy" those of
             large tables that the step touches, by Adam, "rowwise_adagrad" the same by Adagrad with one number of state
             a row (see mm_fibinet.table_optimizer); both need Adam for all else.
@@ -133,6 +135,7 @@ class Trainer:
         self.rules = training_rules(model)
         self.checkpoint = Path(checkpoint or model.checkpoint)
         self.world = distributed.current()
+        distributed.draw_apart()
         self.max_gradient_norm = max_gradient_norm
         self.accumulation_steps = max(int(accumulation_steps), 1)
         self.lr_schedule = lr_schedule
@@ -218,13 +221,12 @@ class Trainer:
             logging.info("Resumed at epoch %d, step %d", self.epoch + 1, self.step)
         steps = len(train_data)
         self.planned_steps = epochs * steps
-        eval_steps = self.rules.eval_steps or steps
         logging.info("Precision: %s", self.precision)
         logging.info("Start training: %d batches/epoch", steps)
         lines_above_bars = log_lines_above_bars(sys.stdout, shown=self.world.is_main)
         with signals.noted(react=_insist) as self._signals, lines_above_bars, self.precision.products():
             while self.epoch < epochs and not self.stopped:
-                self._train_epoch(train_data, valid_data, steps, eval_steps)
+                self._train_epoch(train_data, valid_data, steps)
                 self.epoch, self.step = self.epoch + 1, 0
                 self._save_state()
                 if distributed.any_rank(bool(self._signals), self.model.device):
@@ -237,8 +239,9 @@ class Trainer:
         logging.info("Training finished. Best weights: %s", self.checkpoint)
         return self.history
 
-    def _train_epoch(self, train_data, valid_data, steps: int, eval_steps: int) -> None:
+    def _train_epoch(self, train_data, valid_data, steps: int) -> None:
         self.model.train()
+        eval_steps = self.rules.eval_steps
         if hasattr(train_data, "set_position"):
             train_data.set_position(self.epoch, self.step)
         progress = track(
@@ -257,7 +260,7 @@ class Trainer:
             self.step += 1
             self.total_steps += 1
             rows += self._train_step(batch, train_data, last=self.step == steps)
-            if self.total_steps % eval_steps == 0:
+            if self.total_steps % eval_steps == 0 if eval_steps else self.step == steps:
                 with self._judged_weights():
                     self._evaluate(valid_data, rows, started)
                 self.model.train()
@@ -284,10 +287,11 @@ class Trainer:
         if self.graph is not None:
             loss = self.graph(batch, labels)
         else:
-            share = len(labels) * self.world.size / rows  # DistributedDataParallel averages over ranks, not over rows
+            rows_of_step = rows if self.accumulation_steps == 1 else self._rows_of_step(data, rows)
+            share = len(labels) * self.world.size / rows_of_step  # the mean over ranks of these is one over all rows
             exchanged = self.world.size == 1 or updates  # once a step: with the gradients of its last batch
             with contextlib.nullcontext() if exchanged else self.forward.no_sync():
-                loss = self._gradients(batch, labels, share / self.accumulation_steps)
+                loss = self._gradients(batch, labels, share)
         if not self._gradients_seen:
             distributed.require_gradients(self.model)
             self._gradients_seen = True
@@ -295,11 +299,35 @@ class Trainer:
         self.loss_steps += 1
         if updates:
             self._update()
+            if self.average:
+                self.average.update(self._steps_taken(len(data)))
         return rows
+
+    def _steps_taken(self, batches: int) -> int:
+        """Steps of the optimizer so far, this one included, where an epoch has so many batches."""
+        of_epoch, of_this = (math.ceil(count / self.accumulation_steps) for count in (batches, self.step))
+        return self.epoch * of_epoch + of_this
+
+    def _rows_of_step(self, data, rows: int) -> int:
+        """Rows of all batches that the optimizer's step is of; of a loader that cannot tell, those of this one each."""
+        first = (self.step - 1) // self.accumulation_steps * self.accumulation_steps
+        batches = range(first, min(first + self.accumulation_steps, len(data)))
+        if not hasattr(data, "rows_in_batch"):
+            return rows * len(batches)
+        return sum(map(data.rows_in_batch, batches))
 
     def _gradients(self, batch, labels: Tensor, factor: float = 1.0) -> Tensor:
         """Add `factor` times the gradients of a batch's loss to the parameters'; returns the loss, a scalar."""
-        loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+        try:
+            loss = self.objective(self.forward, batch, labels, self.precision.autocast())
+        except ValueError as error:
+            if len(labels) > 1 or not str(error).startswith(ONE_ROW):
+                raise
+            each = " a process" if self.world.size > 1 else ""
+            raise UserError(
+                f"a batch has one row{each}, of which {type(self.model).__name__}'s batch norm has no statistics, "
+                "expected at least two; raise batch_size, or leave batch norm out"
+            ) from error
         if not loss.requires_grad:
             raise UserError(
                 f"{type(self.model).__name__}: its loss depends on no parameter, so that nothing can be trained; "
@@ -319,8 +347,6 @@ class Trainer:
         nn.utils.clip_grad_norm_(clipped, self.max_gradient_norm, foreach=True)
         self.scaling.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.total_steps)
 
     def _judged_weights(self):
         """The weights that are evaluated and kept: their average, where there is one."""
@@ -443,18 +469,24 @@ class Trainer:
         )
 
     def _restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in STATE:
-            setattr(self, name, state[name])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name in STATE:
+                setattr(self, name, state[name])
+            if self.average:
+                self.average.load(state["average"])
+        except (KeyError, RuntimeError, ValueError) as error:  # settings and data are the run's, as its states say
+            raise UserError(
+                f"--resume: the run's state is not of this {type(self.model).__name__} ({first_line(error)}): the code "
+                "has changed since; go on with the version that began the run, or start anew without --resume"
+            ) from error
         self.precision = self.precision.resumed(state["precision"])
         self.scaling = Scaling(self.precision)
         self.scaling.load(state["scaling"])
         losses = state["losses"] if self.world.is_main else torch.zeros(2)
         self.loss_sum.copy_(losses[0])
         self.scaling.lost.copy_(losses[1])
-        if self.average:
-            self.average.load(state["average"])
         if self.world.rank < len(state["generators"]):
             set_generator_states(state["generators"][self.world.rank], self.model.device)
 

@@ -114,17 +114,18 @@ def test_ranks_share_every_batch(setup):
         assert whole.rows_in_batch(index) == len(batch.item_index)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("world_size", "batch_size", "last"), [(1, 599, 600), (1, 598, 2), (2, 597, 600), (2, 596, 4)])
-def test_a_last_batch_too_small_for_batch_norm_goes_with_the_one_before(setup, world_size, batch_size, last):
+def test_a_last_batch_too_small_for_batch_norm_goes_with_the_one_before(setup, world_size, batch_size, last, shuffle):
     feature_map, params = setup
     arguments = {"batch_size": batch_size, "item_info": params["item_info"], "batch_format": "indices"}
     arguments["world_size"] = world_size
-    loader = MMCTRDataLoader(feature_map, params["train_data"], shuffle=True, **arguments)
+    loader = MMCTRDataLoader(feature_map, params["train_data"], shuffle=shuffle, **arguments)
     sizes = [len(batch.item_index) for batch in loader]
     assert len(sizes) == len(loader) and min(sizes) >= 2
     assert loader.rows_in_batch(len(loader) - 1) == last
-    in_order = MMCTRDataLoader(feature_map, params["train_data"], **arguments)
-    assert in_order.rows_in_batch(len(in_order) - 1) == 600 - batch_size
+    scored = MMCTRDataLoader(feature_map, params["train_data"], split="valid", **arguments)
+    assert scored.rows_in_batch(len(scored) - 1) == 600 - batch_size
 
 
 def test_gathering_for_another_device_equals_gathering_here(setup):

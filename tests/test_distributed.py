@@ -205,6 +205,22 @@ def test_a_model_with_an_unused_parameter_trains_alone(dataset, tmp_path, monkey
     assert len(trainer.fit(loader, None, 1)) == 1
 
 
+def test_ranks_draw_numbers_of_their_own(results, tmp_path, monkeypatch):
+    """The same on both would take the same units from the rows of each."""
+    config, _, (first, second) = results
+    monkeypatch.setattr(table_optimizer, "MIN_ROWS", table_optimizer.MIN_ROWS)
+    assert torch.equal(first["drawn"], two_ranks.drawn(config, tmp_path))
+    assert not set(first["drawn"].tolist()) & set(second["drawn"].tolist())
+
+
+def test_a_batch_with_no_row_for_a_rank_is_refused(results):
+    """Its loss would be NaN, and the advice to lower the learning rate."""
+    for rank in results[2]:
+        assert (
+            "a batch has 1 rows (batch_size is 1, of all processes together), expected at least one" in rank["one_row"]
+        )
+
+
 def test_a_machine_is_asked_once_and_all_its_ranks_hear(results):
     assert [rank["asked"] for rank in results[2]] == [(0, "no file, says rank 0")] * 2
 

@@ -487,6 +487,52 @@ def test_a_listed_metric_without_a_value_is_null_and_explained(commands):
     assert "none of the 100 groups of group_id has both labels, expected at least one" in out
 
 
+@pytest.mark.parametrize(
+    "users",
+    [
+        pl.when(pl.int_range(pl.len()) % 7 > 0).then(pl.lit("u")),
+        pl.when(pl.int_range(pl.len()) % 7 > 0).then(pl.int_range(pl.len()) % 9),
+        pl.concat_list(pl.int_range(pl.len())),
+    ],
+    ids=["text and nulls", "numbers and nulls", "lists"],
+)
+def test_a_column_of_users_that_nobody_asked_for_may_hold_anything(commands, users):
+    """Each row is then a user of its own, as without the column."""
+    config = commands.config / "dataset_config.yaml"
+    config.write_text(config.read_text().replace("        - {name: user_id, type: meta}\n", ""))
+    for name in ("train", "valid"):
+        commands.rewrite(name, user_id=users)
+    code, _, err = commands.train("group_id=null", "metrics=[AUC]")
+    assert code == 0, err
+    scores = pl.read_parquet(commands.run.scores)
+    assert scores["user_id"].to_list() == list(range(len(scores)))
+    assert json.loads(commands.run.result.read_text())["metrics"]["gAUC"] is None
+
+
+@pytest.mark.parametrize("case", ["text", "only in valid", "nulls"])
+def test_item_ids_that_no_feature_is_made_of_may_be_anything(commands, case):
+    """Data without items, as FuxiCTR's own, may have a column of this name all the same."""
+    config = commands.config / "dataset_config.yaml"
+    of_items = ("item_info", "item_feature", "source: item", "item_seq")
+    lines = [line for line in config.read_text().splitlines() if not any(word in line for word in of_items)]
+    config.write_text("\n".join(lines))
+    for name in ("train", "valid"):
+        table = pl.read_parquet(commands.data / f"{name}.parquet").drop("item_seq")
+        if case == "text":
+            table = table.with_columns(item_id=pl.format("i{}", "item_id"))
+        elif case == "nulls":
+            seen = pl.int_range(pl.len()) % 4 + (2 if name == "valid" else 0)
+            table = table.with_columns(item_id=pl.when(seen > 0).then(seen))
+        elif name == "train":
+            table = table.drop("item_id")
+        table.write_parquet(commands.data / f"{name}.parquet")
+    code, _, err = commands.train("model=DeepFM")
+    assert code == 0, err
+    cold = pl.read_parquet(commands.run.scores)["cold"].to_list()
+    # train has null, 1, 2 and 3, valid 2, 3, 4 and 5
+    assert cold == [case == "nulls" and row % 4 > 1 for row in range(len(cold))]
+
+
 def test_one_class_is_enough_for_logloss(commands):
     commands.rewrite("valid", label=pl.lit(1))
     code, _, err = commands.train("monitor=logloss", "monitor_mode=min", "metrics=[logloss]")

@@ -107,12 +107,16 @@ def test_a_step_equals_fuxictrs(dataset, tmp_path, regularizer):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_accumulated_halves_equal_the_whole_batch(dataset, tmp_path):
-    whole = Run(dataset, tmp_path / "whole", net_dropout=0, epochs=1, batch_size=100)
-    halves = Run(dataset, tmp_path / "halves", net_dropout=0, epochs=1, batch_size=50, accumulation_steps=2)
+@pytest.mark.parametrize(("batch_size", "accumulation_steps"), [(50, 2), (70, 4), (70, 5), (200, 999)])
+def test_accumulated_batches_equal_one_of_all_their_rows(dataset, tmp_path, batch_size, accumulation_steps):
+    """Of 600 rows, so that an epoch ends with fewer batches, a shorter one among them, or has no full step at all."""
+    rows = min(batch_size * accumulation_steps, 600)
+    settings = {"net_dropout": 0, "epochs": 2, "embedding_regularizer": 1e-2, "optimizer": "SGD", "learning_rate": 0.5}
+    whole = Run(dataset, tmp_path / "whole", batch_size=rows, **settings)
+    parts = Run(dataset, tmp_path / "parts", batch_size=batch_size, accumulation_steps=accumulation_steps, **settings)
     whole.fit(checkpoints=None)
-    halves.fit(checkpoints=None)
-    for one, other in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
+    parts.fit(checkpoints=None)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -157,8 +161,12 @@ def test_without_a_validation_split_the_last_weights_are_kept(dataset, tmp_path)
     assert_equal_weights(kept, weights(same.model))
 
 
-def test_the_average_of_the_weights_is_evaluated_and_kept(dataset, tmp_path, monkeypatch):
-    run = Run(dataset, tmp_path, ema_decay=0.8, epochs=1, batch_norm=True)
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_the_average_of_the_weights_is_evaluated_and_kept(dataset, tmp_path, monkeypatch, accumulation_steps):
+    run = Run(
+        dataset, tmp_path, ema_decay=0.8, epochs=2, eval_steps=20, batch_norm=True,
+        accumulation_steps=accumulation_steps,
+    )  # fmt: skip
     expected, steps = weights(run.model), 0
     step = Trainer._update
 
@@ -188,6 +196,20 @@ def test_a_linear_schedule_ends_at_nothing(dataset, tmp_path, monkeypatch):
     steps = 3 * len(run.train)
     np.testing.assert_allclose(rates, 0.02 * (steps - np.arange(steps)) / steps, rtol=1e-12)
     assert len(history) == 3
+
+
+def test_epochs_are_evaluated_at_their_end_when_resumed_with_other_batches(dataset, tmp_path):
+    """Two processes make three batches an epoch of what are four for one, as the fourth has too few rows for two."""
+    first = Run(dataset, tmp_path, batch_size=199, epochs=1)
+    assert len(first.train) == 4
+    first.fit()
+    second = Run(dataset, tmp_path, batch_size=199, epochs=3)
+    second.train = MMCTRDataLoader(
+        second.model.feature_map, second.params["train_data"],
+        **{**second.params, "item_info": second.train.item_table, "batch_format": "indices", "world_size": 2},
+    )  # fmt: skip
+    assert len(second.train) == 3
+    assert [entry["step"] for entry in second.fit(resume=True)] == [4, 4 + 3, 4 + 3 + 3]
 
 
 def test_evaluation_equals_fuxictrs(dataset, tmp_path):
@@ -313,6 +335,19 @@ def test_the_optimizer_is_made_where_the_weights_are(dataset, monkeypatch):
     assert there_before == [False]
 
 
+def test_a_state_of_other_layers_is_refused_in_one_line(dataset, tmp_path):
+    """Settings and data are those of the run; the model's code is another version's."""
+    Run(dataset, tmp_path, epochs=1).fit()
+    with pytest.raises(
+        UserError, match=r"--resume: the run's state is not of this FiBiNET \(.*\): the code has changed"
+    ):
+        Run(dataset, tmp_path, epochs=1, embedding_dim=4).fit(resume=True)
+    Run(dataset, tmp_path / "other", epochs=1, optimizer="SGD").fit()
+    run = Run(dataset, tmp_path / "other", epochs=1, ema_decay=0.9)
+    with pytest.raises(UserError, match="the run's state is not of this FiBiNET"):
+        run.fit(resume=True)
+
+
 class OwnAddLoss(model_zoo.FiBiNET):
     """An auxiliary loss on a second output, as FuxiCTR's SIM has it."""
 
@@ -342,6 +377,48 @@ class OwnTotalLoss(model_zoo.FiBiNET):
 
     def compute_loss(self, return_dict, y_true):
         return super().compute_loss(return_dict, y_true) * 3
+
+
+class Deaf(model_zoo.FiBiNET):
+    """Its loss is its own alone, whatever the settings say."""
+
+    def add_loss(self, return_dict, y_true):
+        return torch.nn.functional.binary_cross_entropy(return_dict["y_pred"], y_true)
+
+
+class DeafTotal(Deaf):
+    def get_total_loss(self, inputs):
+        return self.add_loss(self.forward(inputs), self.get_labels(inputs))
+
+
+@pytest.mark.parametrize("own", [Deaf, DeafTotal])
+@pytest.mark.parametrize("settings", [{"loss": "{bce: 0.8, pairwise: 0.2}"}, {"pos_weight": 3.0}])
+def test_a_mixture_that_a_models_own_loss_does_not_read_is_refused(dataset, tmp_path, own, settings):
+    run = Run(dataset, tmp_path, **settings)
+    run.model = own(run.model.feature_map, **run.params)
+    with pytest.raises(UserError, match=f"{own.__name__} overrides .* and never calls its loss_fn there, so that loss"):
+        run.fit()
+    heard = Run(dataset, tmp_path, epochs=1, **settings)
+    heard.model = OwnAddLoss(heard.model.feature_map, **heard.params)
+    heard.fit()
+    plain = Run(dataset, tmp_path / "plain", epochs=1)
+    plain.model = own(plain.model.feature_map, **plain.params)
+    plain.fit()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_ends_with_no_batch_of_one_row(dataset, tmp_path, shuffle):
+    """Batch norm has no statistics of one; of 600 rows 599 would leave it."""
+    run = Run(dataset, tmp_path, batch_size=599, shuffle=shuffle, batch_norm=True, epochs=1)
+    assert [len(batch.item_index) for batch in run.train] == [600]
+    run.fit()
+    assert len(run.valid) == 1
+
+
+def test_batches_of_one_row_have_no_batch_norm(dataset, tmp_path):
+    run = Run(dataset, tmp_path, batch_size=1, batch_norm=True)
+    with pytest.raises(UserError, match="a batch has one row, of which FiBiNET's batch norm has no statistics"):
+        run.fit()
 
 
 def gradients(model):

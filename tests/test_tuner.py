@@ -333,6 +333,34 @@ def test_organisers_tuner(tmp_path, monkeypatch, capsys):
     assert repeated["metrics"]["AUC"] == pytest.approx(values[0], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ([str(ROOT / "run_expid.py")], [os.path.relpath(ROOT / "run_expid.py")]),
+        (
+            [str(ROOT / "run_expid.py"), "--models_from", "a b"],
+            [os.path.relpath(ROOT / "run_expid.py"), "--models_from", "a b"],
+        ),
+        (["-m", "mm_fibinet", "train"], ["-m", "mm_fibinet", "train"]),
+        (["-m", "mm_fibinet", "train", "--models_from", "/a"], ["-m", "mm_fibinet", "train", "--models_from", "/a"]),
+    ],
+)
+def test_the_best_is_repeated_by_the_command_that_ran_it(dataset, tmp_path, command, expected):
+    tuner = tmp_path / "tuner.yaml"
+    tuner.write_text(f"base_config: {dataset}\nbase_expid: FiBiNET_test\ntuner_space:\n    net_dropout: [0, 0.1]\n")
+    search = Search(
+        read_tuner(tuner, model_zoo),
+        model_zoo,
+        tmp_path / "out",
+        [sys.executable, *command],
+        [-1],
+        ["epochs=1"],
+        seed=3,
+    )
+    arguments = ["--config", str(tmp_path / "out"), "--expid", "X", "--gpu", "-1", "--set", "epochs=1", "seed=3"]
+    assert shlex.split(search.repeat_command("X")) == ["python", *expected, *arguments]
+
+
 @pytest.fixture
 def fake(dataset, tmp_path, monkeypatch):
     """A function: a search over this space whose runs are the fake's."""

@@ -164,6 +164,12 @@ def shared_items(config, folder):
     return table["item_id"][1 - rank].item(), table.num_items, as_read
 
 
+def drawn(config, folder):
+    """What dropout would draw first."""
+    make_trainer(config, folder)
+    return torch.rand(8)
+
+
 def error_of(compute):
     """What a UserError of it says."""
     try:
@@ -192,6 +198,8 @@ def main(config, folder):
     forms = folder / "forms" / "users" / "config"
     results["users"] = [shared_users(forms, folder / "users", storage=kind) for kind in ("memory", "memmap")]
     results["items"] = shared_items(config, folder / "items")
+    results["drawn"] = drawn(config, folder / "drawn")
+    results["one_row"] = error_of(lambda: make_trainer(config, folder / "one_row", batch_size=1))
     storage._mapped = no_access
     results["apart"] = shared_memory(config, folder)
 

@@ -38,7 +38,7 @@ class Search:
         tuner: of `read_tuner`.
         models: the namespace of the models (model_zoo).
         out: the output folder: the generated config, results.csv, and a folder a run.
-        script: the command that starts run_expid.py; the arguments are added.
+        script: the command that starts a training, its interpreter first; the arguments are added.
         devices: a place for one run at a time each, see `jobs.run_all`.
         overrides: "key=value" changes to all experiments.
         data_root: replaces that of the dataset config.
@@ -164,8 +164,9 @@ class Search:
     def repeat_command(self, expid: str) -> str:
         """The command that runs an experiment again, in the config's own model_root."""
         changes = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
-        script = os.path.relpath(self.script[-1])
-        command = ["python", script, "--config", self.out, "--expid", expid, "--gpu", self.devices[0]]
+        _, program, *arguments = self.script  # the interpreter; a script, or -m and the module's command
+        program = os.path.relpath(program) if os.path.isabs(program) else program
+        command = ["python", program, *arguments, "--config", self.out, "--expid", expid, "--gpu", self.devices[0]]
         return shlex.join(map(str, [*command, *self._changes(changes)]))
 
     def as_text(self) -> str:
