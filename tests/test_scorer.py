@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -459,6 +460,25 @@ def test_an_encoder_that_makes_nan_of_an_old_item_is_exported_again(exported, tm
     ):
         append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
     assert [path.name for path in tmp_path.iterdir()] == ["item_info.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"tags": np.zeros((4, 2), np.int32)}, "^item_encoder.onnx reads item_emb_d16, which card.json does not have"),
+        ({"item_emb_d16": np.zeros((4, 9))}, r"^item_encoder.onnx cannot encode what card.json has it read \(.*9.*16"),
+    ],
+)
+def test_an_encoder_of_another_card_is_one_line(columns, message):
+    class Session:
+        def get_inputs(self):
+            return [SimpleNamespace(name="item_emb_d16")]
+
+        def run(self, names, fed):
+            raise RuntimeError(f"Got: {fed['item_emb_d16'].shape[1]} Expected: 16\nat a node")
+
+    with pytest.raises(UserError, match=message):
+        new_items.encode(Session(), columns, np.arange(4))
 
 
 def test_levels_that_are_nowhere_are_asked_for(exported, tmp_path):
