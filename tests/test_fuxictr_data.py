@@ -370,6 +370,18 @@ def test_a_batch_is_fuxictrs_dictionary(config, columns):
         np.testing.assert_allclose(whole[name][found[0]], values[order[0]], rtol=1e-6, err_msg=name)
 
 
+def test_a_batch_has_the_order_and_the_integers_of_fuxictrs(config, columns):
+    """Numbers stand among the ids, as in the feature map, and a product of ids is the one of its files' int64."""
+    params = load_params(config, "FiBiNET_tiny", model_zoo)
+    feature_map = build_feature_map({**params, "group_id": "session"})
+    loader = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", batch_size=300, batch_format="flat")
+    batch, values = next(iter(loader)), columns["valid"]
+    assert list(batch) == [*SPECS, "clk"]
+    hashed = (batch["userid"] * 1_000_000_007 + batch["item_id"]) % 1009
+    np.testing.assert_array_equal(hashed.numpy(), (values["userid"] * 1_000_000_007 + values["item_id"]) % 1009)
+    assert torch.nn.functional.one_hot(batch["pid"], 4).sum() == 300
+
+
 def test_the_check_takes_what_training_takes(config, columns, tmp_path):
     entry = load_dataset_config(config, "tiny_parquet")
     assert [row.problems for row in check_dataset({**entry, "test_data": None})] == [[]] * 6
