@@ -193,6 +193,8 @@ class Scorer:
 def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
     """Scores of a split in the file's order, a request for each history that occurs in a part of the file.
 
+    Unlike a request's, its items must be known, as prediction.py has it; others are of another catalogue.
+
     Args:
         path: a parquet file or folder of the contract.
 
@@ -209,7 +211,7 @@ def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
             f"{path}: has no column {schema.ITEM_SEQ}, the rows' histories; where they are in user_info, prediction.py "
             "scores it, or a program that gives them to Scorer.score"
         )
-    columns = schema.split_columns(scorer.card.row_features, [], None)
+    columns = schema.split_columns(scorer.card.row_features, [], scorer.card.num_items)
     scores = []
     for _, blocks in schema.checked_slices(path, columns):
         history, items = blocks[schema.ITEM_SEQ], blocks[schema.ITEM_ID]

@@ -50,6 +50,27 @@ def test_the_submission_is_that_of_prediction(exported, tmp_path, capsys):
     assert np.ptp(expected) > 0.05
 
 
+def test_links_that_go_in_a_circle_are_one_line(exported, tmp_path, capsys):
+    (tmp_path / "test.parquet").symlink_to("test.parquet")
+    run, out = ["--expid", exported.expid, "--model_root", exported.root], ["--out", tmp_path / "scores.zip"]
+    code, _, err = run_script("prediction", *run, "--test", tmp_path / "test.parquet", *out, capsys=capsys)
+    assert code == 2 and err == f"error: cannot read {tmp_path / 'test.parquet'}: its symbolic links go in a circle\n"
+
+
+@pytest.mark.parametrize("column", ["item_id", "item_seq"])
+def test_a_split_of_other_items_is_refused_as_by_prediction(exported, tmp_path, capsys, column):
+    table, run = pq.read_table(exported.test), ["--expid", exported.expid, "--model_root", exported.root]
+    values = np.stack(table[column].to_numpy())
+    values[3, ...] = NUM_ITEMS
+    values = list_column(values) if values.ndim == 2 else pa.array(values)
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), tmp_path / "test.parquet")
+    out = ["--test", tmp_path / "test.parquet", "--out", tmp_path / "scores.zip"]
+    for script, given in (("prediction", run), ("mm_fibinet.scorer", [exported.folder])):
+        code, _, err = run_script(script, *given, *out, capsys=capsys)
+        assert code == 2 and f"column {column} has {NUM_ITEMS} in row 3, expected 0 to {NUM_ITEMS - 1} (items in" in err
+    assert not (tmp_path / "scores.zip").exists()
+
+
 def test_scoring_needs_neither_torch_nor_a_data_frame(exported):
     code = (
         "import sys\n"
