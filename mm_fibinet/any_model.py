@@ -25,6 +25,7 @@ from mm_fibinet.dataloader import BATCH_FORMATS, MMCTRDataLoader
 from mm_fibinet.errors import UserError
 from mm_fibinet.flat import FlatFormat
 from mm_fibinet.item_table import item_side_features
+from mm_fibinet.setting_types import SEQUENCE_ENCODERS
 
 OURS = ("indices", "triple")
 SEQUENCE_SETTINGS = r".*sequence(_item)?_field"  # of DIN, BST, ...: what they attend to by themselves
@@ -89,8 +90,8 @@ def make_model(model_class: type, feature_map: FeatureMap, params: dict) -> Any:
             f"{model_class.__name__} is a model of several tasks, which FuxiCTR trains on a label each; expected one "
             "of a single label"
         )
-    if not model_source.is_multimodal(model_class):
-        feature_map = _feature_map_for(model_class, feature_map, params)
+    ours = model_source.is_multimodal(model_class)
+    feature_map = _pooled(feature_map) if ours else _feature_map_for(model_class, feature_map, params)
     try:
         model = model_class(feature_map, **_arguments(model_class, params))
     except (Exception, SystemExit) as error:
@@ -197,17 +198,30 @@ def _reads_triple(model_class: type) -> bool:
 def _feature_map_for(model_class: type, feature_map: FeatureMap, params: dict) -> FeatureMap:
     """The feature map that a class gets: that of its batches, with what FuxiCTR's models look up in it besides."""
     flat = batch_format(model_class, params) == "flat"
+    sequences = _names_in([value for key, value in params.items() if re.fullmatch(SEQUENCE_SETTINGS, key)])
     if flat and (params.get("item_info") or any(_flat_settings(params))):  # without items it refuses these settings
-        sequences = _names_in([value for key, value in params.items() if re.fullmatch(SEQUENCE_SETTINGS, key)])
         feature_map = FlatFormat(feature_map, *_flat_settings(params)).feature_map(params["max_len"], sequences)
     else:
         feature_map = copy.deepcopy(feature_map)
+    if flat:
+        for name in sequences:
+            if feature_map.features.get(name, {}).get("type") == "sequence":
+                feature_map.features[name]["feature_encoder"] = None
     if feature_map.group_id:
         feature_map.features.setdefault(feature_map.group_id, {"type": "meta"})  # it is in every batch
     for spec in feature_map.features.values():
         spec.setdefault("source", "")
     width = inspect.signature(model_class).parameters.get("embedding_dim")
     feature_map.default_emb_dim = params.get("embedding_dim", width.default if width else None)
+    return feature_map
+
+
+def _pooled(feature_map: FeatureMap) -> FeatureMap:
+    """The feature map for models whose fields are a vector each: a sequence without an encoder has the mean's."""
+    feature_map = copy.deepcopy(feature_map)
+    for spec in feature_map.features.values():
+        if spec["type"] == "sequence" and spec.get("feature_encoder") is None:
+            spec["feature_encoder"] = SEQUENCE_ENCODERS[0]
     return feature_map
 
 

@@ -208,8 +208,18 @@ class MMCTRDataLoader:
             rows = slice(start, stop) if order is None else order.on_cpu[start:stop]
             columns[self.feature_map.group_id] = self._group_ids[rows]
         if not isinstance(batch, IndexBatch):
-            return batch
+            return self._as_fuxictrs(columns)
         return batch.triple() if self.flat is None else self.flat.batch(*batch)
+
+    def _as_fuxictrs(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns as FuxiCTR's own loader has them: in the feature map's order, integers as int64.
+
+        A class may put what it embeds behind each other as it comes, and compute with ids, whose products are beyond
+        int32.
+        """
+        order = [name for name in (*self.feature_map.features, *self.feature_map.labels) if name in columns]
+        whole = {name: columns[name] for name in dict.fromkeys([*order, *columns])}
+        return {name: values.long() if values.dtype == torch.int32 else values for name, values in whole.items()}
 
     def _bounds(self, index: int) -> tuple[int, int]:
         """First row of a batch and the row after its last."""

@@ -121,15 +121,16 @@ def _feature_map(features: dict[str, dict], labels: list[str], params: dict) -> 
 
 
 def _used_columns(params: dict) -> dict[str, dict]:
-    """{feature: its line of feature_cols} of the features that the experiment uses, feature_specs applied."""
+    """{feature: its line of feature_cols} of the features that the experiment uses, feature_specs applied.
+
+    They are in the order of use_features where it is set, as FuxiCTR has them: the fields' order, and so the meaning of
+    a layer's weights behind them.
+    """
     dataset, used = params["dataset_id"], params.get("use_features")
     changes = _feature_specs(params.get("feature_specs") or [])
     known = {name: {**column, **changes.get(name, {})} for name, column in _expanded_columns(params).items()}
-    columns = {
-        name: column
-        for name, column in known.items()
-        if column.get("active", True) is not False and (not used or name in used)
-    }
+    columns = {name: known[name] for name in used or known if name in known}
+    columns = {name: column for name, column in columns.items() if column.get("active", True) is not False}
     for name in used or []:
         if name not in columns:
             raise UserError(f"use_features has {name!r}, expected active features of {dataset}")

@@ -91,4 +91,6 @@ def _columns(path: Path, dataset_id: object) -> dict:
             column["source"] = "item"
         if column.get("max_len") == 0:  # FuxiCTR's for lists of the file's own length
             del column["max_len"]
+        if column.get("type") == "sequence":  # one without an encoder stays a sequence: models attend to it
+            column.setdefault("feature_encoder", None)
     return {"feature_cols": columns, "label_col": [{"name": label} for label in labels]}

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from mm_fibinet import schema
-from mm_fibinet.errors import UserError, printable, run_cli
+from mm_fibinet.errors import UserError, first_line, printable, run_cli
 from mm_fibinet.files import atomic_folder, require_output_folder
 from mm_fibinet.parquet_reader import whole_column
 from mm_fibinet.scorer import open_graph
-from mm_fibinet.served_files import ENCODER, FILES, Card, ItemRows
+from mm_fibinet.served_files import CARD, ENCODER, FILES, Card, ItemRows
 
 ITEMS_AT_ONCE = 1 << 16
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-3, "int8": 1 / 127}  # of the largest number of a part: twice what a table rounds
@@ -93,12 +93,22 @@ def encode(session, columns: dict[str, np.ndarray], items: np.ndarray) -> np.nda
     """float32 [M, width], the rows of items [M].
 
     Raises:
-        UserError: a number of them is not finite.
+        UserError: the graph reads something else, or a number of them is not finite.
     """
     names = [each.name for each in session.get_inputs()]
+    strange = set(names).difference(columns)
+    if strange:
+        raise UserError(f"{ENCODER} reads {min(strange)}, which {CARD} does not have; export the model again")
     starts = range(0, len(items), ITEMS_AT_ONCE)
     parts = [items[start : start + ITEMS_AT_ONCE] for start in starts]
-    rows = np.concatenate([session.run(None, {name: columns[name][part] for name in names})[0] for part in parts])
+    try:
+        rows = np.concatenate([session.run(None, {name: columns[name][part] for name in names})[0] for part in parts])
+    except MemoryError:
+        raise
+    except Exception as error:  # of onnxruntime's own kinds
+        raise UserError(
+            f"{ENCODER} cannot encode what {CARD} has it read ({first_line(error)}); export the model again"
+        ) from error
     strange = items[~np.isfinite(rows).all(axis=1)]
     if len(strange):
         raise UserError(f"{ENCODER} makes no finite numbers of item {strange[0]}; export the model again")

@@ -83,7 +83,7 @@ def write_model(
         write_graph(folder / GRAPH, served, requests, shapes, names, "scores")
     if added is not None and added.asked:
         few = _few_items(card, 5)
-        columns = _item_columns(added, table, few)
+        columns = _item_columns(added, table, few, card)
         expected = _computed(added, columns)
         content = np.repeat([name in card.of_content for name in card.parts], list(card.parts.values()))
         expected[:, content] = rows[few][:, content]
@@ -215,11 +215,14 @@ def _few_items(card: Card, count: int) -> np.ndarray:
     return np.concatenate([[0], np.linspace(min(1, last), last, count - 1).astype(np.int64)])
 
 
-def _item_columns(added: nn.Module, table: ItemTable, items: np.ndarray) -> tuple[Tensor, ...]:
-    """Columns of items [M], as arguments of what encodes them."""
+def _item_columns(added: nn.Module, table: ItemTable, items: np.ndarray, card: Card) -> tuple[Tensor, ...]:
+    """Columns of items [M], as arguments of what encodes them: of the types that they are read from files in.
+
+    The table may have an embedding as int8, which a file's is as float32.
+    """
     rows = table.rows(torch.from_numpy(items))
-    columns = (rows[name] for name in added.asked)
-    return tuple(values.float() if values.is_floating_point() else values.int() for values in columns)
+    numbers = [name for name, spec in card.item_features.items() if spec["type"] in ("numeric", "embedding")]
+    return tuple(rows[name].float() if name in numbers else rows[name].int() for name in added.asked)
 
 
 def _item_shapes(columns: tuple[Tensor, ...]) -> tuple:

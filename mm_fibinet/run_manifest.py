@@ -133,14 +133,33 @@ def read_manifest(run: RunFolder) -> dict:
         content = json.loads(run.manifest.read_text(encoding="utf-8"))
     except OSError as error:
         raise explain_os_error(error, run.manifest, "read") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{run.manifest}: not a run's manifest (damaged JSON); train the run again") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("config", "data")):
-        raise UserError(f"{run.manifest}: not a run's manifest: config or data is missing; train the run again")
-    precision = content.get("precision")
-    if precision is not None and not (isinstance(precision, dict) and precision.get("used") in PRECISIONS):
-        raise UserError(f"{run.manifest}: not a run's manifest: its precision is {precision!r}; train the run again")
+    fault = _fault(content)
+    if fault:
+        raise UserError(f"{run.manifest}: not a run's manifest: {fault}; train the run again")
     return content
+
+
+def _fault(content: object) -> str | None:
+    """What keeps a manifest's content from being read as one; None where nothing does."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("config", "data")):
+        return "config or data is missing"
+    for key in ("model_id", "model", "dataset_id"):
+        if not isinstance(content["config"].get(key), str):
+            return f"its config has no {key}"
+    for key, entry in content["data"].items():
+        texts = ("path", "sha256", *(("class",) if key == MODEL_CODE else ()))
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in texts):
+            return f"its data have no {' and '.join(texts)} of {key}"
+        if key == MODEL_CODE and not isinstance(entry.get("files"), dict):
+            return f"its data have no files of {key}"
+    weights, precision = content.get("weights"), content.get("precision")
+    if weights is not None and not isinstance(weights, dict):
+        return f"its weights are {weights!r}"
+    if precision is not None and not (isinstance(precision, dict) and precision.get("used") in PRECISIONS):
+        return f"its precision is {precision!r}"
+    return None
 
 
 def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: bool) -> bool:

@@ -100,9 +100,32 @@ class Scorer:
         """The history's and the candidates' rows in the table, integers [L] and [C], and the row's features."""
         if not isinstance(request, Request):
             raise UserError(f"a request is a {type(request).__name__}, expected a Request")
-        history = _ids(request.history_ids, "history_ids", self.card.num_items)
-        candidates = _ids(request.candidate_ids, "candidate_ids", self.card.num_items)
-        return self._positions(history), candidates, self._row(request, candidates)
+        history, candidates = self._items(request.history_ids, request.candidate_ids)
+        return history, candidates, self._row(request, candidates)
+
+    def score_read(
+        self, history_ids: np.ndarray, candidate_ids: np.ndarray, row: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """`score` of features as `schema.read_feature` has them: checked, and on the scale of the model already.
+
+        Args:
+            history_ids: integers [L].
+            candidate_ids: integers [C].
+            row: {feature: [C] or [C, width]} of all of the card's `row_features`.
+
+        Returns:
+            float32 [C].
+        """
+        read = {
+            name: values.astype(np.float32 if values.dtype.kind == "f" else np.int32, copy=False)
+            for name, values in row.items()
+        }
+        return self._run(*self._items(history_ids, candidate_ids), read)
+
+    def _items(self, history_ids: object, candidate_ids: object) -> tuple[np.ndarray, np.ndarray]:
+        """The history's and the candidates' rows in the table, integers [L] and [C]."""
+        history = _ids(history_ids, "history_ids", self.card.num_items)
+        return self._positions(history), _ids(candidate_ids, "candidate_ids", self.card.num_items)
 
     def _positions(self, history: np.ndarray) -> np.ndarray:
         """The last positions, without the padding in front but for what the graph asks for."""
@@ -170,6 +193,8 @@ class Scorer:
 def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
     """Scores of a split in the file's order, a request for each history that occurs in a part of the file.
 
+    Unlike a request's, its items must be known, as prediction.py has it; others are of another catalogue.
+
     Args:
         path: a parquet file or folder of the contract.
 
@@ -186,7 +211,7 @@ def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
             f"{path}: has no column {schema.ITEM_SEQ}, the rows' histories; where they are in user_info, prediction.py "
             "scores it, or a program that gives them to Scorer.score"
         )
-    columns = schema.split_columns(scorer.card.row_features, [], None)
+    columns = schema.split_columns(scorer.card.row_features, [], scorer.card.num_items)
     scores = []
     for _, blocks in schema.checked_slices(path, columns):
         history, items = blocks[schema.ITEM_SEQ], blocks[schema.ITEM_ID]
@@ -197,7 +222,7 @@ def score_split(scorer: Scorer, path: str | Path) -> np.ndarray:
         found = np.empty(len(items), np.float32)
         for start, chosen in zip(first, rows, strict=True):
             own = {name: values[chosen] for name, values in context.items()}
-            found[chosen] = scorer.score(history[start], items[chosen], context=own)
+            found[chosen] = scorer.score_read(history[start], items[chosen], own)
         scores.append(found)
     return np.concatenate(scores)
 

@@ -102,12 +102,15 @@ class SequenceFeature(IdFeature):
     Attributes:
         type: this kind.
         max_len: ids of a row that are read; the length of the file's lists where it is left out.
-        feature_encoder: how the embeddings of a row's ids become one: their mean or their sum.
+        feature_encoder: how the embeddings of a row's ids become one: their mean or their sum. null leaves them as they
+            are, [L, D] a row, for a FuxiCTR model that attends to them itself; models of model_zoo take their mean.
     """
 
     type: Annotated[Literal["sequence"], Field(description="sequence")]
     max_len: types.Size = ABSENT
-    feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = types.SEQUENCE_ENCODERS[0]
+    feature_encoder: Annotated[str | None, types.one_of([*types.SEQUENCE_ENCODERS, None], "null")] = (
+        types.SEQUENCE_ENCODERS[0]
+    )
 
 
 class EmbeddingFeature(Feature):
@@ -150,7 +153,7 @@ class FeatureSpec(Strict):
     ]
     embedding_dim: types.Width = ABSENT
     share_embedding: types.Column = ABSENT
-    feature_encoder: Annotated[str, types.one_of(types.SEQUENCE_ENCODERS)] = ABSENT
+    feature_encoder: Annotated[str | None, types.one_of([*types.SEQUENCE_ENCODERS, None], "null")] = ABSENT
 
 
 FEATURES: dict[str, type[Strict]] = {
@@ -239,7 +242,7 @@ class RunSettings(Strict):
         monitor: the metric, or the weighted sum, by which the best weights are chosen.
         monitor_mode: which way it is better; follows from the monitor, and another value is refused.
         group_id: the column whose groups gAUC is of.
-        use_features: the features that are used, of those of the data set; null for all.
+        use_features: the features that are used, of those of the data set, in the order of their fields; null for all.
         feature_specs: changes to features of the data set, for this experiment.
         user_id_field: user_id is a field, where the data set's entry has it as meta.
         tensorboard: evaluations are written as TensorBoard event files, too; needs the extra tensorboard.

@@ -178,7 +178,7 @@ def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
         if name not in columns and name not in of_item_info:
             raise UserError(f"{origin('use_features')}: use_features has {name!r}, {_expected(name, columns)}")
     used = params.get("use_features")
-    kinds = {name: column["type"] for name, column in columns.items() if not used or name in used}
+    kinds = {name: columns[name]["type"] for name in used or columns if name in columns}
     kinds.update(of_item_info)
     if params.get("user_id_field") and kinds.get(USER_ID) == "meta":
         kinds[USER_ID] = "categorical"

@@ -7,14 +7,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import user_data
 from conftest import run_script
 from test_onnx_export import require_plain_graph
 
+import model_zoo
 from mm_fibinet import files, onnx_export
 from mm_fibinet.commands import export
+from mm_fibinet.dataloader import MMCTRDataLoader
+from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.scorer import Scorer
 from mm_fibinet.served_files import CARD, ENCODER, GRAPH, IDS, ROWS, Card, ItemRows
+from mm_fibinet.settings import load_params
 
 
 @pytest.fixture
@@ -141,6 +146,23 @@ def test_padding_of_a_published_mask_is_that_of_the_data(exported):
     train = {"train_data": str(exported.test.parent / "train.parquet"), "max_len": 100}
     assert export.padded_len(train) == 12 and export.padded_len({**train, "max_len": 7}) == 7
     assert export.padded_len({"max_len": 50, "train_data": "nowhere.parquet"}) == 50
+
+
+def test_padding_of_users_histories_is_that_of_the_longest(tmp_path):
+    """As the loader has it: no row is padded beyond the longest history of all users."""
+    config = user_data.make_forms(tmp_path, rows=60)["users"]
+    params = load_params(config, "FiBiNET_test", model_zoo, ["max_len=100"])
+    loader = MMCTRDataLoader(
+        build_feature_map(params),
+        params["train_data"],
+        batch_size=7,
+        batch_format="indices",
+        **{name: params[name] for name in ("item_info", "item_feature", "user_info", "max_len")},
+    )
+    for max_len, expected in ((100, user_data.LONGEST), (8, 8)):
+        assert export.padded_len({**params, "max_len": max_len}) == expected
+    assert next(iter(loader)).mask.shape == (7, user_data.LONGEST)
+    assert export.padded_len({**params, "user_info": str(tmp_path / "nowhere.parquet")}) == 100
 
 
 def test_a_link_to_an_earlier_export_stays_one(tmp_path):

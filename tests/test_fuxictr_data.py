@@ -14,6 +14,7 @@ from fuxictr.metrics import evaluate_metrics
 from fuxictr.pytorch.layers import (
     BilinearInteractionV2,
     FeatureEmbedding,
+    FeatureEmbeddingDict,
     LogisticRegression,
     MLP_Block,
     SqueezeExcitation,
@@ -22,6 +23,7 @@ from fuxictr.pytorch.models import BaseModel
 from sklearn.metrics import roc_auc_score
 
 import model_zoo
+from mm_fibinet import any_model
 from mm_fibinet.data_check import check_dataset
 from mm_fibinet.dataloader import MMCTRDataLoader
 from mm_fibinet.errors import UserError
@@ -182,6 +184,112 @@ def test_fibinet_trains_as_fuxictrs_own(config, columns, dataset_id, tmp_path):
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=0, atol=1e-5)
 
 
+class Attends(BaseModel):
+    """Reads a sequence of FuxiCTR's feature map that has no feature_encoder as its models do: position by position."""
+
+    def __init__(self, feature_map, embedding_dim=4, learning_rate=1e-3, my_sequence_field="clicks", **kwargs):
+        super().__init__(feature_map, **kwargs)
+        self.sequence = my_sequence_field
+        self.embedding_layer = FeatureEmbeddingDict(feature_map, embedding_dim)
+        self.compile(kwargs["optimizer"], kwargs["loss"], learning_rate)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs):
+        row = self.get_inputs(inputs)
+        embedded = self.embedding_layer(row)
+        history, target = embedded[self.sequence], embedded["item_id"].unsqueeze(1)
+        weights = (history * target).sum(dim=-1).masked_fill(row[self.sequence].long() == 0, -1e9).softmax(dim=-1)
+        pooled = (weights.unsqueeze(-1) * history).sum(dim=1)
+        return {"y_pred": self.output_activation((pooled * embedded["userid"]).sum(dim=-1, keepdim=True))}
+
+
+def write_feature_map(config, folder, change, changes) -> dict:
+    """A config's settings for a feature map of FuxiCTR's that is another: `change` alters {feature: spec}.
+
+    Args:
+        changes: of --set.
+    """
+    content = json.loads((config.parent / "data" / "tiny_parquet" / "feature_map.json").read_text())
+    features = {name: dict(spec) for entry in content["features"] for name, spec in entry.items()}
+    content["features"] = [{name: spec} for name, spec in change(features).items()]
+    (folder / "tiny_parquet").mkdir()
+    (folder / "tiny_parquet" / "feature_map.json").write_text(json.dumps(content))
+    params = load_params(config, "FiBiNET_tiny", model_zoo, changes, data_root=str(folder), model_root=str(folder))
+    return {
+        **params,
+        **{
+            f"{name}_data": str(config.parent / "data/tiny_parquet" / f"{name}.parquet")
+            for name in ("train", "valid", "test")
+        },
+    }
+
+
+@pytest.mark.parametrize("said_by", ["feature_map.json", "a setting of the model", "feature_specs"])
+def test_a_sequence_without_an_encoder_stays_one(config, columns, tmp_path, said_by):
+    """FuxiCTR leaves the key out for `feature_encoder: null`, which its models of sequences need."""
+
+    def without_encoder(features):
+        if said_by == "feature_map.json":
+            del features["clicks"]["feature_encoder"]
+        return features
+
+    changes = ["feature_specs=[{name: clicks, feature_encoder: null}]"] if said_by == "feature_specs" else []
+    params = write_feature_map(config, tmp_path, without_encoder, changes)
+    feature_map = build_feature_map(params)
+    named = {"my_sequence_field": "clicks"} if said_by == "a setting of the model" else {}
+    theirs_map = FeatureMap("tiny_parquet", "")
+    theirs_map.load(str(tmp_path / "tiny_parquet" / "feature_map.json"), params)
+    theirs_map.features["clicks"].pop("feature_encoder", None)
+    torch.manual_seed(1)
+    stock = Attends(theirs_map, **params)
+    ours = any_model.make_model(Attends, feature_map, {**params, **named})
+    with torch.no_grad():
+        for values in stock.parameters():
+            values.normal_()
+    ours.load_state_dict(stock.state_dict())
+    [batch] = stock_batches(columns["valid"], 300)
+    loader = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", batch_size=300, batch_format="flat")
+    with torch.no_grad():
+        expected, found = stock(batch)["y_pred"], ours(next(iter(loader)))["y_pred"]
+    torch.testing.assert_close(found, expected)
+    assert expected.std() > 0.1
+    model = any_model.make_model(model_zoo.FiBiNET, feature_map, params)  # whose fields are a vector each
+    assert model.feature_map.features["clicks"]["feature_encoder"] == "layers.MaskedAveragePooling()"
+
+
+def test_fields_are_in_the_order_of_use_features_as_fuxictrs_are(config, columns, tmp_path):
+    """Weights that FuxiCTR trained mean the same here: behind the fields, layers tell them apart by their places."""
+    used = ["clicks", "price", "item_id", "userid"]
+    params = load_params(config, "FiBiNET_tiny", model_zoo, [f"use_features={used}"], model_root=str(tmp_path))
+    theirs_map = FeatureMap("tiny_parquet", "")
+    theirs_map.load(f"{params['data_root']}/tiny_parquet/feature_map.json", params)
+    theirs_map.num_fields = len(used)  # load counts them before it leaves some out
+    feature_map = build_feature_map(params)
+    assert list(feature_map.features) == list(theirs_map.features) == used
+    stock = StockFiBiNET(theirs_map, **params).eval()
+    ours = model_zoo.FiBiNET(feature_map, **params).eval()
+    with torch.no_grad():
+        for values in (each for each in stock.parameters() if each.requires_grad):
+            values.normal_(std=0.5)
+    ours.load_state_dict(stock.state_dict())
+    [batch] = stock_batches({name: columns["valid"][name] for name in (*used, "clk")}, 300)
+    loader = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", batch_size=300)
+    with torch.no_grad():
+        expected, found = stock(batch)["y_pred"], ours(next(iter(loader)))["y_pred"]
+    torch.testing.assert_close(found, expected)
+    assert expected.std() > 0.1
+
+
+def test_a_shared_table_must_stand_before_in_use_features(config):
+    """FuxiCTR would give the other feature a table of its own, which nobody initialises."""
+    share = "feature_specs=[{name: clicks, share_embedding: item_id}]"
+    params = load_params(config, "FiBiNET_tiny", model_zoo, [share, "use_features=[pid, item_id, clicks]"])
+    assert build_feature_map(params).features["clicks"]["share_embedding"] == "item_id"
+    with pytest.raises(UserError, match=r"feature clicks: share_embedding is 'item_id', expected .* stands before it"):
+        load_params(config, "FiBiNET_tiny", model_zoo, [share, "use_features=[clicks, pid, item_id]"])
+
+
 def test_an_item_id_needs_no_source(config, columns, tmp_path):
     """FuxiCTR's MovieLens has user_id, item_id and tag_id, and says of none whose it is."""
     params = load_params(config, "FiBiNET_tiny", model_zoo, [], model_root=str(tmp_path))
@@ -260,6 +368,18 @@ def test_a_batch_is_fuxictrs_dictionary(config, columns):
         order = [np.lexsort((values, columns["train"]["price"])) if values.ndim == 1 else back[0]]
         found = [np.lexsort((whole[name], whole["price"])) if values.ndim == 1 else back[1]]
         np.testing.assert_allclose(whole[name][found[0]], values[order[0]], rtol=1e-6, err_msg=name)
+
+
+def test_a_batch_has_the_order_and_the_integers_of_fuxictrs(config, columns):
+    """Numbers stand among the ids, as in the feature map, and a product of ids is the one of its files' int64."""
+    params = load_params(config, "FiBiNET_tiny", model_zoo)
+    feature_map = build_feature_map({**params, "group_id": "session"})
+    loader = MMCTRDataLoader(feature_map, params["valid_data"], split="valid", batch_size=300, batch_format="flat")
+    batch, values = next(iter(loader)), columns["valid"]
+    assert list(batch) == [*SPECS, "clk"]
+    hashed = (batch["userid"] * 1_000_000_007 + batch["item_id"]) % 1009
+    np.testing.assert_array_equal(hashed.numpy(), (values["userid"] * 1_000_000_007 + values["item_id"]) % 1009)
+    assert torch.nn.functional.one_hot(batch["pid"], 4).sum() == 300
 
 
 def test_the_check_takes_what_training_takes(config, columns, tmp_path):

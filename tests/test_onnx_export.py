@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import served_models
 import torch
-from conftest import make_feature_map
+from conftest import list_column, make_feature_map
 from served_models import CASES, ITEMS, MAX_LEN
 from test_model_contract import FEATURES, SIZES
 from torch import nn
@@ -16,8 +18,9 @@ from torch.export import Dim
 import model_zoo
 from mm_fibinet import onnx_export
 from mm_fibinet.errors import UserError
+from mm_fibinet.item_table import load_item_table
 from mm_fibinet.new_items import append_items
-from mm_fibinet.scorer import Scorer
+from mm_fibinet.scorer import Scorer, score_split
 from mm_fibinet.served_files import ENCODER, GRAPH, ItemRows
 from model_zoo import served
 
@@ -54,6 +57,50 @@ def test_scores_are_those_of_torch(exported):
         assert found.dtype == np.float32 and found.shape == (len(candidates),)
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
     assert np.ptp(found) > 0.01
+
+
+@pytest.mark.parametrize("exported", ["DeepFM"], indirect=True)
+def test_a_split_is_scored_as_its_rows_are(exported, tmp_path):
+    """Numbers of a file are scaled once; a null is what fill_na says."""
+    (model, folder), table, rows = exported, served_models.make_table(), 9
+    rng = np.random.default_rng(0)
+    histories, items = rng.integers(1, ITEMS, (3, MAX_LEN))[[0, 1, 2, 1, 0, 0, 2, 1, 1]], rng.integers(1, ITEMS, rows)
+    row = served_models.make_row(model, rows)
+    row["age"][4] = np.nan
+    columns = {"item_seq": list_column(histories), "item_id": items, **row}
+    pq.write_table(pa.table({**columns, "age": pa.array(row["age"], from_pandas=True)}), tmp_path / "test.parquet")
+    row["age"][4] = served_models.USER["age"]["fill_na"]
+    alone = [{name: values[[i]] for name, values in row.items()} for i in range(rows)]
+    expected = [served_models.score_rows(model, table, histories[i], items[[i]], alone[i])[0] for i in range(rows)]
+    np.testing.assert_allclose(score_split(Scorer(folder), tmp_path / "test.parquet"), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+def test_items_are_added_to_vectors_of_int8_that_are_only_compared(tmp_path):
+    """The table keeps them as int8, a file that is read for new items gives float32."""
+    model, table, more = served_models.make_model("DCNv2 with embedding compared"), served_models.make_table(), 3
+    whole = {name: table[name].numpy() for name in ("item_tags", "item_emb_d128")}
+    whole["item_emb_d128"] = (whole["item_emb_d128"] * 30).clip(-127, 127).astype(np.int8)
+    for name, count in (("old", ITEMS), ("grown", ITEMS + more)):
+        chosen = np.concatenate([np.arange(ITEMS), np.arange(7, 7 + more)])[:count]
+        columns = {each: list_column(values[chosen]) for each, values in whole.items()}
+        pq.write_table(pa.table({"item_id": np.arange(count), **columns}), tmp_path / f"{name}.parquet")
+    table = load_item_table(tmp_path / "old.parquet", model.item_side_features())
+    assert table["item_emb_d128"].dtype == torch.int8
+    folder, modules = (
+        tmp_path / "served",
+        (served.served(model), served.ItemEncoder(model), served.NewItemEncoder(model)),
+    )
+    folder.mkdir()
+    onnx_export.write_model(folder, *modules, table, served_models.make_card(model))
+    assert append_items(folder, tmp_path / "grown.parquet", tmp_path / "more") == range(ITEMS, ITEMS + more)
+    rows, first = Scorer(tmp_path / "more").items.take(np.arange(ITEMS, ITEMS + more)), 0
+    for name, width in Scorer(folder).card.parts.items():
+        if name == "unit item_emb_d128":
+            vectors = whole["item_emb_d128"][7 : 7 + more].astype(float)
+            lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            np.testing.assert_allclose(rows[:, first : first + width], vectors / lengths, atol=1e-6)
+        first += width
 
 
 @pytest.mark.parametrize("exported", ["QIN"], indirect=True)

@@ -643,3 +643,36 @@ def test_names_in_the_log_are_text(tmp_path, capsys):
     expected = "INFO Reads a\\x1b[2Jb\\nc\\udcff"
     assert capsys.readouterr().out.rstrip("\n").endswith(expected)
     assert (tmp_path / "X.log").read_text().rstrip("\n").endswith(expected)
+
+
+SOUND = {
+    "config": {"model_id": "A", "model": "FM", "dataset_id": "D"},
+    "data": {"train_data": {"path": "t.parquet", "sha256": "0"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"model_id": "A", "model": "FM"}}, "its config has no dataset_id"),
+        ({"data": {"item_info": 3}}, "its data have no path and sha256 of item_info"),
+        ({"data": {"item_info": {"path": "i.parquet"}}}, "its data have no path and sha256 of item_info"),
+        (
+            {"data": {"model_code": {"path": "m.py", "sha256": "0"}}},
+            "its data have no path and sha256 and class of model_code",
+        ),
+        ({"data": {"model_code": {"path": "m", "sha256": "0", "class": "C"}}}, "its data have no files of model_code"),
+        ({"weights": "ab12"}, "its weights are 'ab12'"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path, changes, message):
+    run = RunFolder(tmp_path, "A")
+    run.folder.mkdir()
+    run.manifest.write_text(json.dumps(SOUND))
+    assert run_manifest.read_manifest(run) == SOUND
+    run.manifest.write_text(json.dumps({**SOUND, **changes}))
+    with pytest.raises(UserError, match=f"manifest.json: not a run's manifest: {message}; train the run again"):
+        run_manifest.read_manifest(run)
+    run.manifest.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="damaged JSON"):
+        run_manifest.read_manifest(run)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -47,6 +48,27 @@ def test_the_submission_is_that_of_prediction(exported, tmp_path, capsys):
     expected = scores_of(tmp_path / "torch.csv")
     np.testing.assert_allclose(scores_of(tmp_path / "onnx.csv"), expected, atol=1e-5)
     assert np.ptp(expected) > 0.05
+
+
+def test_links_that_go_in_a_circle_are_one_line(exported, tmp_path, capsys):
+    (tmp_path / "test.parquet").symlink_to("test.parquet")
+    run, out = ["--expid", exported.expid, "--model_root", exported.root], ["--out", tmp_path / "scores.zip"]
+    code, _, err = run_script("prediction", *run, "--test", tmp_path / "test.parquet", *out, capsys=capsys)
+    assert code == 2 and err == f"error: cannot read {tmp_path / 'test.parquet'}: its symbolic links go in a circle\n"
+
+
+@pytest.mark.parametrize("column", ["item_id", "item_seq"])
+def test_a_split_of_other_items_is_refused_as_by_prediction(exported, tmp_path, capsys, column):
+    table, run = pq.read_table(exported.test), ["--expid", exported.expid, "--model_root", exported.root]
+    values = np.stack(table[column].to_numpy())
+    values[3, ...] = NUM_ITEMS
+    values = list_column(values) if values.ndim == 2 else pa.array(values)
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), tmp_path / "test.parquet")
+    out = ["--test", tmp_path / "test.parquet", "--out", tmp_path / "scores.zip"]
+    for script, given in (("prediction", run), ("mm_fibinet.scorer", [exported.folder])):
+        code, _, err = run_script(script, *given, *out, capsys=capsys)
+        assert code == 2 and f"column {column} has {NUM_ITEMS} in row 3, expected 0 to {NUM_ITEMS - 1} (items in" in err
+    assert not (tmp_path / "scores.zip").exists()
 
 
 def test_scoring_needs_neither_torch_nor_a_data_frame(exported):
@@ -459,6 +481,25 @@ def test_an_encoder_that_makes_nan_of_an_old_item_is_exported_again(exported, tm
     ):
         append_items(exported.folder, tmp_path / "item_info.parquet", tmp_path / "grown", features)
     assert [path.name for path in tmp_path.iterdir()] == ["item_info.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"tags": np.zeros((4, 2), np.int32)}, "^item_encoder.onnx reads item_emb_d16, which card.json does not have"),
+        ({"item_emb_d16": np.zeros((4, 9))}, r"^item_encoder.onnx cannot encode what card.json has it read \(.*9.*16"),
+    ],
+)
+def test_an_encoder_of_another_card_is_one_line(columns, message):
+    class Session:
+        def get_inputs(self):
+            return [SimpleNamespace(name="item_emb_d16")]
+
+        def run(self, names, fed):
+            raise RuntimeError(f"Got: {fed['item_emb_d16'].shape[1]} Expected: 16\nat a node")
+
+    with pytest.raises(UserError, match=message):
+        new_items.encode(Session(), columns, np.arange(4))
 
 
 def test_levels_that_are_nowhere_are_asked_for(exported, tmp_path):

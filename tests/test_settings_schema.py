@@ -108,8 +108,8 @@ def config(dataset, tmp_path):
         ("item_id", {"dtype": "__import__('os')"}, "feature item_id: dtype is \"__import__('os')\", expected int or"),
         (
             "item_tags",
-            {"feature_encoder": None},
-            "feature item_tags: feature_encoder is None, expected one of layers.M",
+            {"feature_encoder": "layers.MaxPooling()"},
+            "feature item_tags: feature_encoder is 'layers.MaxPooling()', expected one of layers.M",
         ),
         ("item_emb_d16", {"pretrain_dim": 16.0}, "feature item_emb_d16: pretrain_dim is 16.0, expected a whole number"),
         ("item_emb_d16", {"name": 3}, "the feature {'name': 3, 'pretrain_dim': 16, 'source': 'item', 'type': 'embeddi"),

@@ -22,6 +22,7 @@ from mm_fibinet.parquet_reader import exists, list_width
 from mm_fibinet.run_folder import RunFolder
 from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 from mm_fibinet.served_files import Card
+from mm_fibinet.user_info import user_lengths
 
 PLACES = {*run_manifest.DATA_FILES, "data_root", "model_root"}  # settings that say where, and are nobody else's
 
@@ -66,11 +67,11 @@ def run(args: argparse.Namespace, home: Home) -> None:
 
 
 def padded_len(params: dict) -> int:
-    """Positions of a history in the data that were trained on."""
-    train = params.get("train_data")
-    if not (train and exists(train)) or params.get("user_info"):
-        return int(params["max_len"])
-    return min(int(params["max_len"]), list_width(train, ITEM_SEQ))
+    """Positions of a history in the data that were trained on, as the loader makes them."""
+    max_len, users, train = int(params["max_len"]), params.get("user_info"), params.get("train_data")
+    if users:
+        return min(max_len, max(int(user_lengths(users, None).max()), 1)) if exists(users) else max_len
+    return min(max_len, list_width(train, ITEM_SEQ)) if train and exists(train) else max_len
 
 
 def about(found: Scorer) -> dict:

@@ -6,6 +6,7 @@ again must agree, and the items' files must be those trained on. Weights from el
 """
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -182,7 +183,7 @@ def one_test_split(scorers: list[Scorer], given: str | None) -> str:
     """
     splits = [scorer.test_split(given) for scorer in scorers]
     for scorer, split in zip(scorers, splits, strict=True):
-        if Path(split).resolve() != Path(splits[0]).resolve():
+        if os.path.realpath(split) != os.path.realpath(splits[0]):  # pathlib's resolve fails on links in a circle
             raise UserError(
                 f"--average: {scorer.weights} has the test split {split}, {scorers[0].weights} has {splits[0]}; name "
                 "the one to score with --test"
