@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -162,7 +163,9 @@ def _fault(content: object) -> str | None:
     return None
 
 
-def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: bool) -> bool:
+def may_resume(
+    run: RunFolder, params: dict, data: dict[str, dict], has_state: bool, features: Collection[str] | None = None
+) -> bool:
     """Whether `--resume` goes on with what a run's folder holds.
 
     Without a state there is nothing to go on with: a run that was stopped before its first one starts anew.
@@ -171,9 +174,11 @@ def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: b
         params: of `load_params`.
         data: of `data_fingerprint`.
         has_state: whether the run has saved a state.
+        features: those of the feature map, in its order, where that is known: the fields' order is what weights behind
+            them mean.
 
     Raises:
-        UserError: what is there is of other settings or data, or of more epochs.
+        UserError: what is there is of other settings, data or fields, or of more epochs.
     """
     manifest = read_manifest(run) if run.manifest.exists() else None
     if not has_state and not run.weights.exists():
@@ -186,6 +191,9 @@ def may_resume(run: RunFolder, params: dict, data: dict[str, dict], has_state: b
     changes = _changes(_fixed(manifest["config"]), _fixed(params))
     before, now = _training_data(manifest["data"]), _training_data(data)
     changes += [f"{key} is another file" for key in (*DATA_FILES, MODEL_CODE) if before.get(key) != now.get(key)]
+    trained = manifest.get("features")
+    if features is not None and isinstance(trained, dict) and list(trained) != list(features):
+        changes.append(f"its features are {', '.join(trained)}, in this order, here {', '.join(features)}")
     if changes:
         raise UserError(
             f"--resume: the run in {run.folder} is of other settings or data: {'; '.join(changes)}. Resume with those, "

@@ -335,6 +335,17 @@ def test_resume_refuses_other_settings_and_data(trained):
     assert trained.train("learning_rate=0.1")[0] == 0
 
 
+def test_resume_refuses_fields_in_another_order(trained):
+    """As a run has that was started by an earlier version, which did not keep the order of use_features."""
+    content = json.loads(trained.run.manifest.read_text())
+    features = list(content["features"])
+    content["features"] = {name: content["features"][name] for name in reversed(features)}
+    trained.run.manifest.write_text(json.dumps(content))
+    code, _, err = trained.train(resume=True)
+    assert code == 2
+    assert f"its features are {', '.join(reversed(features))}, in this order, here {', '.join(features)}" in err
+
+
 def test_resume_with_nothing_there_starts_anew(commands):
     code, _, err = commands.train(resume=True)
     assert code == 0, err

@@ -105,7 +105,9 @@ def run_experiment(
     trainer = Trainer(model, **{**options, "checkpoint": run.weights})
     trainer.check(valid_data)
     any_model.try_out(model, valid_data)
-    resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist()) and trainer.resume()
+    features = feature_map.features
+    resumed = args.resume and run_manifest.may_resume(run, params, data, checkpoints.exist(), features)
+    resumed = resumed and trainer.resume()
     distributed.barrier()  # until all ranks have read what is there
     if world.is_main:
         if resumed:
