@@ -9,7 +9,7 @@ A model gets the feature map that `FlatFormat.feature_map` makes of the data set
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +88,8 @@ class FlatFormat:
                 raise UserError(
                     f"feature {name}: batch_format flat gives the history's features such names; rename the column"
                 )
-        self._units_of: ItemTable | None = None
-        self._units: dict[str, Tensor] = {}
+        self._compared_of: ItemTable | None = None
+        self._compared: dict[str, Tensor] = {}
 
     def feature_map(self, max_len: int, unpooled: tuple[str, ...] | list[str] = ()) -> FeatureMap:
         """The feature map of the plain dictionary.
@@ -154,19 +154,27 @@ class FlatFormat:
             for name in self.embeddings
         ]
         if self.tags:
-            found.append(similarity.tag_features(table[self.tags], target, history, weights))
+            found.append(similarity.tag_features(self._distinct(self.tags, table), target, history, weights))
         if self.levels:
             levels = [table[name] for name in self.levels]
             found.append(similarity.level_features(levels, target, history, weights))
         return torch.cat(found, dim=1)
 
     def _unit(self, name: str, table: ItemTable) -> Tensor:
-        """The items' vectors at length 1, made once for a table."""
-        if self._units_of is not table:
-            self._units_of, self._units = table, {}
-        if name not in self._units:
-            self._units[name] = F.normalize(table[name].float(), dim=-1)
-        return self._units[name]
+        """The items' vectors at length 1."""
+        return self._once(name, table, lambda vectors: F.normalize(vectors.float(), dim=-1))
+
+    def _distinct(self, name: str, table: ItemTable) -> Tensor:
+        """The items' tags, each once."""
+        return self._once(name, table, similarity.distinct_tags)
+
+    def _once(self, name: str, table: ItemTable, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is compared of a column, made once for a table."""
+        if self._compared_of is not table:
+            self._compared_of, self._compared = table, {}
+        if name not in self._compared:
+            self._compared[name] = make(table[name])
+        return self._compared[name]
 
     def _numbers(self) -> Iterator[str]:
         parts: list[tuple[str, tuple[str, ...]]] = [(name, similarity.OF_EMBEDDING) for name in self.embeddings]

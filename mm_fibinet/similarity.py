@@ -147,11 +147,19 @@ def cosine_numbers(cosines: Tensor, real: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([mean, top, (nearest * there)[:, :1], recent], dim=1)
 
 
+def distinct_tags(tags: Tensor) -> Tensor:
+    """Integer [N, W], padding (0) in place of a tag that the row has before: sets are compared."""
+    columns = tags.unbind(dim=1)
+    again = [(tags[:, :i] == tags[:, i : i + 1]).any(dim=1) for i in range(1, len(columns))]
+    later = [column.masked_fill(twice, 0) for column, twice in zip(columns[1:], again, strict=True)]
+    return torch.stack([*columns[:1], *later], dim=1)
+
+
 def tag_features(tags: Tensor, target: Tensor, history: Tensor, weights: Tensor) -> Tensor:
     """The share of history items with a tag of the target's, the mean and recent mean Jaccard index of the tag sets.
 
     Args:
-        tags: integer [M, W], 0 = padding, no tag twice in a row.
+        tags: integer [M, W], 0 = padding, no tag twice in a row (see `distinct_tags`).
         target, history, weights: as in `cosine_features`.
 
     Returns:
@@ -201,6 +209,7 @@ def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: T
     Returns:
         float [B, 3].
     """
+    own, theirs = distinct_tags(own), distinct_tags(theirs)
     length, width = theirs.shape
     tags = theirs.reshape(-1).long()
     rows = torch.arange(1, length * width + 1, device=tags.device)
@@ -209,9 +218,7 @@ def tag_features_of_one(own: Tensor, theirs: Tensor, vocab_size: int, weights: T
     cells = row_of[tags] * length + positions
     counts = torch.zeros((length * width + 1) * length, device=tags.device)
     counts = counts.scatter_add(0, cells, (tags != 0).float()).view(-1, length)  # row 0: of tags that do not occur
-    place = torch.arange(own.shape[1], device=own.device)
-    twice = ((own.unsqueeze(2) == own.unsqueeze(1)) & (place.unsqueeze(1) > place)).any(dim=-1)
-    found = row_of[own.long()] * ((own != 0) & ~twice)
+    found = row_of[own.long()] * (own != 0)
     common = F.embedding(found[:, 0], counts)
     for i in range(1, own.shape[1]):  # a sum of them stacked takes twice as long
         common = common + F.embedding(found[:, i], counts)

@@ -8,7 +8,7 @@ is. The comparisons are of the items' raw columns, so they have nothing to learn
 import torch
 from torch import Tensor, nn
 
-from mm_fibinet.similarity import cosine_features, history_weights, level_features, tag_features
+from mm_fibinet.similarity import cosine_features, distinct_tags, history_weights, level_features, tag_features
 
 from .base import Inputs
 
@@ -50,7 +50,8 @@ class SimilarityFields(nn.Module):
             cosine_features(batch.items[name], batch.target, batch.history, real, weights) for name in self.embeddings
         ]
         if self.tags:
-            features.append(tag_features(batch.items[self.tags], batch.target, batch.history, weights))
+            tags = distinct_tags(batch.items[self.tags])
+            features.append(tag_features(tags, batch.target, batch.history, weights))
         if self.levels:
             levels = [batch.items[name] for name in self.levels]
             features.append(level_features(levels, batch.target, batch.history, weights))

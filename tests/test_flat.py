@@ -125,6 +125,7 @@ def test_similarity_is_of_the_table_that_is_given(batch):
     """A study scores the same rows with other items."""
     form, turned = flat(similarity_fields=True), {**batch.item_table.columns}
     turned["item_emb_d128"] = turned["item_emb_d128"].flip(0)
+    turned["item_tags"] = turned["item_tags"].flip(0)
     for table in (batch.item_table, ItemTable(turned), batch.item_table):
         found = form.batch(batch.batch_dict, batch.item_index, table)
         expected = flat(similarity_fields=True).batch(batch.batch_dict, batch.item_index, table)

@@ -80,7 +80,7 @@ def test_tags_of_one_history_are_compared_as_those_of_rows():
     real = torch.rand(1, 9, generator=generator) < 0.7
     weights = similarity.history_weights(real)
     rows = history.expand(50, -1), weights.expand(50, -1, -1)
-    expected = similarity.tag_features(tags, target, *rows)
+    expected = similarity.tag_features(similarity.distinct_tags(tags), target, *rows)
     found = similarity.tag_features_of_one(tags[target], tags[history[0]], 6, weights)
     torch.testing.assert_close(found, expected)
 
