@@ -50,7 +50,7 @@ data/taobao_mm/dataset_config.yaml: | venv
 	$(VENV)/python build_dataset.py --recipe taobao_mm --data_root $(RAW) --out data/taobao_mm
 
 test: venv
-	$(VENV)/python -m pytest tests -n 2 --dist loadfile
+	$(VENV)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 # make fuzz CASES=100000 runs for hours; the faults go to fuzz_faults.json.
 fuzz: venv

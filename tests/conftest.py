@@ -1,5 +1,6 @@
 """Shared by the tests: golden files, small feature maps and tables."""
 
+import collections
 import contextlib
 import importlib
 import json
@@ -36,6 +37,12 @@ REAL_DATA = ROOT.parent / "shared" / "data" / "ml100k_mm"
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are named by their argument: what they hold, an archive's time say, may differ between workers."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: one that starts last runs on while the other worker has nothing left."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def make_feature_map(features: dict, dataset_id: str = "test", group_id: str | None = "user_id") -> FeatureMap:
