@@ -160,9 +160,10 @@ def test_columns_fold_where_there_is_no_room(open_page):
     assert tablet.locator(".scroll").evaluate("one => one.scrollWidth <= one.clientWidth")
 
 
-@pytest.mark.parametrize("width", [1000, 1400])
-def test_buttons_stay_in_the_cell_of_a_name_of_several_words(browser, outcomes, tmp_path, width):
-    named = [one._replace(expid=f"{one.expid} with similarity") for one in outcomes]
+@pytest.mark.parametrize("name", ["{} with similarity", "Mixer_{}", "FinalMLP_small_{}"])
+@pytest.mark.parametrize("width", [1000, 1200, 1400])
+def test_buttons_stay_in_the_cell_of_a_name_of_several_words(browser, outcomes, tmp_path, width, name):
+    named = [one._replace(expid=name.format(one.expid)) for one in outcomes]
     leaderboard.write(leaderboard.build(named, named[0].expid), tmp_path)
     with pages_of(browser, tmp_path / "leaderboard.html") as open_named:
         beyond = """all => all.filter(one => one.getBoundingClientRect().right
