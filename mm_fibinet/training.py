@@ -260,7 +260,8 @@ class Trainer:
             self.step += 1
             self.total_steps += 1
             rows += self._train_step(batch, train_data, last=self.step == steps)
-            if self.total_steps % eval_steps == 0 if eval_steps else self.step == steps:
+            is_due = self.total_steps % eval_steps == 0 if eval_steps else self.step == steps
+            if is_due:
                 with self._judged_weights():
                     self._evaluate(valid_data, rows, started)
                 self.model.train()
