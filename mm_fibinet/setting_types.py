@@ -136,6 +136,7 @@ Text = Annotated[str, Field(max_length=1000, description="a text")]
 Path = Annotated[Any, KeepingCheck(_is_path, "a path")]
 Number = Annotated[float, Field(description="a number")]
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
+FromZero = Annotated[float, Field(ge=0, description="a number from 0")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE, description=f"a whole number from 1 to {MAX_SIZE}")]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH, description=f"a whole number from 1 to {MAX_WIDTH}")]
@@ -178,6 +179,7 @@ AnyPlain = Annotated[Any, KeepingCheck(_is_plain, "numbers or plain texts (no br
 RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*dropout|.*dropout_rates?", (float, int), Share),
     (r"ema_decay", (float, int), Share),
+    (r"(adversarial|extractor)_weight", (float, int), FromZero),  # of a loss, which would become as large as can be
     (r"learning_rate|max_gradient_norm", (float, int), Positive),
     (r"table_learning_rate", (type(None),), Positive),
     (r"lr_decay_factor", (float, int), Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]),

@@ -366,12 +366,6 @@ def require_divisor(name: str, value: int, **widths: int) -> None:
         raise UserError(f"{name} is {value}, expected a divisor of {expected}")
 
 
-def require_from_zero(name: str, value: float) -> None:
-    """A UserError for a weight of a loss below 0, which would make that loss as large as can be."""
-    if not value >= 0:
-        raise UserError(f"{name} is {value}, expected a number from 0")
-
-
 def require_numbers_to_norm(name: str, width: int) -> None:
     """A UserError where a layer norm would be of one number: it makes 0 of whatever that is."""
     if width < 2:

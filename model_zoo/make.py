@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .history import HistoryModel
-from .layers import DINAttention, last_width, logit_mlp, require_from_zero
+from .layers import DINAttention, last_width, logit_mlp
 from .modalities import require_modalities
 
 
@@ -33,7 +33,7 @@ class MAKE(HistoryModel):
             takes columns out of the items' vectors.
 
     Raises:
-        UserError: there is no embedding column, or extractor_weight is below 0.
+        UserError: there is no embedding column.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class MAKE(HistoryModel):
         batch_norm=False,
         **kwargs,
     ):
-        require_from_zero("extractor_weight", extractor_weight)
         self.extracted = require_modalities("MAKE", feature_map, modality_features)
         knowledge_dim = last_width("extractor_hidden_units", extractor_hidden_units)
         super().__init__(feature_map, **{"simtier": self.extracted, **kwargs})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_fibinet.errors import UserError
 
 from .history import HistoryModel
-from .layers import DINAttention, logit_mlp, require_from_zero
+from .layers import DINAttention, logit_mlp
 from .modalities import require_modalities
 
 
@@ -34,7 +34,7 @@ class MARN(HistoryModel):
         kwargs: what HistoryModel takes.
 
     Raises:
-        UserError: there is no embedding column, or no second feature, or adversarial_weight is below 0.
+        UserError: there is no embedding column, or no second feature.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class MARN(HistoryModel):
         batch_norm=False,
         **kwargs,
     ):
-        require_from_zero("adversarial_weight", adversarial_weight)
         require_modalities("MARN", feature_map, modality_features, kwargs.get("similarity_only"))
         super().__init__(feature_map, **kwargs)
         num_modalities = len(self.feature_widths)

@@ -279,6 +279,15 @@ def test_sizes_of_every_model_have_a_range(dataset):
                 validate({**entry, "model": name, key: -1}, schema, lambda _: "here")
 
 
+@pytest.mark.parametrize(("model", "weight"), [("MARN", "adversarial_weight"), ("MAKE", "extractor_weight")])
+def test_a_part_of_a_loss_has_no_weight_below_0(dataset, model, weight):
+    entry = {name: value for name, value in load(dataset).items() if name in (*DatasetEntry.model_fields, "dataset_id")}
+    schema = schema_of(getattr(model_zoo, model))
+    assert validate({**entry, "model": model, weight: 0}, schema, lambda _: "here")[weight] == 0
+    with pytest.raises(UserError, match=rf"{weight} is -0\.1, expected a number from 0"):
+        validate({**entry, "model": model, weight: -0.1}, schema, lambda _: "here")
+
+
 def test_a_key_given_twice_on_the_command_line(dataset):
     with pytest.raises(UserError, match=r"--set learning_rate is given twice, 0\.1 and 0\.2; expected it once"):
         load(dataset, "learning_rate=0.1", "max_len=5", " learning_rate =0.2")
