@@ -24,6 +24,13 @@ from mm_fibinet.progress import track
 
 STUDY = "study.journal"
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "stopped"}
+STARTUP_TRIALS = 5  # of the median rule, before it has something to go by
+WARMUP_EVALUATIONS = 3  # of a trial, which nothing is concluded from: models learn at different paces
+
+
+def median_rule(optuna):
+    """What stops a trial: its best evaluation so far is worse than the median of the finished trials' at this place."""
+    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EVALUATIONS + 1)
 
 
 def run_trials(search: Search, number: int) -> None:
@@ -177,7 +184,7 @@ class _Trials:
             storage=storage,
             study_name=self.base,
             direction="maximize" if self.search.mode == "max" else "minimize",
-            pruner=self.optuna.pruners.MedianPruner(),
+            pruner=median_rule(self.optuna),
             load_if_exists=True,
         )
         searched = hashlib.sha256(json.dumps([fingerprint, self.space], default=str).encode()).hexdigest()

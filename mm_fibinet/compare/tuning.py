@@ -27,7 +27,7 @@ from mm_fibinet.compare import jobs
 from mm_fibinet.compare.csv_files import as_csv, csv_cell, write_csv
 from mm_fibinet.compare.search import monitored
 from mm_fibinet.compare.tuner import is_range
-from mm_fibinet.compare.tuner_optuna import chosen, suggest, text_of
+from mm_fibinet.compare.tuner_optuna import STARTUP_TRIALS, chosen, median_rule, suggest, text_of
 from mm_fibinet.compare.tuning_space import Budget, Line, as_changes
 from mm_fibinet.compare.workers import Meter, Workers
 from mm_fibinet.errors import printable
@@ -37,7 +37,6 @@ from mm_fibinet.run_folder import RunFolder
 FOLDER = "tuning"  # of the trials, in the leaderboard's
 RESULTS = "tuning.csv"
 SECONDS = "seconds.txt"  # what a trial has cost, beside its run
-STARTUP_TRIALS = 5  # of TPE, before it has something to go by, and of the median rule
 MOST_IN_VAIN = 10  # trials in a row that failed, or were there before: then there is nothing more to find
 DIGITS = 3  # of a number that is drawn from a range, where these are enough to tell a hundredth of it
 ENDED = ("done", "pruned", "failed")
@@ -101,7 +100,7 @@ class Tuning:
         self.sign = 1 if mode == "max" else -1
         self.study = optuna.create_study(
             direction="maximize" if mode == "max" else "minimize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
+            pruner=median_rule(optuna),
         )
 
     @property
