@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from bench_runs import trained_here
@@ -361,6 +363,26 @@ def test_a_line_is_the_experiment_itself_where_nothing_is_switched(dataset, tmp_
     assert lines[0].changes == {} or names == [" with similarity"]
 
 
+@pytest.mark.parametrize(
+    ("modalities", "compared_only"),
+    [(["txt_emb_d128"], ["item_emb_d128"]), ([], [])],  # none named: all that there are
+)
+def test_what_a_model_reads_as_modalities_stays_a_feature_where_it_is_compared(tmp_path, modalities, compared_only):
+    """LMF without its modalities is another model; `similarity_only` takes columns out of the features."""
+    columns = ["item_emb_d128", "txt_emb_d128"]
+    pq.write_table(pa.table({name: [0] for name in ("item_id", *columns)}), tmp_path / "item_info.parquet")
+    similarity = {"with": {FIELDS: True, "similarity_only": columns}, "without": {FIELDS: False}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({**SPACE, "similarity": similarity}))
+    space = read_space(tmp_path / "space.yaml", model_zoo)
+    changed = {"item_info": str(tmp_path / "item_info.parquet"), "modality_features": modalities}
+    params = settings.load_params(str(ROOT / "config"), "LMF_small", model_zoo, []) | changed
+    (line,) = space.lines("LMF_small", params, model_zoo, "on")
+    assert line.changes == {FIELDS: True, "similarity_only": compared_only}
+    params = settings.load_params(str(ROOT / "config"), "FM_small", model_zoo, []) | {"item_info": params["item_info"]}
+    (line,) = space.lines("FM_small", params, model_zoo, "on")
+    assert line.changes["similarity_only"] == columns
+
+
 @pytest.mark.parametrize("which", ["on", "off", "both"])
 def test_data_without_items_have_no_similarity(tmp_path, which):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
@@ -368,8 +390,9 @@ def test_data_without_items_have_no_similarity(tmp_path, which):
     assert space.lines("x", {"model": "DeepFM"}, model_zoo, which) == [Line("x")]
 
 
-def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
-    item_info = str(dataset.parent / "TEST_DATA/item_info.parquet")
+def test_the_shipped_space_fits_every_experiment_that_it_is_for(tmp_path):
+    item_info, columns = tmp_path / "item_info.parquet", ("item_id", "item_emb_d128", "txt_emb_d128", "img_emb_d128")
+    pq.write_table(pa.table({name: [0] for name in columns}), item_info)
     config = ROOT / "config"
     space, experiments = read_space(config / "tuner/benchmark.yaml", model_zoo), settings.load_model_configs(config)
     datasets = {}
@@ -381,9 +404,11 @@ def test_the_shipped_space_fits_every_experiment_that_it_is_for(dataset):
             values = space.of(params, model_zoo)
             assert {"learning_rate", "embedding_regularizer", "batch_size"} <= set(values), expid
             assert values["batch_size"] == [params["batch_size"] * factor // 2 for factor in (1, 2, 4)], expid
-            for line in space.lines(expid, params | {"item_info": item_info}, model_zoo, "both"):
+            for line in space.lines(expid, params | {"item_info": str(item_info)}, model_zoo, "both"):
                 switched = settings.change_params(params, model_zoo, as_changes(line.changes))
                 assert bool(line.label) == (switched.get(FIELDS) != params.get(FIELDS) and FIELDS in switched), expid
+                taken_out = {*(line.changes.get("similarity_only") or ())}
+                assert not taken_out & {*(params.get("modality_features") or ())}, expid
                 to_mlp = switched.get("similarity_to_mlp")
                 assert not line.label or to_mlp in (None, switched[FIELDS]), expid
             assert "net_dropout" in values or params.get("net_dropout") is None, expid

@@ -171,6 +171,8 @@ class Space:
         changes = {key: value for key, value in self.similarity[name].items() if key in known}
         if changes.get(COMPARED):
             columns = set(open_parquet(params["item_info"]).schema_arrow.names)
+            if "modality_features" in known:  # they stay features of the items, and are compared as such
+                columns -= set(params.get("modality_features") or columns)
             changes[COMPARED] = [name for name in changes[COMPARED] if name in columns]
         settings.change_params(params, models, as_changes(changes), where=f"{self.path}: similarity: {name}")
         return Line(expid, f" {name} similarity", changes)
