@@ -24,7 +24,7 @@ from mm_fibinet.progress import track
 
 STUDY = "study.journal"
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "stopped"}
-STARTUP_TRIALS = 5  # of the median rule, before it has something to go by
+STARTUP_TRIALS = 5  # before the median rule, and the TPE of `tuning`, have something to go by
 WARMUP_EVALUATIONS = 3  # of a trial, which nothing is concluded from: models learn at different paces
 
 
