@@ -196,7 +196,7 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r"checkpoint_every|eval_steps", (int, type(None)), Size),
     (r".*_steps|.*_patience|.*_len|.*_size", (int,), Size),
     (
-        r"similarity_only|simtier|sa_ta|bucket_attention|.*_context|.*_features|.*_fields",
+        r"similarity_only|simtier|sa_ta|bucket_attention|low_rank_fusion|.*_context|.*_features|.*_fields",
         (tuple, list, type(None)),
         Columns,
     ),

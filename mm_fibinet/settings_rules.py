@@ -20,6 +20,7 @@ NO_GROUPS = ("item_id", ITEM_SEQ)
 COLUMNS_OF_ITEM_INFO = {  # settings that name columns which the data set's entry need not have, and their type
     "similarity_only": "embedding",
     "modality_features": "embedding",
+    "low_rank_fusion": "embedding",
     "code_feature": "sequence",
 }
 

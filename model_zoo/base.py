@@ -54,6 +54,7 @@ class Inputs:
         mask: [B, L], non-zero = a real history item.
         padding_row: the row of `items` that padded positions point at; None when they have rows of their own.
         similarities: float [B, size] of each similarity field (see FieldModel); empty without them.
+        modalities: float [B, width] of each column that is fused (see ModalityFusion); empty without them.
     """
 
     user: dict[str, Tensor]
@@ -62,6 +63,7 @@ class Inputs:
     mask: Tensor
     padding_row: int | None
     similarities: list[Tensor] = field(default_factory=list)
+    modalities: list[Tensor] = field(default_factory=list)
 
     @cached_property
     def target(self) -> Tensor:

@@ -222,8 +222,7 @@ class FieldModel(InterestModel):
 
     def _make_similarity(self) -> SimilarityFields:
         """Fields of all that can be compared: embeddings, the first list of tags, levels."""
-        features = self.feature_map.features
-        of_items = [*self.item_features, *self.compared_features]
+        features, of_items = self.feature_map.features, self._comparable()
         embeddings = [name for name in of_items if features[name]["type"] == "embedding"]
         tags = [name for name in of_items if features[name]["type"] == "sequence"]
         if not embeddings and not tags and not self.level_features:
@@ -233,6 +232,10 @@ class FieldModel(InterestModel):
             )
         self._require_history("similarity_fields", True)
         return SimilarityFields(embeddings, (tags or [None])[0], self.level_features, self.embedding_dim)
+
+    def _comparable(self) -> list[str]:
+        """The item features out of which similarity_fields take what they compare."""
+        return [*self.item_features, *self.compared_features]
 
     def _is_compared(self, name: str) -> bool:
         """Whether similarity_fields compare a feature."""

@@ -20,14 +20,16 @@ def require_modalities(
     feature_map: FeatureMap,
     names: list[str] | tuple[str, ...] | None,
     compared_only: list[str] | tuple[str, ...] | None = (),
+    setting: str = "modality_features",
 ) -> list[str]:
     """The modalities a model reads: those that are named, or else all embedding features of the items.
 
     Args:
         model: its name, for the error.
         feature_map: FuxiCTR's FeatureMap.
-        names: `modality_features`.
+        names: the setting's value.
         compared_only: `similarity_only` of a model that reads modalities as features of the items, which these are not.
+        setting: its name, for the error.
 
     Raises:
         UserError: there is none, one is named twice, or one that is named is no embedding of the items or is only
@@ -37,7 +39,7 @@ def require_modalities(
     if not known:
         raise UserError(
             f"{model} reads embeddings of the items, but the feature map has no feature of source item and of type "
-            "embedding; make one with build_item_emb.py and name it in feature_cols or in modality_features"
+            f"embedding; make one with build_item_emb.py and name it in feature_cols or in {setting}"
         )
     left_out = list(compared_only or ())
     if not names and set(known) <= set(left_out):
@@ -49,12 +51,12 @@ def require_modalities(
     for name in names:
         if name in left_out:
             raise UserError(
-                f"modality_features and similarity_only both have {name!r}, but {model} reads modalities as features "
+                f"{setting} and similarity_only both have {name!r}, but {model} reads modalities as features "
                 "of the items, which similarity_only takes it out of; name it in one of the two"
             )
         if name not in known or names.count(name) > 1:
             raise UserError(
-                f"modality_features is {names}, expected features of source item and of type embedding, each once, "
+                f"{setting} is {names}, expected features of source item and of type embedding, each once, "
                 f"here of {', '.join(known)}"
             )
     return names

@@ -37,7 +37,8 @@ from .served_pairs import PairsWithOneHistory
 from .transformer_dcn import Transformer_DCN
 
 SERVED = (FiBiNET, DeepFM, DCNv2, DIN, DIN_att6, DIN_att_emb_rms, QIN, Transformer_DCN)
-LINEAR, UNIT = "linear", "unit "  # parts of an item's row beside its fields: a share, and vectors of length 1
+# Parts of an item's row beside its fields: a share, vectors of length 1, and what a fusion makes of columns.
+LINEAR, UNIT, FUSED = "linear", "unit ", "fused "
 PAIRS = 1 << 18  # of candidates and positions at once, of a few numbers each
 WIDE_PAIRS = 1 << 15  # of hundreds of numbers each
 
@@ -108,6 +109,7 @@ class ItemEncoder(nn.Module):
         self.parts = dict(zip(model.vector_features, vector_widths(model), strict=True))
         self.parts |= {LINEAR: 1} if self.has_linear else {}
         self.parts |= {f"{UNIT}{name}": specs[name]["pretrain_dim"] for name in self.compared}
+        self.parts |= {f"{FUSED}{name}": model.embedding_dim for name in fused_columns(model)}
         gate = getattr(model, "modality_gate", None)
         gated = list(itertools.compress(model.vector_features, gate.is_gated)) if gate is not None else []
         self.of_content = [name for name in self.parts if name not in (ITEM_ID, LINEAR, *gated)]
@@ -128,6 +130,7 @@ class ItemEncoder(nn.Module):
             linear = {name: items[name] for name in self.model.item_features}
             parts.append(self.model.lr_layer(linear) if linear else columns[0].new_zeros(columns[0].shape[0], 1))
         parts += [F.normalize(items[name].float(), dim=-1) for name in self.compared]
+        parts += self.model.modality_fusion.item_vectors(items) if fused_columns(self.model) else []
         return torch.cat(parts, dim=-1)
 
 
@@ -220,12 +223,17 @@ class Served(nn.Module):
         batch = OneHistory(dict(zip(self.row_features, row, strict=True)), {}, place, mask, None)
         batch.shares = own.parts.get(LINEAR)
         batch.similarities = self.similarities(theirs, own, mask)
+        batch.modalities = self.modalities(batch, theirs, own)
         batch.fields = {name: own.parts[name] for name in self.model.vector_features}
         logit = self.logit(batch, history[:, : self.vector_dim], candidates[:, : self.vector_dim])
         return self.model.output_activation(logit.float()).reshape(-1)
 
     def similarities(self, theirs: Rows, own: Rows, mask: Tensor) -> list[Tensor]:
         """The numbers behind the similarity fields; none for a model without them."""
+        return []
+
+    def modalities(self, batch: OneHistory, theirs: Rows, own: Rows) -> list[Tensor]:
+        """What a fusion of embeddings reads; nothing for a model without one."""
         return []
 
     def logit(self, batch: OneHistory, history: Tensor, candidates: Tensor) -> Tensor:
@@ -272,6 +280,12 @@ class ServedFields(Served):
             levels = [level_numbers(own_ids[name][:, 0], their_ids[name].T, weights) for name in similarity.levels]
             found.append(torch.cat(levels, dim=1))
         return found
+
+    def modalities(self, batch: OneHistory, theirs: Rows, own: Rows) -> list[Tensor]:
+        """Of the rows' projected columns."""
+        names = [f"{FUSED}{name}" for name in fused_columns(self.model)]
+        items, target = ([rows.parts[name] for name in names] for rows in (theirs, own))
+        return self.model.modality_fusion.modalities(batch, items, target) if names else []
 
     def logit(self, batch: OneHistory, history: Tensor, candidates: Tensor) -> Tensor:
         """The fields that FieldModel makes, with the history's where all rows have one."""
@@ -345,6 +359,11 @@ class MeanOfThere(nn.Module):
         """float [M, L, D] to [M, D]; padding has zeros."""
         count = (vectors.sum(dim=-1) != 0).float().sum(dim=-1, keepdim=True)
         return vectors.sum(dim=1) / count.clamp(min=1)
+
+
+def fused_columns(model: MultimodalModel) -> list[str]:
+    """The embeddings that a model reads projected, beside its fields."""
+    return getattr(model, "fused_columns", [])
 
 
 def vector_widths(model: MultimodalModel) -> list[int]:

@@ -35,8 +35,9 @@ RECOMMENDED = {
 }
 ONE_LAYER = {"num_layers": 1, "dnn_hidden_units": [8]}
 FEWER_FIELDS = {"similarity_only": ["item_emb_d128", "item_tags"], "features": FEATURES}
+FUSED = {"low_rank_fusion": ["item_emb_d128"], "modality_dim": 8, "fusion_dim": 8}
 CASES = {  # one of each class, FiBiNET with the settings of the strong recipe; exporting a field takes long
-    "FiBiNET recommended": {**RECOMMENDED, **FEWER_FIELDS},
+    "FiBiNET recommended": {**RECOMMENDED, **FEWER_FIELDS, **FUSED},
     "DeepFM": {"features": {**FEATURES, **USER}},
     "DCNv2": {"num_cross_layers": 1},
     "DIN": {"dnn_hidden_units": [8]},
@@ -48,6 +49,12 @@ CASES = {  # one of each class, FiBiNET with the settings of the strong recipe; 
 VARIANTS = {  # of which only the torch side is tried
     "FiBiNET": {},
     "FiBiNET recommended with all fields": RECOMMENDED,
+    "FiBiNET recommended with low_rank_fusion of two": {
+        **RECOMMENDED,
+        **FUSED,
+        "low_rank_fusion": ["img_emb_d128", "item_emb_d128"],
+    },
+    "FiBiNET with low_rank_fusion without history": {**FUSED, "history_pooling": "none"},
     "FiBiNET with target_attention": {"history_pooling": "target_attention"},
     "FiBiNET without history": {"history_pooling": "none"},
     "FiBiNET with modality_gating": {"modality_gating": True},

@@ -51,15 +51,16 @@ def model_and_table(params):
     return model, load_item_table(params["item_info"], model.item_side_features(), params["item_feature"])
 
 
-def test_a_gates_context_that_is_compared_too_has_its_scale(int8_data):
-    """FinalMLP's gates embed a context, whatever else it is there for; what is only compared has no scale."""
+@pytest.mark.parametrize(("name", "reads"), [("FinalMLP", "fs1_context"), ("FiBiNET", "low_rank_fusion")])
+def test_what_is_embedded_and_compared_too_has_its_scale(int8_data, name, reads):
+    """FinalMLP's gates embed a context, FiBiNET's fusion projects; what is only compared has no scale."""
     config, values = int8_data
     params = params_of(config)
     for spec in params["feature_cols"]:
         if spec["name"] == EMBEDDING:
             spec["scale"] = 1 / 127
-    settings = {"similarity_fields": True, "similarity_only": [EMBEDDING], "fs1_context": [EMBEDDING]}
-    model = model_zoo.FinalMLP(build_feature_map(params), **settings)
+    settings = {"similarity_fields": True, "similarity_only": [EMBEDDING], reads: [EMBEDDING]}
+    model = getattr(model_zoo, name)(build_feature_map(params), **settings)
     table = load_item_table(params["item_info"], model.item_side_features())
     expected = torch.from_numpy(values[5:8] / 127).float()
     torch.testing.assert_close(table.rows(torch.arange(5, 8))[EMBEDDING], expected, rtol=0, atol=1e-6)

@@ -61,7 +61,7 @@ def config(dataset, tmp_path):
             {"use_wide": False},
             "experiment FiBiNET_test: use_wide: unknown key with model FiBiNET, expected",
         ),
-        ("experiment", {"low_rank": 32}, "experiment FiBiNET_test: low_rank: unknown key with model FiBiNET, expected"),
+        ("experiment", {"din_use_softmax": 4}, "FiBiNET_test: din_use_softmax: unknown key with model FiBiNET, e"),
         ("experiment", {"regularizer": 1e-8}, "regularizer: FuxiCTR reads this, here nothing does; set embedding_regu"),
         ("experiment", {"din_target_field": "x"}, "here nothing does; the target is item_id"),
         (

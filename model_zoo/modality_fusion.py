@@ -1,0 +1,83 @@
+"""A low-rank fusion of the items' embeddings beside a model's interactions: a logit of its own.
+
+An interaction of fields is of two at a time. LMF's product (Liu et al., ACL 2018, arXiv 1806.00064; see model_zoo.lmf)
+is of all modalities at once: what the text says of the target and of the history, what the image says of both, and
+what all fields of the row say. Here it stands beside the interactions, and the two logits are added.
+"""
+
+import torch
+from fuxictr.pytorch.layers import MLP_Block
+from torch import Tensor, nn
+
+from .base import Inputs
+from .layers import logit_mlp, mean_pooling
+from .lmf import LowRankFusion
+
+
+class ModalityFusion(nn.Module):
+    """A logit of the items' embeddings and a row's fields.
+
+    Args:
+        pretrain_dims: {embedding column: E}.
+        embedding_dim: D, to which each column is projected.
+        fields_dim: F * D of the row's fields, which are one more modality.
+        reads_history: the mean over the history is read beside the target.
+        modality_dim, fusion_dim, num_ranks: as LMF's; an MLP of one layer of fusion_dim makes the logit.
+        dropout: of the modalities' networks and of that MLP.
+    """
+
+    def __init__(
+        self,
+        pretrain_dims: dict[str, int],
+        embedding_dim: int,
+        fields_dim: int,
+        reads_history: bool,
+        modality_dim: int,
+        fusion_dim: int,
+        num_ranks: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.columns, self.embedding_dim, self.reads_history = list(pretrain_dims), embedding_dim, reads_history
+        self.projections = nn.ModuleList(nn.Linear(dim, embedding_dim, bias=False) for dim in pretrain_dims.values())
+        dims = [embedding_dim * (1 + reads_history)] * len(self.columns) + [fields_dim]
+        self.networks = nn.ModuleList(
+            MLP_Block(input_dim=dim, hidden_units=[modality_dim], hidden_activations="ReLU", dropout_rates=dropout)
+            for dim in dims
+        )
+        self.fusion = LowRankFusion([modality_dim] * len(dims), fusion_dim, num_ranks)
+        self.dnn = logit_mlp(fusion_dim, [fusion_dim], "ReLU", dropout, False)
+
+    def item_vectors(self, columns: dict[str, Tensor]) -> list[Tensor]:
+        """The projected columns: {column: [M, E]} to one float [M, D] a column."""
+        return [project(columns[name].float()) for name, project in zip(self.columns, self.projections, strict=True)]
+
+    def modalities(self, batch: Inputs, items: list[Tensor], target: list[Tensor]) -> list[Tensor]:
+        """What each column says of the target and of the history.
+
+        Args:
+            batch: the batch.
+            items: float [M, D] a column, of `item_vectors`.
+            target: float [B, D] a column, those of the targets.
+
+        Returns:
+            float [B, 2 D] a column; [B, D] without reads_history.
+        """
+        if not self.reads_history:
+            return target
+        pooled = mean_pooling(torch.cat(items, dim=1), batch.history, batch.mask, batch.padding_row)
+        means = pooled.expand(target[0].shape[0], -1).split(self.embedding_dim, dim=1)
+        return [torch.cat(both, dim=1) for both in zip(target, means, strict=True)]
+
+    def forward(self, modalities: list[Tensor], fields: Tensor) -> Tensor:
+        """Fuse.
+
+        Args:
+            modalities: of `modalities`.
+            fields: float [B, F, D].
+
+        Returns:
+            float [B, 1].
+        """
+        read = [*modalities, fields.flatten(1)]
+        return self.dnn(self.fusion([network(part) for network, part in zip(self.networks, read, strict=True)]))

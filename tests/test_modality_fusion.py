@@ -1,0 +1,86 @@
+"""FiBiNET's low-rank fusion of the items' embeddings: row by row, item by item, and beside the interactions alone."""
+
+import pytest
+import torch
+from test_model_contract import LENGTH, MODALITIES, make_batch, make_model
+
+from mm_fibinet.errors import UserError
+
+COLUMNS = ["img_emb_d128", "item_emb_d128"]
+SETTINGS = {"low_rank_fusion": COLUMNS, "modality_dim": 6, "fusion_dim": 5, "num_ranks": 3, "hidden_units": [16]}
+
+
+def fused(**settings):
+    return make_model(("FiBiNET", SETTINGS), features=MODALITIES, **settings)
+
+
+def relu_layer(block, vector):
+    """The first layer of an MLP."""
+    return (block.mlp[0].weight @ vector + block.mlp[0].bias).clamp(min=0)
+
+
+def fusion_of_a_row(fusion, batch, row, fields):
+    """The fusion's logit of one row, from its items one by one."""
+    items = batch.item_table
+    *history, target = batch.item_index[row].tolist()
+    read = []
+    for column, project in zip(COLUMNS, fusion.projections, strict=True):
+        vectors = [project.weight @ items[column][item] for item in history if item > 0]
+        mean = sum(vectors) / len(vectors) if vectors else torch.zeros(8)
+        read.append(torch.cat([project.weight @ items[column][target], mean]))
+    hidden = [relu_layer(net, part) for net, part in zip(fusion.networks, [*read, fields[row].flatten()], strict=True)]
+    low_rank, total = fusion.fusion, fusion.fusion.bias.clone()
+    for rank, weight in enumerate(low_rank.rank_weights[0]):
+        product = torch.ones(5)
+        for vector, factor in zip(hidden, low_rank.factors, strict=True):
+            product = product * (torch.cat([vector, torch.ones(1)]) @ factor[rank])
+        total = total + weight * product
+    top = fusion.dnn.mlp
+    return top[-1].weight @ relu_layer(fusion.dnn, total) + top[-1].bias
+
+
+@torch.no_grad()
+def test_the_fusion_of_each_row():
+    model, batch = fused(), make_batch()
+    inputs = model.read_batch(batch)
+    fields = model.fields(inputs)
+    logits = model.modality_fusion(inputs.modalities, fields)
+    assert batch.mask[0].sum() == 0 and batch.mask[1].sum() == LENGTH
+    for row in range(20):
+        expected = fusion_of_a_row(model.modality_fusion, batch, row, fields)
+        torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_logit_is_that_of_the_interactions_plus_the_fusions():
+    compared = {"similarity_fields": True, "similarity_only": COLUMNS}
+    model, batch = fused(**compared), make_batch()
+    alone = make_model(("FiBiNET", {"hidden_units": [16], **compared}), features=MODALITIES)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("modality_fusion.")}
+    alone.load_state_dict(weights, strict=True)
+    inputs = model.read_batch(batch)
+    fields = model.fields(inputs)
+    torch.testing.assert_close(fields, alone.fields(alone.read_batch(batch)))
+    of_both = model(batch)["y_pred"].logit()
+    expected = alone(batch)["y_pred"].logit() + model.modality_fusion(inputs.modalities, fields)
+    torch.testing.assert_close(of_both, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_columns_are_no_fields_and_are_compared_where_they_are_named():
+    model = fused()
+    assert not {*model.field_features, *model.pooled_features} & set(COLUMNS)
+    assert model.similarity is None
+    assert fused(similarity_fields=True).similarity.embeddings == []
+    assert fused(similarity_fields=True, similarity_only=COLUMNS[1:]).similarity.embeddings == COLUMNS[1:]
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"),
+    [
+        (["item_tags"], r"low_rank_fusion is \['item_tags'\], expected features of source item and of type embedding"),
+        (["item_emb_d128"] * 2, "low_rank_fusion is .*, each once, here of item_emb_d128, img_emb_d128"),
+    ],
+)
+def test_what_cannot_be_fused(columns, error):
+    with pytest.raises(UserError, match=error):
+        fused(low_rank_fusion=columns)
