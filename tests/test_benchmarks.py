@@ -11,11 +11,12 @@ import sys
 import time
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_dataset
 from PIL import Image
 from small_models import bert_folder
 
@@ -25,6 +26,7 @@ from benchmarks import (
     encoding,
     figure,
     items_scale,
+    kept_out,
     measure,
     random_weights,
     similarity_fields,
@@ -393,3 +395,22 @@ def test_a_contender_answers_from_its_own_process():
 
 def _note(content, start):
     return next(note for note in content["notes"] if note.startswith(start))
+
+
+def test_kept_out_rows_are_of_users_and_items_that_training_never_met(tmp_path, capsys, monkeypatch):
+    folder = make_dataset(tmp_path / "data").parent / "TEST_DATA"
+    splits = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "valid")}
+    command = ["kept_out", "--train", str(folder / "train.parquet"), "--valid", str(folder / "valid.parquet")]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--users", "0.3", "--items", "0.5"])
+    kept_out.main()
+    train, valid, kept = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("train", "valid", "kept"))
+    users, items = (set(splits["train"][column]) for column in ("user_id", "item_id"))
+    of_kept = set(kept["user_id"])
+    assert len(of_kept) == round(0.3 * len(users))
+    assert kept.equals(splits["train"].filter(pl.col("user_id").is_in(list(of_kept))))
+    assert not of_kept & {*train["user_id"], *valid["user_id"]}
+    assert valid.equals(splits["valid"].filter(~pl.col("user_id").is_in(list(of_kept))))
+    gone = items - set(train["item_id"])
+    assert len(gone) >= round(0.5 * len(items))
+    cold = sum(item in gone for item in kept["item_id"]) / len(kept)
+    assert f"cold        {cold:.0%} of the rows of kept" in capsys.readouterr().out
