@@ -249,8 +249,12 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             {"y_pred": float [B, 1]}.
         """
         batch = self.read_batch(inputs)
-        logit = self.compute_logit(batch, *self.logit_inputs(batch))
+        logit = self.logit(batch, *self.logit_inputs(batch))
         return {"y_pred": self.output_activation(logit.float())}
+
+    def logit(self, batch: Inputs, *inputs: Tensor) -> Tensor:
+        """The model's `compute_logit`, float [B, 1], and what a setting adds to that of every model."""
+        return self.compute_logit(batch, *inputs)
 
     def logit_inputs(self, batch: Inputs) -> tuple[Tensor, ...]:
         """What `compute_logit` reads beside the batch."""

@@ -1,7 +1,7 @@
 """FiBiNET: feature importance and bilinear feature interactions (Huang et al., RecSys 2019).
 
 SENET re-weights the fields; both the fields and the re-weighted fields interact bilinearly in all pairs; an MLP reads
-the interactions, and a linear part is added. With `low_rank_fusion` a fusion of the items' embeddings is added too.
+the interactions, and a linear part is added.
 
 With `history_pooling: none` and no embedding field this is FuxiCTR's FiBiNET: same weight names, same outputs. With
 `feature_norm`, `senet_plus` and `bilinear_plus` it is FiBiNET++ (Zhang et al., CIKM 2022) beside that linear part.
@@ -16,8 +16,6 @@ from mm_fibinet.errors import UserError
 from .base import Inputs
 from .fields import FieldModel
 from .layers import BilinearInteraction, BilinearType, LinearPart, logit_mlp, require_divisor, require_numbers_to_norm
-from .modalities import require_modalities
-from .modality_fusion import ModalityFusion
 from .plus_layers import BilinearPlus, FieldNorm, SENETPlus
 
 
@@ -38,16 +36,11 @@ class FiBiNET(FieldModel):
             them before they meet other fields.
         num_groups: of SENET+.
         bilinear_output_dim: of bilinear+.
-        low_rank_fusion: embedding columns of the items whose fusion with all fields is added to the logit (see
-            model_zoo.modality_fusion). They are no fields, and similarity_fields compare those that similarity_only
-            names. A column that the data set's entry does not name is read from item_info.
-        modality_dim, fusion_dim, num_ranks: of that fusion, as LMF's; its dropout is net_dropout.
         kwargs: what FieldModel takes.
 
     Raises:
-        UserError: there is one field only, similarity_to_mlp is True without similarity_fields, embedding_dim does not
-            divide into num_groups or is 1 where fields are layer-normed, or low_rank_fusion names what is no embedding
-            of the items.
+        UserError: there is one field only, similarity_to_mlp is True without similarity_fields, or embedding_dim does
+            not divide into num_groups or is 1 where fields are layer-normed.
     """
 
     def __init__(
@@ -64,21 +57,11 @@ class FiBiNET(FieldModel):
         similarity_to_mlp=False,
         num_groups=2,
         bilinear_output_dim=50,
-        low_rank_fusion=(),
-        modality_dim=64,
-        fusion_dim=64,
-        num_ranks=4,
         net_dropout=0.0,
         batch_norm=False,
-        similarity_only=(),
         **kwargs,
     ):
-        self.fused_columns = list(low_rank_fusion or ())
-        if self.fused_columns:
-            require_modalities("FiBiNET", feature_map, self.fused_columns, setting="low_rank_fusion")
-        compared = list(similarity_only or ())
-        self.fused_alone = [name for name in self.fused_columns if name not in compared]
-        super().__init__(feature_map, similarity_only=[*compared, *self.fused_alone], **kwargs)
+        super().__init__(feature_map, **kwargs)
         num_fields, dim = self.num_fields, self.embedding_dim
         if num_fields < 2:
             only = (self.field_features or ["of similarity or interest"])[0]
@@ -107,41 +90,13 @@ class FiBiNET(FieldModel):
             input_dim += self.similarity.num_features
         self.lr_layer = LinearPart(feature_map, self.field_features)
         self.dnn = logit_mlp(input_dim, hidden_units, hidden_activations, net_dropout, batch_norm)
-        self.modality_fusion = None
-        if self.fused_columns:
-            self.modality_fusion = ModalityFusion(
-                {name: feature_map.features[name]["pretrain_dim"] for name in self.fused_columns},
-                dim,
-                num_fields * dim,
-                self.history_pooling != "none",
-                modality_dim,
-                fusion_dim,
-                num_ranks,
-                net_dropout,
-            )
-
-    def item_side_features(self) -> dict[str, dict]:
-        """As MultimodalModel's; a column that is fused is more than compared, and needs its scale."""
-        specs = super().item_side_features()
-        fused = {"compared_only": False, "keep_int8": True}
-        return {name: {**spec, **fused} if name in self.fused_columns else spec for name, spec in specs.items()}
-
-    def read_batch(self, inputs) -> Inputs:
-        """As FieldModel's; with what low_rank_fusion reads."""
-        batch = super().read_batch(inputs)
-        if self.modality_fusion is not None:
-            items = self.modality_fusion.item_vectors(batch.items)
-            target = [vectors.index_select(0, batch.target) for vectors in items]
-            batch.modalities = self.modality_fusion.modalities(batch, items, target)
-        return batch
 
     def compute_logit(self, batch: Inputs, fields: Tensor) -> Tensor:
-        """The linear part, plus an MLP that reads the interactions, plus the fusion's logit."""
+        """The linear part, plus an MLP that reads the interactions."""
         read = self.interactions(fields)
         if self.similarity_norm is not None:
             read = torch.cat([read, self.similarity_norm(torch.cat(batch.similarities, dim=1))], dim=1)
-        logit = self.lr_layer(batch.target_columns()) + self.dnn(read)
-        return logit if self.modality_fusion is None else logit + self.modality_fusion(batch.modalities, fields)
+        return self.lr_layer(batch.target_columns()) + self.dnn(read)
 
     def interactions(self, fields: Tensor) -> Tensor:
         """What the MLP reads of the fields: float [B, F, D] to float [B, I]."""
@@ -150,9 +105,3 @@ class FiBiNET(FieldModel):
         weighted = self.senet_layer(fields)
         second = weighted.flatten(1) if self.bilinear_interaction2 is None else self.bilinear_interaction2(weighted)
         return torch.cat([self.bilinear_interaction1(fields), second], dim=1)
-
-    def _comparable(self) -> list[str]:
-        return [name for name in super()._comparable() if name not in self.fused_alone]
-
-    def _is_compared(self, name: str) -> bool:
-        return name in self.fused_columns or super()._is_compared(name)

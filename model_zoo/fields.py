@@ -20,6 +20,8 @@ from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 from .base import Inputs, with_equal_dims
 from .interest import InterestModel
 from .layers import DINAttention, mean_pooling
+from .modalities import require_modalities
+from .modality_fusion import ModalityFusion
 from .similarity import SimilarityFields
 
 HistoryPooling = Literal["mean", "target_attention", "none"]
@@ -44,6 +46,10 @@ class FieldModel(InterestModel):
             themselves, for example the embeddings of each modality beside the fused one.
         modality_gating: each element of an embedding field is scaled by a gate between 0 and 2 that reads all of the
             item's fields, so that an item can lean on its id or on its content.
+        low_rank_fusion: embedding columns of the items whose fusion with all fields is added to the logit (see
+            model_zoo.modality_fusion). They are no fields, and similarity_fields compare those that similarity_only
+            names. A column that the data set's entry does not name is read from item_info.
+        low_rank_fusion_dim, low_rank_fusion_ranks, low_rank_fusion_dropout: of that fusion.
         kwargs: what InterestModel takes; each output of its layers is a field.
 
     Attributes:
@@ -54,7 +60,8 @@ class FieldModel(InterestModel):
 
     Raises:
         UserError: history_pooling is none of the three or has nothing to pool, similarity_fields have nothing to
-            compare, or similarity_only names what cannot be compared or leaves no field.
+            compare, similarity_only names what cannot be compared or leaves no field, or low_rank_fusion names what is
+            no embedding of the items or cannot be added to what the model's own `forward` makes.
     """
 
     def __init__(
@@ -66,14 +73,21 @@ class FieldModel(InterestModel):
         attention_dropout=0.0,
         modality_dropout=0.0,
         similarity_fields=False,
+        similarity_only=(),
         modality_gating=False,
+        low_rank_fusion=(),
+        low_rank_fusion_dim=64,
+        low_rank_fusion_ranks=4,
+        low_rank_fusion_dropout=0.0,
         **kwargs,
     ):
         if history_pooling not in (None, *HISTORY_POOLINGS):
             raise UserError(f"history_pooling is {history_pooling!r}, expected one of {', '.join(HISTORY_POOLINGS)}")
         feature_map = with_equal_dims(feature_map, embedding_dim)
         self.similarity_fields = similarity_fields
-        super().__init__(feature_map, **kwargs)
+        compared, self.fused_columns = list(similarity_only or ()), self._fused(feature_map, low_rank_fusion)
+        self.fused_alone = [name for name in self.fused_columns if name not in compared]
+        super().__init__(feature_map, similarity_only=[*compared, *self.fused_alone], **kwargs)
         features = feature_map.features
         fields = [name for name in features if features[name]["type"] != "meta"]
         self.field_features = [name for name in fields if name not in self.compared_features]
@@ -107,13 +121,39 @@ class FieldModel(InterestModel):
                 f"{type(self).__name__} has no fields: similarity_only takes {', '.join(self.compared_features)} out "
                 "of them, and nothing else is there; leave one in, or set similarity_fields: True"
             )
+        self.modality_fusion = None
+        if self.fused_columns:
+            self.modality_fusion = ModalityFusion(
+                {name: features[name]["pretrain_dim"] for name in self.fused_columns},
+                embedding_dim,
+                self.num_fields * embedding_dim,
+                reads_history=self.history_pooling != "none",
+                fusion_dim=low_rank_fusion_dim,
+                num_ranks=low_rank_fusion_ranks,
+                dropout=low_rank_fusion_dropout,
+            )
 
     def read_batch(self, inputs) -> Inputs:
-        """As InterestModel's; with what the fields of similarity are made of."""
+        """As InterestModel's; with what the fields of similarity are made of, and what low_rank_fusion reads."""
         batch = super().read_batch(inputs)
         if self.similarity is not None:
             batch.similarities = self.similarity.features(batch)
+        if self.modality_fusion is not None:
+            items = self.modality_fusion.item_vectors(batch.items)
+            target = [vectors.index_select(0, batch.target) for vectors in items]
+            batch.modalities = self.modality_fusion.modalities(batch, items, target)
         return batch
+
+    def item_side_features(self) -> dict[str, dict]:
+        """As MultimodalModel's; a column that is fused is more than compared, and needs its scale."""
+        specs = super().item_side_features()
+        fused = {"compared_only": False, "keep_int8": True}
+        return {name: {**spec, **fused} if name in self.fused_columns else spec for name, spec in specs.items()}
+
+    def logit(self, batch: Inputs, fields: Tensor) -> Tensor:
+        """The model's own, plus the fusion's: float [B, 1]."""
+        logit = self.compute_logit(batch, fields)
+        return logit if self.modality_fusion is None else logit + self.modality_fusion(batch.modalities, fields)
 
     def logit_inputs(self, batch: Inputs) -> tuple[Tensor]:
         """The fields, float [B, F, D]."""
@@ -220,6 +260,18 @@ class FieldModel(InterestModel):
             )
         return asked
 
+    def _fused(self, feature_map, names: list[str] | tuple[str, ...] | None) -> list[str]:
+        """`low_rank_fusion`, checked."""
+        if not names:
+            return []
+        name = type(self).__name__
+        if type(self).forward is not InterestModel.forward:
+            raise UserError(
+                f"low_rank_fusion is {list(names)}, which MultimodalModel.forward adds to the logit, but {name} has a "
+                "forward of its own; leave one of the two out"
+            )
+        return require_modalities(name, feature_map, list(names), setting="low_rank_fusion")
+
     def _make_similarity(self) -> SimilarityFields:
         """Fields of all that can be compared: embeddings, the first list of tags, levels."""
         features, of_items = self.feature_map.features, self._comparable()
@@ -235,10 +287,12 @@ class FieldModel(InterestModel):
 
     def _comparable(self) -> list[str]:
         """The item features out of which similarity_fields take what they compare."""
-        return [*self.item_features, *self.compared_features]
+        return [name for name in (*self.item_features, *self.compared_features) if name not in self.fused_alone]
 
     def _is_compared(self, name: str) -> bool:
-        """Whether similarity_fields compare a feature."""
+        """Whether similarity_fields compare a feature, or low_rank_fusion reads it."""
+        if name in self.fused_columns:
+            return True
         spec = self.feature_map.features.get(name, {})
         return self.similarity_fields and spec.get("source") == "item" and spec["type"] in ("embedding", "sequence")
 

@@ -16,6 +16,7 @@ from .base import Inputs
 from .fields import FieldModel
 from .layers import logit_mlp
 from .modalities import require_modalities
+from .modality_fusion import LowRankFusion
 
 
 class LMF(FieldModel):
@@ -33,7 +34,8 @@ class LMF(FieldModel):
         kwargs: what FieldModel takes.
 
     Raises:
-        UserError: there is no such column, it is in similarity_only, or all fields are of one modality.
+        UserError: there is no such column, it is in similarity_only, all fields are of one modality, or low_rank_fusion
+            is asked for, which this is.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class LMF(FieldModel):
         **kwargs,
     ):
         modalities = require_modalities("LMF", feature_map, modality_features, kwargs.get("similarity_only"))
+        if kwargs.get("low_rank_fusion"):
+            raise UserError("low_rank_fusion is what LMF is itself; leave it out, or name columns in modality_features")
         super().__init__(feature_map, **kwargs)
         self.groups = self._groups(modalities)
         if len(self.groups) < 2:
@@ -87,31 +91,3 @@ class LMF(FieldModel):
         taken = {place for group in groups for place in group}
         others = [place for place in range(self.num_fields) if place not in taken]
         return [group for group in [*groups, others] if group]
-
-
-class LowRankFusion(nn.Module):
-    """sum_r w_r prod_m W_m^r [h_m; 1] + b (the paper's eq. 8, with the weights and the bias of its authors' code).
-
-    Args:
-        dims: of the modalities.
-        output_dim: D.
-        num_ranks: R.
-    """
-
-    def __init__(self, dims: list[int], output_dim: int, num_ranks: int):
-        super().__init__()
-        self.factors = nn.ParameterList(torch.empty(num_ranks, dim + 1, output_dim) for dim in dims)
-        self.rank_weights = nn.Parameter(torch.empty(1, num_ranks))
-        self.bias = nn.Parameter(torch.zeros(output_dim))
-        for factor in self.factors:
-            for matrix in factor.data:
-                nn.init.xavier_normal_(matrix)
-        nn.init.xavier_normal_(self.rank_weights)
-
-    def forward(self, modalities: list[Tensor]) -> Tensor:
-        """float [B, d_m] a modality to float [B, D]."""
-        product = None
-        for vectors, factor in zip(modalities, self.factors, strict=True):
-            mapped = vectors @ factor[:, :-1] + factor[:, -1:]  # [R, B, D]; the last row meets the 1
-            product = mapped if product is None else product * mapped
-        return torch.einsum("r,rbd->bd", self.rank_weights[0], product) + self.bias

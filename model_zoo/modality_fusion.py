@@ -1,7 +1,7 @@
 """A low-rank fusion of the items' embeddings beside a model's interactions: a logit of its own.
 
-An interaction of fields is of two at a time. LMF's product (Liu et al., ACL 2018, arXiv 1806.00064; see model_zoo.lmf)
-is of all modalities at once: what the text says of the target and of the history, what the image says of both, and
+An interaction of fields is of two at a time. LMF's product (Liu et al., ACL 2018, arXiv 1806.00064) is of all
+modalities at once: what the text says of the target and of the history, what the image says of both, and
 what all fields of the row say. Here it stands beside the interactions, and the two logits are added.
 """
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .base import Inputs
 from .layers import logit_mlp, mean_pooling
-from .lmf import LowRankFusion
 
 
 class ModalityFusion(nn.Module):
@@ -22,7 +21,8 @@ class ModalityFusion(nn.Module):
         embedding_dim: D, to which each column is projected.
         fields_dim: F * D of the row's fields, which are one more modality.
         reads_history: the mean over the history is read beside the target.
-        modality_dim, fusion_dim, num_ranks: as LMF's; an MLP of one layer of fusion_dim makes the logit.
+        fusion_dim: of each modality's network, of the fused vector and of the one layer that makes the logit of it.
+        num_ranks: R, as LMF's.
         dropout: of the modalities' networks and of that MLP.
     """
 
@@ -32,7 +32,6 @@ class ModalityFusion(nn.Module):
         embedding_dim: int,
         fields_dim: int,
         reads_history: bool,
-        modality_dim: int,
         fusion_dim: int,
         num_ranks: int,
         dropout: float,
@@ -42,10 +41,10 @@ class ModalityFusion(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(dim, embedding_dim, bias=False) for dim in pretrain_dims.values())
         dims = [embedding_dim * (1 + reads_history)] * len(self.columns) + [fields_dim]
         self.networks = nn.ModuleList(
-            MLP_Block(input_dim=dim, hidden_units=[modality_dim], hidden_activations="ReLU", dropout_rates=dropout)
+            MLP_Block(input_dim=dim, hidden_units=[fusion_dim], hidden_activations="ReLU", dropout_rates=dropout)
             for dim in dims
         )
-        self.fusion = LowRankFusion([modality_dim] * len(dims), fusion_dim, num_ranks)
+        self.fusion = LowRankFusion([fusion_dim] * len(dims), fusion_dim, num_ranks)
         self.dnn = logit_mlp(fusion_dim, [fusion_dim], "ReLU", dropout, False)
 
     def item_vectors(self, columns: dict[str, Tensor]) -> list[Tensor]:
@@ -81,3 +80,31 @@ class ModalityFusion(nn.Module):
         """
         read = [*modalities, fields.flatten(1)]
         return self.dnn(self.fusion([network(part) for network, part in zip(self.networks, read, strict=True)]))
+
+
+class LowRankFusion(nn.Module):
+    """sum_r w_r prod_m W_m^r [h_m; 1] + b (the paper's eq. 8, with the weights and the bias of its authors' code).
+
+    Args:
+        dims: of the modalities.
+        output_dim: D.
+        num_ranks: R.
+    """
+
+    def __init__(self, dims: list[int], output_dim: int, num_ranks: int):
+        super().__init__()
+        self.factors = nn.ParameterList(torch.empty(num_ranks, dim + 1, output_dim) for dim in dims)
+        self.rank_weights = nn.Parameter(torch.empty(1, num_ranks))
+        self.bias = nn.Parameter(torch.zeros(output_dim))
+        for factor in self.factors:
+            for matrix in factor.data:
+                nn.init.xavier_normal_(matrix)
+        nn.init.xavier_normal_(self.rank_weights)
+
+    def forward(self, modalities: list[Tensor]) -> Tensor:
+        """float [B, d_m] a modality to float [B, D]."""
+        product = None
+        for vectors, factor in zip(modalities, self.factors, strict=True):
+            mapped = vectors @ factor[:, :-1] + factor[:, -1:]  # [R, B, D]; the last row meets the 1
+            product = mapped if product is None else product * mapped
+        return torch.einsum("r,rbd->bd", self.rank_weights[0], product) + self.bias

@@ -283,16 +283,18 @@ class ServedFields(Served):
 
     def modalities(self, batch: OneHistory, theirs: Rows, own: Rows) -> list[Tensor]:
         """Of the rows' projected columns."""
-        names = [f"{FUSED}{name}" for name in fused_columns(self.model)]
+        if self.model.modality_fusion is None:
+            return []
+        names = [f"{FUSED}{name}" for name in self.model.modality_fusion.columns]
         items, target = ([rows.parts[name] for name in names] for rows in (theirs, own))
-        return self.model.modality_fusion.modalities(batch, items, target) if names else []
+        return self.model.modality_fusion.modalities(batch, items, target)
 
     def logit(self, batch: OneHistory, history: Tensor, candidates: Tensor) -> Tensor:
         """The fields that FieldModel makes, with the history's where all rows have one."""
         model, row = self.model, dict(batch.fields)
         pooled = [field.expand(candidates.shape[0], -1) for field in model.history_fields(batch, history, candidates)]
         row |= model.embed(model.embedding_layer, batch.user)  # the row's own levels, not the item's
-        return model.compute_logit(batch, model.stack_fields(row, pooled, batch.similarities, []))
+        return model.logit(batch, model.stack_fields(row, pooled, batch.similarities, []))
 
 
 class ServedVectors(Served):

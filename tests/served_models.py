@@ -35,7 +35,7 @@ RECOMMENDED = {
 }
 ONE_LAYER = {"num_layers": 1, "dnn_hidden_units": [8]}
 FEWER_FIELDS = {"similarity_only": ["item_emb_d128", "item_tags"], "features": FEATURES}
-FUSED = {"low_rank_fusion": ["item_emb_d128"], "modality_dim": 8, "fusion_dim": 8}
+FUSED = {"low_rank_fusion": ["item_emb_d128"], "low_rank_fusion_dim": 8}
 CASES = {  # one of each class, FiBiNET with the settings of the strong recipe; exporting a field takes long
     "FiBiNET recommended": {**RECOMMENDED, **FEWER_FIELDS, **FUSED},
     "DeepFM": {"features": {**FEATURES, **USER}},
@@ -60,6 +60,7 @@ VARIANTS = {  # of which only the torch side is tried
     "FiBiNET with modality_gating": {"modality_gating": True},
     "FiBiNET with user's lists": {"features": {**FEATURES, **LISTS}},
     "FiBiNET with rows of items alone": {"features": {k: v for k, v in FEATURES.items() if "level" not in k}},
+    "DeepFM with low_rank_fusion": FUSED,
     "DeepFM with similarity_fields": {"similarity_fields": True, "history_levels": True},
     "DCNv2 with embedding compared": {"similarity_fields": True, "similarity_only": ["item_emb_d128"]},
     "DIN with Dice": {"attention_hidden_activations": "Dice"},

@@ -7,7 +7,7 @@ from test_model_contract import LENGTH, MODALITIES, make_batch, make_model
 from mm_fibinet.errors import UserError
 
 COLUMNS = ["img_emb_d128", "item_emb_d128"]
-SETTINGS = {"low_rank_fusion": COLUMNS, "modality_dim": 6, "fusion_dim": 5, "num_ranks": 3, "hidden_units": [16]}
+SETTINGS = {"low_rank_fusion": COLUMNS, "low_rank_fusion_dim": 5, "low_rank_fusion_ranks": 3, "hidden_units": [16]}
 
 
 def fused(**settings):

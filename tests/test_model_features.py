@@ -201,6 +201,10 @@ def test_levels_are_refused_where_there_are_none(name):
             ("LMF", {**COMPARED_ONLY, "modality_features": ["item_emb_d128"]}),
             "modality_features and similarity_only both have 'item_emb_d128', but LMF reads modalities as features",
         ),
+        (
+            ("LMF", {"low_rank_fusion": ["item_emb_d128"]}),
+            "low_rank_fusion is what LMF is itself; leave it out, or name",
+        ),
         (("NAML", {"similarity_only": ["item_emb_d128"], **SEARCHED}), "NAML reads embeddings .* out of these"),
         (("MARN", {"similarity_only": ["item_emb_d128"], **SEARCHED}), "MARN reads embeddings .* out of these"),
         *(

@@ -29,8 +29,8 @@ from mm_fibinet.feature_map import build_feature_map
 from mm_fibinet.fuxictr_adapter import penalties
 from mm_fibinet.settings import load_params
 from mm_fibinet.table_optimizer import set_table_rate
-from model_zoo.lmf import LowRankFusion
 from model_zoo.marn import ModalityParts, cross_entropy, reverse_gradient
+from model_zoo.modality_fusion import LowRankFusion
 from model_zoo.naml import AdditiveAttention
 from model_zoo.qarm import CodeEmbedding
 
