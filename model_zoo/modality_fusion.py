@@ -45,6 +45,7 @@ class ModalityFusion(nn.Module):
             for dim in dims
         )
         self.fusion = LowRankFusion([fusion_dim] * len(dims), fusion_dim, num_ranks)
+        nn.init.constant_(self.fusion.rank_weights, num_ranks**-0.5)  # by random ones runs differed in luck
         self.dnn = logit_mlp(fusion_dim, [fusion_dim], "ReLU", dropout, False)
 
     def item_vectors(self, columns: dict[str, Tensor]) -> list[Tensor]:
