@@ -50,7 +50,7 @@ def kept_out(
     return {
         "train": train.filter(~of_kept & ~pl.col("item_id").is_in(items_kept)),
         "valid": valid.filter(~of_kept),
-        "kept": train.filter(of_kept),
+        "kept": train.filter(of_kept).with_row_index("ID"),
     }
 
 

@@ -407,7 +407,8 @@ def test_kept_out_rows_are_of_users_and_items_that_training_never_met(tmp_path, 
     users, items = (set(splits["train"][column]) for column in ("user_id", "item_id"))
     of_kept = set(kept["user_id"])
     assert len(of_kept) == round(0.3 * len(users))
-    assert kept.equals(splits["train"].filter(pl.col("user_id").is_in(list(of_kept))))
+    of_train = splits["train"].filter(pl.col("user_id").is_in(list(of_kept)))
+    assert kept.drop("ID").equals(of_train) and kept["ID"].to_list() == list(range(len(kept)))
     assert not of_kept & {*train["user_id"], *valid["user_id"]}
     assert valid.equals(splits["valid"].filter(~pl.col("user_id").is_in(list(of_kept))))
     gone = items - set(train["item_id"])
