@@ -21,7 +21,7 @@ from mm_fibinet.scoring import predict
 from mm_fibinet.training import Trainer
 
 SEED = 2025
-# FiBiNET_MicroLens_1M_x1 of config/ without its similarity fields, which no published code has; the organisers' DIN.
+# FiBiNET_MicroLens_1M_x1 of config/ with the layers of 2019, which published code has; the organisers' DIN.
 OFFICIAL = {
     "FiBiNET": {
         "embedding_dim": 64,

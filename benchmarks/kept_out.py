@@ -20,11 +20,12 @@ sys.path[0] = str(ROOT)
 import numpy as np
 import polars as pl
 
-from mm_fibinet.errors import run_cli
-from mm_fibinet.files import atomic_path
+from mm_fibinet.errors import UserError, run_cli
+from mm_fibinet.files import atomic_path, require_output_folder
 from mm_fibinet.parquet_reader import open_parquet
 
 USERS, ITEMS = 0.1, 0.3
+FILES = ("kept.parquet", "train.parquet", "valid.parquet")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,10 +60,22 @@ def _share(column: pl.Series, share: float, rng: np.random.Generator) -> list:
     return rng.choice(distinct, round(share * len(distinct)), replace=False).tolist()
 
 
+def _read(path: str) -> pl.DataFrame:
+    opened = open_parquet(path)
+    for column in ("user_id", "item_id"):
+        if column not in opened.schema_arrow.names:
+            raise UserError(f"{path}: column {column} is missing, found {', '.join(opened.schema_arrow.names)}")
+    return pl.from_arrow(opened.read()).drop("ID", strict=False)
+
+
 def main() -> None:
     """Write the three files."""
     args = parse_arguments()
-    train, valid = (pl.from_arrow(open_parquet(path).read()) for path in (args.train, args.valid))
+    for option, share in {"--users": args.users, "--items": args.items}.items():
+        if not 0 < share < 1:
+            raise UserError(f"{option} is {share:g}, expected a share above 0 and below 1")
+    require_output_folder(args.out, [args.train, args.valid], FILES)
+    train, valid = (_read(path) for path in (args.train, args.valid))
     parts = kept_out(train, valid, args.users, args.items, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():

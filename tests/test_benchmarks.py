@@ -401,9 +401,17 @@ def test_kept_out_rows_are_of_users_and_items_that_training_never_met(tmp_path, 
     folder = make_dataset(tmp_path / "data").parent / "TEST_DATA"
     splits = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "valid")}
     command = ["kept_out", "--train", str(folder / "train.parquet"), "--valid", str(folder / "valid.parquet")]
-    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--users", "0.3", "--items", "0.5"])
+    for wrong, message in {
+        ("--users", "1.5"): "--users is 1.5, expected a share above 0 and below 1",
+        ("--out", str(folder)): "is an input; inputs are never modified",
+        ("--valid", str(folder / "item_info.parquet")): "item_info.parquet: column user_id is missing, found item_id",
+    }.items():
+        monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out"), *wrong])
+        with pytest.raises(UserError, match=message):
+            kept_out.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out"), "--users", "0.3", "--items", "0.5"])
     kept_out.main()
-    train, valid, kept = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("train", "valid", "kept"))
+    train, valid, kept = (pl.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("train", "valid", "kept"))
     users, items = (set(splits["train"][column]) for column in ("user_id", "item_id"))
     of_kept = set(kept["user_id"])
     assert len(of_kept) == round(0.3 * len(users))

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from conftest import make_feature_map
 from test_model_contract import LENGTH, MODALITIES, make_batch, make_model
 
+import model_zoo
 from mm_fibinet.errors import UserError
 
 COLUMNS = ["img_emb_d128", "item_emb_d128"]
@@ -64,6 +66,22 @@ def test_the_logit_is_that_of_the_interactions_plus_the_fusions():
     of_both = model(batch)["y_pred"].logit()
     expected = alone(batch)["y_pred"].logit() + model.modality_fusion(inputs.modalities, fields)
     torch.testing.assert_close(of_both, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_start_alike():
+    assert torch.equal(fused().modality_fusion.fusion.rank_weights, torch.full((1, 3), 3**-0.5))
+
+
+def test_a_model_that_makes_its_scores_itself_is_refused():
+    class Own(model_zoo.DeepFM):
+        def forward(self, inputs):
+            batch = self.read_batch(inputs)
+            return {"y_pred": self.compute_logit(batch, *self.logit_inputs(batch)).sigmoid()}
+
+    features = make_feature_map(MODALITIES)
+    Own(features)
+    with pytest.raises(UserError, match="but Own has a forward of its own; leave one of the two out"):
+        Own(features, low_rank_fusion=COLUMNS)
 
 
 def test_fused_columns_are_no_fields_and_are_compared_where_they_are_named():
