@@ -283,7 +283,7 @@ class FieldModel(InterestModel):
                 "type embedding or sequence, or history_levels: True"
             )
         self._require_history("similarity_fields", True)
-        return SimilarityFields(embeddings, (tags or [None])[0], self.level_features, self.embedding_dim)
+        return SimilarityFields(embeddings, next(iter(tags), None), self.level_features, self.embedding_dim)
 
     def _comparable(self) -> list[str]:
         """The item features out of which similarity_fields take what they compare."""
