@@ -192,7 +192,7 @@ RULES: tuple[tuple[str, tuple[type, ...], Any], ...] = (
     (r".*initializer", (str, type(None)), Initializer),
     (r"(.*_)?(dim|width)|dim_.*", (int,), Width),
     (r"cross_attention_layers", (int,), SomeLayers),
-    (r"num_.*|.*_layers|first_k_cols|.*_ranks|.*_ratio|max_distance|low_rank", (int,), Width),
+    (r"num_.*|.*_layers|first_k_cols|.*_ranks|.*_heads|.*_ratio|max_distance|low_rank", (int,), Width),
     (r"checkpoint_every|eval_steps", (int, type(None)), Size),
     (r".*_steps|.*_patience|.*_len|.*_size", (int,), Size),
     (

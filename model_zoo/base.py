@@ -246,14 +246,17 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
             inputs: an IndexBatch, the challenge's triple, or a dictionary of the target's features (no history).
 
         Returns:
-            {"y_pred": float [B, 1]}.
+            {"y_pred": float [B, 1]}, the mean of "heads": float [B, H], which are there if there are several.
         """
         batch = self.read_batch(inputs)
         logit = self.logit(batch, *self.logit_inputs(batch))
-        return {"y_pred": self.output_activation(logit.float())}
+        scores = self.output_activation(logit.float())
+        if scores.shape[1] == 1:
+            return {"y_pred": scores}
+        return {"y_pred": scores.mean(dim=1, keepdim=True), "heads": scores}
 
     def logit(self, batch: Inputs, *inputs: Tensor) -> Tensor:
-        """The model's `compute_logit`, float [B, 1], and what a setting adds to that of every model."""
+        """The model's `compute_logit`, and what a setting adds to that of every model: float [B, 1], or [B, H]."""
         return self.compute_logit(batch, *inputs)
 
     def logit_inputs(self, batch: Inputs) -> tuple[Tensor, ...]:

@@ -49,7 +49,8 @@ class FieldModel(InterestModel):
         low_rank_fusion: embedding columns of the items whose fusion with all fields is added to the logit (see
             model_zoo.modality_fusion). They are no fields, and similarity_fields compare those that similarity_only
             names. A column that the data set's entry does not name is read from item_info.
-        low_rank_fusion_dim, low_rank_fusion_ranks, low_rank_fusion_dropout: of that fusion.
+        low_rank_fusion_heads: how many times it is there; each has a loss of its own, and the score is their mean.
+        low_rank_fusion_dim, low_rank_fusion_ranks, low_rank_fusion_dropout: of each.
         kwargs: what InterestModel takes; each output of its layers is a field.
 
     Attributes:
@@ -78,6 +79,7 @@ class FieldModel(InterestModel):
         low_rank_fusion=(),
         low_rank_fusion_dim=64,
         low_rank_fusion_ranks=4,
+        low_rank_fusion_heads=1,
         low_rank_fusion_dropout=0.0,
         **kwargs,
     ):
@@ -130,6 +132,7 @@ class FieldModel(InterestModel):
                 reads_history=self.history_pooling != "none",
                 fusion_dim=low_rank_fusion_dim,
                 num_ranks=low_rank_fusion_ranks,
+                num_heads=low_rank_fusion_heads,
                 dropout=low_rank_fusion_dropout,
             )
 
@@ -151,9 +154,15 @@ class FieldModel(InterestModel):
         return {name: {**spec, **fused} if name in self.fused_columns else spec for name, spec in specs.items()}
 
     def logit(self, batch: Inputs, fields: Tensor) -> Tensor:
-        """The model's own, plus the fusion's: float [B, 1]."""
+        """The model's own, plus those of the fusion's heads: float [B, 1], or [B, H] of H heads."""
         logit = self.compute_logit(batch, fields)
         return logit if self.modality_fusion is None else logit + self.modality_fusion(batch.modalities, fields)
+
+    def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
+        """FuxiCTR's; of several heads the mean of theirs: a loss of their mean score would let them share the work."""
+        heads = return_dict["heads"].split(1, dim=1) if "heads" in return_dict else [return_dict["y_pred"]]
+        of_each = [super(FieldModel, self).add_loss({"y_pred": scores}, y_true) for scores in heads]
+        return torch.stack(of_each).mean()
 
     def logit_inputs(self, batch: Inputs) -> tuple[Tensor]:
         """The fields, float [B, F, D]."""

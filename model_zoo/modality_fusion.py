@@ -3,6 +3,10 @@
 An interaction of fields is of two at a time. LMF's product (Liu et al., ACL 2018, arXiv 1806.00064) is of all
 modalities at once: what the text says of the target and of the history, what the image says of both, and
 what all fields of the row say. Here it stands beside the interactions, and the two logits are added.
+
+What it learns depends much on its start: two seeds differ by more than settings do. So it can have several heads, which
+start apart, share all that is before them and each learn by a loss of their own; a row's score is the mean of theirs
+(TreeNets: Lee et al. 2015, arXiv 1511.06314).
 """
 
 import torch
@@ -14,16 +18,15 @@ from .layers import logit_mlp, mean_pooling
 
 
 class ModalityFusion(nn.Module):
-    """A logit of the items' embeddings and a row's fields.
+    """Logits of the items' embeddings and a row's fields.
 
     Args:
         pretrain_dims: {embedding column: E}.
         embedding_dim: D, to which each column is projected.
         fields_dim: F * D of the row's fields, which are one more modality.
         reads_history: the mean over the history is read beside the target.
-        fusion_dim: of each modality's network, of the fused vector and of the one layer that makes the logit of it.
-        num_ranks: R, as LMF's.
-        dropout: of the modalities' networks and of that MLP.
+        fusion_dim, num_ranks, dropout: of each head, as FusionHead's.
+        num_heads: H.
     """
 
     def __init__(
@@ -34,19 +37,14 @@ class ModalityFusion(nn.Module):
         reads_history: bool,
         fusion_dim: int,
         num_ranks: int,
+        num_heads: int,
         dropout: float,
     ):
         super().__init__()
         self.columns, self.embedding_dim, self.reads_history = list(pretrain_dims), embedding_dim, reads_history
         self.projections = nn.ModuleList(nn.Linear(dim, embedding_dim, bias=False) for dim in pretrain_dims.values())
         dims = [embedding_dim * (1 + reads_history)] * len(self.columns) + [fields_dim]
-        self.networks = nn.ModuleList(
-            MLP_Block(input_dim=dim, hidden_units=[fusion_dim], hidden_activations="ReLU", dropout_rates=dropout)
-            for dim in dims
-        )
-        self.fusion = LowRankFusion([fusion_dim] * len(dims), fusion_dim, num_ranks)
-        nn.init.constant_(self.fusion.rank_weights, num_ranks**-0.5)  # by random ones runs differed in luck
-        self.dnn = logit_mlp(fusion_dim, [fusion_dim], "ReLU", dropout, False)
+        self.heads = nn.ModuleList(FusionHead(dims, fusion_dim, num_ranks, dropout) for _ in range(num_heads))
 
     def item_vectors(self, columns: dict[str, Tensor]) -> list[Tensor]:
         """The projected columns: {column: [M, E]} to one float [M, D] a column."""
@@ -77,10 +75,36 @@ class ModalityFusion(nn.Module):
             fields: float [B, F, D].
 
         Returns:
-            float [B, 1].
+            float [B, H].
         """
         read = [*modalities, fields.flatten(1)]
-        return self.dnn(self.fusion([network(part) for network, part in zip(self.networks, read, strict=True)]))
+        return torch.cat([head(read) for head in self.heads], dim=1)
+
+
+class FusionHead(nn.Module):
+    """One logit: a network for each modality, their fusion, and a network of that.
+
+    Args:
+        dims: of the modalities.
+        fusion_dim: of each modality's network, of the fused vector and of the one layer that makes the logit of it.
+        num_ranks: R, as LMF's.
+        dropout: of these networks.
+    """
+
+    def __init__(self, dims: list[int], fusion_dim: int, num_ranks: int, dropout: float):
+        super().__init__()
+        self.networks = nn.ModuleList(
+            MLP_Block(input_dim=dim, hidden_units=[fusion_dim], hidden_activations="ReLU", dropout_rates=dropout)
+            for dim in dims
+        )
+        self.fusion = LowRankFusion([fusion_dim] * len(dims), fusion_dim, num_ranks)
+        nn.init.constant_(self.fusion.rank_weights, num_ranks**-0.5)  # by random ones runs differed in luck
+        self.dnn = logit_mlp(fusion_dim, [fusion_dim], "ReLU", dropout, False)
+
+    def forward(self, modalities: list[Tensor]) -> Tensor:
+        """float [B, d_m] a modality to float [B, 1]."""
+        hidden = [network(vectors) for network, vectors in zip(self.networks, modalities, strict=True)]
+        return self.dnn(self.fusion(hidden))
 
 
 class LowRankFusion(nn.Module):

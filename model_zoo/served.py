@@ -226,7 +226,7 @@ class Served(nn.Module):
         batch.modalities = self.modalities(batch, theirs, own)
         batch.fields = {name: own.parts[name] for name in self.model.vector_features}
         logit = self.logit(batch, history[:, : self.vector_dim], candidates[:, : self.vector_dim])
-        return self.model.output_activation(logit.float()).reshape(-1)
+        return self.model.output_activation(logit.float()).mean(dim=1)
 
     def similarities(self, theirs: Rows, own: Rows, mask: Tensor) -> list[Tensor]:
         """The numbers behind the similarity fields; none for a model without them."""
@@ -237,7 +237,7 @@ class Served(nn.Module):
         return []
 
     def logit(self, batch: OneHistory, history: Tensor, candidates: Tensor) -> Tensor:
-        """float [C, 1] of the items' vectors, float [L, W] and [C, W]."""
+        """float [C, 1], or [C, H] of H heads, of the items' vectors, float [L, W] and [C, W]."""
         raise NotImplementedError
 
 

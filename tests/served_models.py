@@ -37,7 +37,7 @@ ONE_LAYER = {"num_layers": 1, "dnn_hidden_units": [8]}
 FEWER_FIELDS = {"similarity_only": ["item_emb_d128", "item_tags"], "features": FEATURES}
 FUSED = {"low_rank_fusion": ["item_emb_d128"], "low_rank_fusion_dim": 8}
 CASES = {  # one of each class, FiBiNET with the settings of the strong recipe; exporting a field takes long
-    "FiBiNET recommended": {**RECOMMENDED, **FEWER_FIELDS, **FUSED},
+    "FiBiNET recommended": {**RECOMMENDED, **FEWER_FIELDS, **FUSED, "low_rank_fusion_heads": 2},
     "DeepFM": {"features": {**FEATURES, **USER}},
     "DCNv2": {"num_cross_layers": 1},
     "DIN": {"dnn_hidden_units": [8]},
@@ -53,6 +53,7 @@ VARIANTS = {  # of which only the torch side is tried
         **RECOMMENDED,
         **FUSED,
         "low_rank_fusion": ["img_emb_d128", "item_emb_d128"],
+        "low_rank_fusion_heads": 3,
     },
     "FiBiNET with low_rank_fusion without history": {**FUSED, "history_pooling": "none"},
     "FiBiNET with target_attention": {"history_pooling": "target_attention"},

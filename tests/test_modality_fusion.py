@@ -21,8 +21,8 @@ def relu_layer(block, vector):
     return (block.mlp[0].weight @ vector + block.mlp[0].bias).clamp(min=0)
 
 
-def fusion_of_a_row(fusion, batch, row, fields):
-    """The fusion's logit of one row, from its items one by one."""
+def fusion_of_a_row(fusion, head, batch, row, fields):
+    """A head's logit of one row, from its items one by one."""
     items = batch.item_table
     *history, target = batch.item_index[row].tolist()
     read = []
@@ -30,27 +30,62 @@ def fusion_of_a_row(fusion, batch, row, fields):
         vectors = [project.weight @ items[column][item] for item in history if item > 0]
         mean = sum(vectors) / len(vectors) if vectors else torch.zeros(8)
         read.append(torch.cat([project.weight @ items[column][target], mean]))
-    hidden = [relu_layer(net, part) for net, part in zip(fusion.networks, [*read, fields[row].flatten()], strict=True)]
-    low_rank, total = fusion.fusion, fusion.fusion.bias.clone()
+    hidden = [relu_layer(net, part) for net, part in zip(head.networks, [*read, fields[row].flatten()], strict=True)]
+    low_rank, total = head.fusion, head.fusion.bias.clone()
     for rank, weight in enumerate(low_rank.rank_weights[0]):
         product = torch.ones(5)
         for vector, factor in zip(hidden, low_rank.factors, strict=True):
             product = product * (torch.cat([vector, torch.ones(1)]) @ factor[rank])
         total = total + weight * product
-    top = fusion.dnn.mlp
-    return top[-1].weight @ relu_layer(fusion.dnn, total) + top[-1].bias
+    top = head.dnn.mlp
+    return top[-1].weight @ relu_layer(head.dnn, total) + top[-1].bias
 
 
+@pytest.mark.parametrize("heads", [1, 3])
 @torch.no_grad()
-def test_the_fusion_of_each_row():
-    model, batch = fused(), make_batch()
+def test_the_fusion_of_each_row(heads):
+    model, batch = fused(low_rank_fusion_heads=heads), make_batch()
     inputs = model.read_batch(batch)
     fields = model.fields(inputs)
-    logits = model.modality_fusion(inputs.modalities, fields)
+    fusion = model.modality_fusion
+    logits = fusion(inputs.modalities, fields)
     assert batch.mask[0].sum() == 0 and batch.mask[1].sum() == LENGTH
     for row in range(20):
-        expected = fusion_of_a_row(model.modality_fusion, batch, row, fields)
+        expected = torch.cat([fusion_of_a_row(fusion, head, batch, row, fields) for head in fusion.heads])
         torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_score_is_the_mean_of_the_heads_and_each_has_a_loss():
+    model, batch = fused(low_rank_fusion_heads=3), make_batch()
+    model.eval()
+    labels = model.get_labels(batch)
+    outputs = model(batch)
+    of_each, losses = [], []
+    for head in range(3):
+        alone = fused()
+        theirs = {
+            name.replace(f"heads.{head}.", "heads.0."): value
+            for name, value in model.state_dict().items()
+            if "heads." not in name or f"heads.{head}." in name
+        }
+        alone.load_state_dict(theirs, strict=True)
+        score = alone.eval()(batch)["y_pred"].double()
+        of_each.append(score)
+        losses += [-(labels * score.log() + (1 - labels) * (1 - score).log()).mean()]
+    torch.testing.assert_close(outputs["y_pred"].double(), sum(of_each) / 3)
+    assert (of_each[0] - of_each[1]).abs().max() > 1e-4
+    torch.testing.assert_close(model.add_loss(outputs, labels).double(), sum(losses) / 3)
+
+
+def test_heads_learn_apart():
+    """The gradient of a head is a third of what it has alone: nothing of the others' scores is in it."""
+    model, batch = fused(low_rank_fusion_heads=3).eval(), make_batch()
+    labels = model.get_labels(batch)
+    model.add_loss(model(batch), labels).backward()
+    second = model.modality_fusion.heads[1].dnn.mlp[-1].weight
+    scores = model(batch)["heads"][:, 1:2]
+    (alone,) = torch.autograd.grad(torch.nn.functional.binary_cross_entropy(scores, labels), second)
+    torch.testing.assert_close(second.grad, alone / 3)
 
 
 @torch.no_grad()
@@ -69,7 +104,8 @@ def test_the_logit_is_that_of_the_interactions_plus_the_fusions():
 
 
 def test_ranks_start_alike():
-    assert torch.equal(fused().modality_fusion.fusion.rank_weights, torch.full((1, 3), 3**-0.5))
+    (head,) = fused().modality_fusion.heads
+    assert torch.equal(head.fusion.rank_weights, torch.full((1, 3), 3**-0.5))
 
 
 def test_a_model_that_makes_its_scores_itself_is_refused():

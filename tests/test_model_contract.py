@@ -137,6 +137,7 @@ VARIANTS = {
         "similarity_fields": True,
         "low_rank_fusion_dropout": 0.1,
     },
+    "FiBiNET with heads of low_rank_fusion": {"low_rank_fusion": EMBEDDING, "low_rank_fusion_heads": 3},
     **{f"{name} with low_rank_fusion": {"low_rank_fusion": EMBEDDING} for name in ("DeepFM", "FinalMLP", "RankMixer")},
     "GDCN without MLP": {"dnn_hidden_units": []},
     "DIN with interest": INTEREST,

@@ -299,6 +299,7 @@ SETTINGS = {  # key: values that are right, that are nearly right, or that the e
     "similarity_only": ("[item_emb_d16]", "[likes_level]"),
     "low_rank_fusion": ("[item_emb_d16]", "[item_tags]", "[nothing]"),
     "low_rank_fusion_ranks": ("1", "0"),
+    "low_rank_fusion_heads": ("3", "0"),
     "item_info": ("/dev/null", "/nowhere.parquet", "."),
     "item_feature": ("null", "/nowhere.parquet"),
     "train_data": ("null", "/etc/passwd", "[a, b]"),
