@@ -78,9 +78,9 @@ def make_contest(name: str, items: int = ITEMS, emb_dim: int = 128) -> Contest:
     if name == RECOMMENDED:
         experiment = load_model_config(ROOT / "config", name)
         keys = ("embedding_dim", "hidden_units", "feature_norm", "senet_plus", "bilinear_plus", "history_levels")
-        settings = {
-            key: experiment[key] for key in (*keys, "similarity_fields", "similarity_to_mlp", "low_rank_fusion")
-        }
+        keys += ("similarity_fields", "similarity_to_mlp")
+        keys += ("low_rank_fusion", "low_rank_fusion_heads", "low_rank_fusion_ranks")
+        settings = {key: experiment[key] for key in keys}
         columns = ("txt_emb_d128", "img_emb_d128")
         features.features.update({column: dict(features.features[f"item_emb_d{emb_dim}"]) for column in columns})
         settings["similarity_only"] = [f"item_emb_d{emb_dim}", *columns]

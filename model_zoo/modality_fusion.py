@@ -9,12 +9,15 @@ start apart, share all that is before them and each learn by a loss of their own
 (TreeNets: Lee et al. 2015, arXiv 1511.06314).
 """
 
+import functools
+
 import torch
-from fuxictr.pytorch.layers import MLP_Block
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Inputs
-from .layers import logit_mlp, mean_pooling
+from .layers import mean_pooling
+from .token_linear import TokenLinear
 
 
 class ModalityFusion(nn.Module):
@@ -25,7 +28,7 @@ class ModalityFusion(nn.Module):
         embedding_dim: D, to which each column is projected.
         fields_dim: F * D of the row's fields, which are one more modality.
         reads_history: the mean over the history is read beside the target.
-        fusion_dim, num_ranks, dropout: of each head, as FusionHead's.
+        fusion_dim, num_ranks, dropout: as FusionHeads'.
         num_heads: H.
     """
 
@@ -44,7 +47,7 @@ class ModalityFusion(nn.Module):
         self.columns, self.embedding_dim, self.reads_history = list(pretrain_dims), embedding_dim, reads_history
         self.projections = nn.ModuleList(nn.Linear(dim, embedding_dim, bias=False) for dim in pretrain_dims.values())
         dims = [embedding_dim * (1 + reads_history)] * len(self.columns) + [fields_dim]
-        self.heads = nn.ModuleList(FusionHead(dims, fusion_dim, num_ranks, dropout) for _ in range(num_heads))
+        self.heads = FusionHeads(dims, fusion_dim, num_ranks, num_heads, dropout)
 
     def item_vectors(self, columns: dict[str, Tensor]) -> list[Tensor]:
         """The projected columns: {column: [M, E]} to one float [M, D] a column."""
@@ -77,34 +80,55 @@ class ModalityFusion(nn.Module):
         Returns:
             float [B, H].
         """
-        read = [*modalities, fields.flatten(1)]
-        return torch.cat([head(read) for head in self.heads], dim=1)
+        return self.heads([*modalities, fields.flatten(1)])
 
 
-class FusionHead(nn.Module):
-    """One logit: a network for each modality, their fusion, and a network of that.
+class FusionHeads(nn.Module):
+    """H logits: each of a network for each modality, their fusion, and a network of that; all heads at once.
 
     Args:
         dims: of the modalities.
-        fusion_dim: of each modality's network, of the fused vector and of the one layer that makes the logit of it.
+        fusion_dim: U, of each modality's network, of the fused vector and of the one layer that makes the logit of it.
         num_ranks: R, as LMF's.
+        num_heads: H.
         dropout: of these networks.
     """
 
-    def __init__(self, dims: list[int], fusion_dim: int, num_ranks: int, dropout: float):
+    def __init__(self, dims: list[int], fusion_dim: int, num_ranks: int, num_heads: int, dropout: float):
         super().__init__()
-        self.networks = nn.ModuleList(
-            MLP_Block(input_dim=dim, hidden_units=[fusion_dim], hidden_activations="ReLU", dropout_rates=dropout)
-            for dim in dims
-        )
-        self.fusion = LowRankFusion([fusion_dim] * len(dims), fusion_dim, num_ranks)
+        self.networks = nn.ModuleList(LinearOfHeads(num_heads, dim, fusion_dim) for dim in dims)
+        self.fusion = LowRankFusion([fusion_dim] * len(dims), fusion_dim, num_ranks, num_heads)
         nn.init.constant_(self.fusion.rank_weights, num_ranks**-0.5)  # by random ones runs differed in luck
-        self.dnn = logit_mlp(fusion_dim, [fusion_dim], "ReLU", dropout, False)
+        self.hidden = TokenLinear(num_heads, fusion_dim, fusion_dim)
+        self.output = TokenLinear(num_heads, fusion_dim, 1)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, modalities: list[Tensor]) -> Tensor:
-        """float [B, d_m] a modality to float [B, 1]."""
-        hidden = [network(vectors) for network, vectors in zip(self.networks, modalities, strict=True)]
-        return self.dnn(self.fusion(hidden))
+        """float [B, d_m] a modality to float [B, H]."""
+        read = zip(self.networks, modalities, strict=True)
+        fused = self.fusion([self.dropout(network(vectors).relu()).transpose(0, 1) for network, vectors in read])
+        return self.output(self.dropout(self.hidden(fused.transpose(0, 1)).relu())).squeeze(2)
+
+
+class LinearOfHeads(nn.Module):
+    """A linear layer a head of one input, all of them one product.
+
+    Args:
+        num_heads: H.
+        input_dim: d.
+        output_dim: U.
+    """
+
+    def __init__(self, num_heads: int, input_dim: int, output_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, output_dim, input_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads, output_dim))
+        for weight in self.weight.data:
+            nn.init.xavier_normal_(weight)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """float [B, d] to float [B, H, U]."""
+        return F.linear(vectors, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(1, self.bias.shape)
 
 
 class LowRankFusion(nn.Module):
@@ -114,22 +138,25 @@ class LowRankFusion(nn.Module):
         dims: of the modalities.
         output_dim: D.
         num_ranks: R.
+        num_heads: H fusions at once, each of vectors of its own; None for one, of vectors without that axis.
     """
 
-    def __init__(self, dims: list[int], output_dim: int, num_ranks: int):
+    def __init__(self, dims: list[int], output_dim: int, num_ranks: int, num_heads: int | None = None):
         super().__init__()
-        self.factors = nn.ParameterList(torch.empty(num_ranks, dim + 1, output_dim) for dim in dims)
-        self.rank_weights = nn.Parameter(torch.empty(1, num_ranks))
-        self.bias = nn.Parameter(torch.zeros(output_dim))
+        heads = () if num_heads is None else (num_heads,)
+        self.factors = nn.ParameterList(torch.empty(*heads, num_ranks, dim + 1, output_dim) for dim in dims)
+        self.rank_weights = nn.Parameter(torch.empty(num_heads or 1, num_ranks))
+        self.bias = nn.Parameter(torch.zeros(*heads, output_dim))
         for factor in self.factors:
-            for matrix in factor.data:
+            for matrix in factor.data.flatten(0, -3):
                 nn.init.xavier_normal_(matrix)
         nn.init.xavier_normal_(self.rank_weights)
 
     def forward(self, modalities: list[Tensor]) -> Tensor:
-        """float [B, d_m] a modality to float [B, D]."""
-        product = None
-        for vectors, factor in zip(modalities, self.factors, strict=True):
-            mapped = vectors @ factor[:, :-1] + factor[:, -1:]  # [R, B, D]; the last row meets the 1
-            product = mapped if product is None else product * mapped
-        return torch.einsum("r,rbd->bd", self.rank_weights[0], product) + self.bias
+        """float [B, d_m] a modality to float [B, D], or [H, B, d_m] to [H, B, D]."""
+        read = zip(modalities, self.factors, strict=True)
+        # the last row meets the 1; [R, B, D] or [H, R, B, D] a modality
+        mapped = [vectors.unsqueeze(-3) @ factor[..., :-1, :] + factor[..., -1:, :] for vectors, factor in read]
+        product = functools.reduce(torch.mul, mapped)
+        weights = self.rank_weights.view(product.shape[:-2])
+        return torch.einsum("...r,...rbd->...bd", weights, product) + self.bias.unsqueeze(-2)

@@ -16,9 +16,9 @@ def fused(**settings):
     return make_model(("FiBiNET", SETTINGS), features=MODALITIES, **settings)
 
 
-def relu_layer(block, vector):
-    """The first layer of an MLP."""
-    return (block.mlp[0].weight @ vector + block.mlp[0].bias).clamp(min=0)
+def relu_layer(layer, head, vector):
+    """A head's linear layer, whose weights have the outputs first, and ReLU."""
+    return (layer.weight[head] @ vector + layer.bias[head]).clamp(min=0)
 
 
 def fusion_of_a_row(fusion, head, batch, row, fields):
@@ -30,15 +30,17 @@ def fusion_of_a_row(fusion, head, batch, row, fields):
         vectors = [project.weight @ items[column][item] for item in history if item > 0]
         mean = sum(vectors) / len(vectors) if vectors else torch.zeros(8)
         read.append(torch.cat([project.weight @ items[column][target], mean]))
-    hidden = [relu_layer(net, part) for net, part in zip(head.networks, [*read, fields[row].flatten()], strict=True)]
-    low_rank, total = head.fusion, head.fusion.bias.clone()
-    for rank, weight in enumerate(low_rank.rank_weights[0]):
+    heads, low_rank = fusion.heads, fusion.heads.fusion
+    read = zip(heads.networks, [*read, fields[row].flatten()], strict=True)
+    hidden = [relu_layer(network, head, part) for network, part in read]
+    total = low_rank.bias[head].clone()
+    for rank, weight in enumerate(low_rank.rank_weights[head]):
         product = torch.ones(5)
         for vector, factor in zip(hidden, low_rank.factors, strict=True):
-            product = product * (torch.cat([vector, torch.ones(1)]) @ factor[rank])
+            product = product * (torch.cat([vector, torch.ones(1)]) @ factor[head, rank])
         total = total + weight * product
-    top = head.dnn.mlp
-    return top[-1].weight @ relu_layer(head.dnn, total) + top[-1].bias
+    top = (total @ heads.hidden.weight[head] + heads.hidden.bias[head]).clamp(min=0)
+    return top @ heads.output.weight[head] + heads.output.bias[head]
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -51,7 +53,7 @@ def test_the_fusion_of_each_row(heads):
     logits = fusion(inputs.modalities, fields)
     assert batch.mask[0].sum() == 0 and batch.mask[1].sum() == LENGTH
     for row in range(20):
-        expected = torch.cat([fusion_of_a_row(fusion, head, batch, row, fields) for head in fusion.heads])
+        expected = torch.cat([fusion_of_a_row(fusion, head, batch, row, fields) for head in range(heads)])
         torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -63,11 +65,8 @@ def test_a_score_is_the_mean_of_the_heads_and_each_has_a_loss():
     of_each, losses = [], []
     for head in range(3):
         alone = fused()
-        theirs = {
-            name.replace(f"heads.{head}.", "heads.0."): value
-            for name, value in model.state_dict().items()
-            if "heads." not in name or f"heads.{head}." in name
-        }
+        of_all = model.state_dict()
+        theirs = {name: value[head : head + 1] if "heads." in name else value for name, value in of_all.items()}
         alone.load_state_dict(theirs, strict=True)
         score = alone.eval()(batch)["y_pred"].double()
         of_each.append(score)
@@ -82,10 +81,11 @@ def test_heads_learn_apart():
     model, batch = fused(low_rank_fusion_heads=3).eval(), make_batch()
     labels = model.get_labels(batch)
     model.add_loss(model(batch), labels).backward()
-    second = model.modality_fusion.heads[1].dnn.mlp[-1].weight
+    output = model.modality_fusion.heads.output.weight
     scores = model(batch)["heads"][:, 1:2]
-    (alone,) = torch.autograd.grad(torch.nn.functional.binary_cross_entropy(scores, labels), second)
-    torch.testing.assert_close(second.grad, alone / 3)
+    (alone,) = torch.autograd.grad(torch.nn.functional.binary_cross_entropy(scores, labels), output)
+    assert alone[0].abs().max() == 0
+    torch.testing.assert_close(output.grad[1], alone[1] / 3)
 
 
 @torch.no_grad()
@@ -104,8 +104,17 @@ def test_the_logit_is_that_of_the_interactions_plus_the_fusions():
 
 
 def test_ranks_start_alike():
-    (head,) = fused().modality_fusion.heads
-    assert torch.equal(head.fusion.rank_weights, torch.full((1, 3), 3**-0.5))
+    weights = fused(low_rank_fusion_heads=2).modality_fusion.heads.fusion.rank_weights
+    assert torch.equal(weights, torch.full((2, 3), 3**-0.5))
+
+
+def test_heads_start_apart_and_as_one_alone_would():
+    """Xavier's bound on the spread of a weight is that of one head, not of all heads' units side by side."""
+    heads = fused(low_rank_fusion_heads=64, low_rank_fusion_dim=32).modality_fusion.heads
+    for layer in (*heads.networks, heads.hidden):
+        outputs, inputs = layer.weight.shape[1:]
+        torch.testing.assert_close(layer.weight.std(), torch.tensor((2 / (outputs + inputs)) ** 0.5), rtol=0.03, atol=0)
+        assert (layer.weight[0] - layer.weight[1]).abs().max() > 0.01
 
 
 def test_a_model_that_makes_its_scores_itself_is_refused():
