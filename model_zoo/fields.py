@@ -160,9 +160,10 @@ class FieldModel(InterestModel):
 
     def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
         """FuxiCTR's; of several heads the mean of theirs: a loss of their mean score would let them share the work."""
-        heads = return_dict["heads"].split(1, dim=1) if "heads" in return_dict else [return_dict["y_pred"]]
-        of_each = [super(FieldModel, self).add_loss({"y_pred": scores}, y_true) for scores in heads]
-        return torch.stack(of_each).mean()
+        if "heads" not in return_dict:
+            return super().add_loss(return_dict, y_true)
+        heads = return_dict["heads"].split(1, dim=1)
+        return sum(super(FieldModel, self).add_loss({"y_pred": scores}, y_true) for scores in heads) / len(heads)
 
     def logit_inputs(self, batch: Inputs) -> tuple[Tensor]:
         """The fields, float [B, F, D]."""
