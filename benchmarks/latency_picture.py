@@ -80,7 +80,7 @@ def draw(requests: list[Request], path: Path) -> None:
         panel.set_yscale("log")
         panel.spines[["top", "right"]].set_visible(False)
     slowest = max(value for request in requests for value in request.milliseconds if value is not None)
-    panels[0][0].set_ylim(0.5, 1.5 * slowest)  # of all panels
+    panels[0][0].set_ylim(0.3, 1.5 * slowest)  # of all panels
     panels[0][0].set_ylabel("ms of one core, median")
     panels[0][0].legend(frameon=False, fontsize=8, loc="upper left")
     figure.supxlabel("positions of the history, and candidates of the request", fontsize=9)
