@@ -135,6 +135,8 @@ class FieldModel(InterestModel):
                 num_heads=low_rank_fusion_heads,
                 dropout=low_rank_fusion_dropout,
             )
+            if low_rank_fusion_heads > 1:  # else a step takes FuxiCTR's loss in its cheaper form
+                self.add_loss = self.loss_of_heads
 
     def read_batch(self, inputs) -> Inputs:
         """As InterestModel's; with what the fields of similarity are made of, and what low_rank_fusion reads."""
@@ -158,10 +160,8 @@ class FieldModel(InterestModel):
         logit = self.compute_logit(batch, fields)
         return logit if self.modality_fusion is None else logit + self.modality_fusion(batch.modalities, fields)
 
-    def add_loss(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
-        """FuxiCTR's; of several heads the mean of theirs: a loss of their mean score would let them share the work."""
-        if "heads" not in return_dict:
-            return super().add_loss(return_dict, y_true)
+    def loss_of_heads(self, return_dict: dict[str, Tensor], y_true: Tensor) -> Tensor:
+        """The mean of the heads' losses, FuxiCTR's `add_loss`: that of their mean would let them share the work."""
         heads = return_dict["heads"].split(1, dim=1)
         return sum(super(FieldModel, self).add_loss({"y_pred": scores}, y_true) for scores in heads) / len(heads)
 
