@@ -76,7 +76,7 @@ class Objective:
             self._require_mixture_read()
             return loss
         predicted = outputs["y_pred"].float()  # of a model that does not see to it itself
-        nan_if_any = (predicted - predicted).sum()
+        nan_if_any = (predicted - predicted).detach().sum()  # its gradient, 1 - 1, would round the loss's
         return self.model.loss_fn(predicted.nan_to_num(0.5), labels, reduction="mean") + nan_if_any
 
     def _require_mixture_read(self) -> None:
