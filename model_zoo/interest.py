@@ -57,6 +57,8 @@ class InterestModel(MultimodalModel):
         UserError: a setting names what is no embedding of the items, or there is no history to compare with.
     """
 
+    asked_by_default: tuple[str, ...] = ()  # which of these settings a model makes for itself unless they are given
+
     def __init__(
         self,
         feature_map,

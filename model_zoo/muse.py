@@ -29,6 +29,8 @@ class MUSE(HistoryModel):
         UserError: there is no embedding column.
     """
 
+    asked_by_default = ("content_search",)
+
     def __init__(
         self,
         feature_map,

@@ -25,6 +25,7 @@ from mm_fibinet.item_table import ItemTable, shared_item_table
 from mm_fibinet.memory import forget_run, keep_freed_memory
 from mm_fibinet.run_folder import RunFolder, RunLog, append_result, note_end
 from mm_fibinet.scoring import predict
+from mm_fibinet.settings_unread import refuse_unread
 from mm_fibinet.training import Trainer
 
 
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace, home: Home) -> None:
     try:
         gpu = checked_gpu(args)
         params = settings.load_params(args.config, args.expid, models, changes, args.data_root, args.model_root, gpu)
+        given = settings.parse_overrides(changes)
+        refuse_unread(params, settings.find_model(models, params["model"]), ("--set", given))
     except UserError as error:
         earlier = log_of(args)
         if earlier and earlier.is_file():

@@ -24,6 +24,7 @@ from mm_fibinet.settings import (
 )
 from mm_fibinet.settings_rules import require_group_column
 from mm_fibinet.settings_schema import unknown
+from mm_fibinet.settings_unread import refuse_unread
 from mm_fibinet.yaml_reader import shown
 
 KEYS = ("base_config", "base_expid", "dataset_id", "dataset_config", "model_config", "tuner_space")
@@ -99,7 +100,9 @@ class Tuner:
             for dataset_id in [settings["dataset_id"]] if "dataset_id" in settings else self.datasets:
                 dataset = {**self.datasets[dataset_id], "dataset_id": dataset_id}
                 where = f"{self.path}: tuner_space"
-                params = resolve(self.name, self.model, dataset, models, (where, settings), ("--set", overrides))
+                changes = (where, settings), ("--set", overrides)
+                params = resolve(self.name, self.model, dataset, models, *changes)
+                refuse_unread(params, find_model(models, params["model"]), *changes)
                 require_group_column(params)
 
 

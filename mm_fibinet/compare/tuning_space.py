@@ -19,6 +19,7 @@ from mm_fibinet.errors import UserError
 from mm_fibinet.parquet_reader import open_parquet
 from mm_fibinet.settings_fields import DatasetEntry
 from mm_fibinet.settings_schema import schema_of, unknown
+from mm_fibinet.settings_unread import unread
 from mm_fibinet.yaml_reader import shown
 
 FILE = Path("tuner") / "benchmark.yaml"
@@ -135,9 +136,13 @@ class Space:
         for key in own:
             if key not in known:
                 raise UserError(f"{self.path}: models: {model}: {key}: {unknown(key, known)}")
-        space = {}
+        space: dict[str, Any] = {}
+        varied = {key for key in (*self.common, *own) if key in known and key not in fixed}
+        nothing_reads = unread(params, varied, model_class)
         for key, values in {**self.common, **own}.items():
-            if key in known and key not in fixed:
+            if key in own and key in nothing_reads:
+                raise UserError(f"{self.path}: models: {model}: {key}: nothing reads it: {nothing_reads[key]}")
+            if key in varied - nothing_reads.keys():
                 space[key] = _times(values, params.get(key, defaults.get(key)), f"{self.path}: {key}")
                 for value in values_of(space[key]):
                     settings.change_params(params, models, as_changes({key: value}), where=str(self.path))
