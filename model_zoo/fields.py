@@ -98,6 +98,8 @@ class FieldModel(InterestModel):
         embeddings = [name for name in self.item_features if features[name]["type"] == "embedding"]
         self.dropped_fields = {ITEM_ID: self.id_dropout} if ITEM_ID in self.item_features else {}
         self.dropped_fields.update(dict.fromkeys(embeddings, modality_dropout))
+        if modality_dropout and not embeddings:
+            logging.warning("modality_dropout is %s, but no embedding of the items is a field", modality_dropout)
         self.embedding_dim = embedding_dim
         self.embedding_layer = FeatureEmbedding(
             feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None

@@ -11,6 +11,7 @@ the row's. All are off unless asked for.
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from mm_fibinet.dataloader import IndexBatch
 from mm_fibinet.errors import UserError
-from mm_fibinet.schema import ITEM_SEQ
+from mm_fibinet.schema import ITEM_ID, ITEM_SEQ
 from mm_fibinet.similarity import cosines
 
 from .base import Inputs, MultimodalModel
@@ -88,6 +89,10 @@ class InterestModel(MultimodalModel):
             self._require_history("cross_attention_layers", cross_attention_layers)
         self.compared_features = self._compared_only(list(similarity_only or ()))
         self.item_features = [name for name in self.item_features if name not in self.compared_features]
+        if id_dropout and ITEM_ID not in self.item_features:
+            logging.warning(
+                "id_dropout is %s, but item_id is no feature of the items: there is no id to drop", id_dropout
+            )
 
     def read_batch(self, inputs) -> Inputs:
         """As MultimodalModel's; with content_search, of the nearest history items alone."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, run_script
-from test_model_contract import LENGTH, MODELS, SIZES, make_batch, make_model, scores
+from test_model_contract import FEATURES, LENGTH, MODELS, SIZES, make_batch, make_model, scores
 from test_tuner import write_tuner
 from test_tuning import SPACE
 
@@ -111,6 +111,22 @@ def test_no_setting_of_a_model_is_unread_without_a_rule(name):
                 continue
         if made:
             assert any(made) != bool(unread(params, [key], MODELS[name])), key
+
+
+@pytest.mark.parametrize("name", ["DeepFM", "DIN"])
+def test_what_is_not_there_to_be_dropped_is_said(name, caplog):
+    make_model((name, {**SIZES[name], "id_dropout": 0.3}))
+    assert not caplog.messages
+    without = {key: value for key, value in FEATURES.items() if key != "item_id"}
+    make_model((name, {**SIZES[name], "features": without, "id_dropout": 0.3}))
+    assert caplog.messages == ["id_dropout is 0.3, but item_id is no feature of the items: there is no id to drop"]
+
+
+def test_an_embedding_that_is_only_compared_is_not_dropped(caplog):
+    make_model(("FM", {"modality_dropout": 0.3}))
+    assert not caplog.messages
+    make_model(("FM", {"modality_dropout": 0.3, "similarity_fields": True, "similarity_only": EMBEDDING}))
+    assert caplog.messages == ["modality_dropout is 0.3, but no embedding of the items is a field"]
 
 
 def test_models_that_ask_for_themselves():
