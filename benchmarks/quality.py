@@ -4,7 +4,7 @@ python benchmarks/quality.py                                       benchmarks/qu
 python benchmarks/quality.py leaderboard/leaderboard.csv --out out.png
 
 benchmarks/quality.csv is the table of docs/results.md, "Real posters and titles": one data set, every model trained
-alike until its AUC rises no more, one CPU thread a run. Any leaderboard.csv of run_benchmark.py can be drawn.
+until its AUC rises no more, one CPU thread a run. Any leaderboard.csv of run_benchmark.py can be drawn.
 """
 
 # ruff: noqa: E402 (the repository must be on sys.path before its modules are imported)
