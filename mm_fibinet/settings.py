@@ -29,7 +29,7 @@ from mm_fibinet.yaml_reader import read_value, read_yaml, shown
 
 __all__ = [
     "DATA_FILES", "DEFAULTS", "DEFAULT_MODEL_ROOT", "change_params", "changed_from_defaults", "check_reachable",
-    "dataset_files",
+    "comparable", "dataset_files",
     "experiment_ids", "find_model", "known_settings", "load_dataset_config", "load_model_config",
     "load_model_configs", "load_params",
     "named_files", "parse_overrides", "read_yaml", "require_device", "require_name", "resolve",
@@ -178,9 +178,7 @@ def changed_from_defaults(params: dict, model_class: type) -> dict[str, object]:
     return {
         name: value
         for name, value in params.items()
-        if name in defaults
-        and name not in NOT_CHANGES
-        and _comparable(name, value) != _comparable(name, defaults[name])
+        if name in defaults and name not in NOT_CHANGES and comparable(name, value) != comparable(name, defaults[name])
     }
 
 
@@ -367,10 +365,10 @@ def _root_of(data_root: str, names: Iterable[Path]) -> str:
     return folders[1] if holds == [False, True] else data_root
 
 
-def _comparable(name: str, value: object) -> object:
+def comparable(name: str, value: object) -> object:
     """A setting's value such that equal ones mean the same."""
     if isinstance(value, tuple | list):
-        return [_comparable(name, inner) for inner in value]
+        return [comparable(name, inner) for inner in value]
     if name.endswith("regularizer"):
         return value or 0
     if name == "monitor" and isinstance(value, str):

@@ -144,6 +144,7 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         level_features: the levels that items carry besides, with history_levels; else empty.
         user_features: the row's own features (user, context, the target's levels), in the feature map's order.
         compared_features: item features that are read but not embedded (see FieldModel); else empty.
+        reads_alone: settings that the class reads whatever stands beside them (see mm_fibinet.settings_unread).
 
     Raises:
         UserError: the feature map has no features, has no levels though history_levels is True, or holds text that
@@ -154,6 +155,8 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
     compute_logit: Callable[..., Tensor]  # a model's own: the batch and its `logit_inputs` to float [B, 1]
     compared_features: tuple[str, ...] | list[str] = ()
     weights_are_set = False
+
+    reads_alone: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -189,6 +192,10 @@ class MultimodalModel(BaseModel, metaclass=ModelType):
         """The features of an item's vector in its order, the feature map's; here and nowhere else it is decided."""
         of_items = {*self.item_features, *self.level_features}
         return [name for name in self.feature_map.features if name in of_items]
+
+    def idle_settings(self) -> list[str]:
+        """What is set and finds nothing to do in these data, a sentence each: a run says so before it begins."""
+        return []
 
     def item_side_features(self) -> dict[str, dict]:
         """What the item table must hold for this model: FuxiCTR feature specs by name, each of source `item`."""

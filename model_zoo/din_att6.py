@@ -34,6 +34,8 @@ class DIN_att6(HistoryModel):
         UserError: the item's width does not divide into 4 heads, or self attention is asked for.
     """
 
+    reads_alone = ("attention_dropout",)  # of the cross attention, too
+
     def __init__(
         self,
         feature_map,

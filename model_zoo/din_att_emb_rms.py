@@ -39,6 +39,8 @@ class DIN_att_emb_rms(HistoryModel):
         UserError: alpha is no share.
     """
 
+    reads_alone = ("attention_dropout",)  # of the cross attention, too
+
     def __init__(
         self,
         feature_map,

@@ -96,10 +96,9 @@ class FieldModel(InterestModel):
         self.pooled_features = [*self.item_features, *self.level_features]  # the order that weights were trained in
         self.history_pooling = self._history_pooling(history_pooling)
         embeddings = [name for name in self.item_features if features[name]["type"] == "embedding"]
+        self.modality_dropout = modality_dropout
         self.dropped_fields = {ITEM_ID: self.id_dropout} if ITEM_ID in self.item_features else {}
         self.dropped_fields.update(dict.fromkeys(embeddings, modality_dropout))
-        if modality_dropout and not embeddings:
-            logging.warning("modality_dropout is %s, but no embedding of the items is a field", modality_dropout)
         self.embedding_dim = embedding_dim
         self.embedding_layer = FeatureEmbedding(
             feature_map, embedding_dim, not_required_feature_columns=self.compared_features or None
@@ -156,6 +155,13 @@ class FieldModel(InterestModel):
         specs = super().item_side_features()
         fused = {"compared_only": False, "keep_int8": True}
         return {name: {**spec, **fused} if name in self.fused_columns else spec for name, spec in specs.items()}
+
+    def idle_settings(self) -> list[str]:
+        """As InterestModel's; and `modality_dropout` where no embedding is a field."""
+        idle = super().idle_settings()
+        if self.modality_dropout and not self.dropped_fields.keys() - {ITEM_ID}:
+            idle.append(f"modality_dropout is {self.modality_dropout}, but no embedding of the items is a field")
+        return idle
 
     def logit(self, batch: Inputs, fields: Tensor) -> Tensor:
         """The model's own, plus those of the fusion's heads: float [B, 1], or [B, H] of H heads."""

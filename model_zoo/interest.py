@@ -11,7 +11,6 @@ the row's. All are off unless asked for.
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -58,8 +57,6 @@ class InterestModel(MultimodalModel):
         UserError: a setting names what is no embedding of the items, or there is no history to compare with.
     """
 
-    asked_by_default: tuple[str, ...] = ()  # which of these settings a model makes for itself unless they are given
-
     def __init__(
         self,
         feature_map,
@@ -89,10 +86,6 @@ class InterestModel(MultimodalModel):
             self._require_history("cross_attention_layers", cross_attention_layers)
         self.compared_features = self._compared_only(list(similarity_only or ()))
         self.item_features = [name for name in self.item_features if name not in self.compared_features]
-        if id_dropout and ITEM_ID not in self.item_features:
-            logging.warning(
-                "id_dropout is %s, but item_id is no feature of the items: there is no id to drop", id_dropout
-            )
 
     def read_batch(self, inputs) -> Inputs:
         """As MultimodalModel's; with content_search, of the nearest history items alone."""
@@ -106,6 +99,12 @@ class InterestModel(MultimodalModel):
         batch = super().read_batch(inputs)
         positions, real = self._nearest(batch.items[self.content_search], batch.positions, batch.mask > 0)
         return dataclasses.replace(batch, positions=positions, mask=real)
+
+    def idle_settings(self) -> list[str]:
+        """As MultimodalModel's: `id_dropout` where the items have no id."""
+        if self.id_dropout and ITEM_ID not in self.item_features:
+            return [f"id_dropout is {self.id_dropout}, but item_id is no feature of the items: there is no id to drop"]
+        return []
 
     def make_interest(self, item_dim: int, width: int) -> "InterestLayers | None":
         """The layers that the settings ask for; None when they ask for none.

@@ -38,6 +38,8 @@ class LMF(FieldModel):
             is asked for, which this is.
     """
 
+    reads_alone = ("hidden_activations", "net_dropout")  # in its networks of the modalities, too
+
     def __init__(
         self,
         feature_map,

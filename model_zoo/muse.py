@@ -29,7 +29,7 @@ class MUSE(HistoryModel):
         UserError: there is no embedding column.
     """
 
-    asked_by_default = ("content_search",)
+    reads_alone = ("content_search_len",)  # its content_search is the first modality unless given
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ class NAML(HistoryModel):
         UserError: there is no embedding column.
     """
 
+    reads_alone = ("net_dropout",)  # of the views, too
+
     def __init__(
         self,
         feature_map,

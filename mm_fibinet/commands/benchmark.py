@@ -87,12 +87,14 @@ def run(args: argparse.Namespace, home: Home) -> int:
         if args.similarity:
             require_switchable(lines, fixed, args.similarity, space)
             fixed |= space.switched
+    unread = alike.require_read(runs, models, settings.parse_overrides(args.set), space if budget else None)
     names = [line.name for line in lines]
     baseline = args.baseline or names[0]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: not among the experiments that are run: {', '.join(names)}")
     require_place(out, args.config, runs, args.study)
     studies.require(args.study, runs)
+    print("".join(f"{printable(line)}\n" for line in unread), end="")
 
     plain = [*home.train, "--config", args.config]
     plain += ["--data_root", args.data_root] if args.data_root else []

@@ -25,7 +25,7 @@ from mm_fibinet.item_table import ItemTable, shared_item_table
 from mm_fibinet.memory import forget_run, keep_freed_memory
 from mm_fibinet.run_folder import RunFolder, RunLog, append_result, note_end
 from mm_fibinet.scoring import predict
-from mm_fibinet.settings_unread import refuse_unread
+from mm_fibinet.settings_unread import refuse_unread, unread
 from mm_fibinet.training import Trainer
 
 
@@ -49,8 +49,9 @@ def run(args: argparse.Namespace, home: Home) -> None:
     try:
         gpu = checked_gpu(args)
         params = settings.load_params(args.config, args.expid, models, changes, args.data_root, args.model_root, gpu)
-        given = settings.parse_overrides(changes)
-        refuse_unread(params, settings.find_model(models, params["model"]), ("--set", given))
+        if not args.resume:  # what is resumed was begun with it, by a benchmark that has other lines, say
+            model_class = settings.find_model(models, params["model"])
+            refuse_unread(params, model_class, settings.parse_overrides(changes), "--set")
     except UserError as error:
         earlier = log_of(args)
         if earlier and earlier.is_file():
@@ -83,12 +84,17 @@ def run_experiment(
     """The run itself: everything is read and checked before the first file of an earlier run is touched."""
     model_class = settings.find_model(models, params["model"])
     announce(params, model_class, run, world)
+    given = {key: [value] for key, value in settings.parse_overrides(args.set).items()}
+    for key, why in unread(params, given, model_class).items():
+        logging.warning("--set: nothing reads %s: %s", key, why)
     feature_map = build_feature_map(params)
     code = model_source.code_entry(models, model_class)
     data = distributed.once_a_machine(lambda: {**run_manifest.data_fingerprint(params), **code})
     seed_everything(params["seed"])
     model = any_model.make_model(model_class, feature_map, params)
     ours = issubclass(model_class, models.MultimodalModel)
+    for idle in model.idle_settings() if ours else []:
+        logging.warning(idle)
     refuse_own_loop(model, ENTRY_METHODS, models.MultimodalModel if ours else BaseModel)
 
     table = own_item_table(params, model, feature_map)

@@ -5,10 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mm_fibinet import settings
 from mm_fibinet.compare.jobs import Job
 from mm_fibinet.compare.leaderboard import Tuned
+from mm_fibinet.compare.tuner import values_of
 from mm_fibinet.compare.tuning import FOLDER, Tuning
 from mm_fibinet.compare.tuning_space import Budget, Line, Space, as_changes
+from mm_fibinet.errors import UserError
+from mm_fibinet.settings_unread import unread
+from mm_fibinet.yaml_reader import shown
 
 Plan = Callable[..., list[Job]]  # jobs.plan, given all but expids, seeds, out and variants
 
@@ -28,6 +33,40 @@ def find_lines(space: Space, runs: list[Job], models, similarity: str | None) ->
     return lines
 
 
+def require_read(runs: list[Job], models, changes: dict[str, object], space: Space | None) -> list[str]:
+    """What --set changes in vain: in every experiment, which is refused, or in some, which is said.
+
+    Args:
+        runs: of `jobs.plan`.
+        models: the namespace of the models.
+        changes: of --set.
+        space: of the tuning, which may choose what a change is read beside; None without one.
+
+    Returns:
+        a line each for the experiments that do not read a change.
+
+    Raises:
+        UserError: none of them reads it.
+    """
+    loaded = {job.expid: job.params for job in runs if not job.error}
+    possible = {key: [value] for key, value in changes.items()}
+    found = {}
+    for expid, params in loaded.items():
+        varied = space.of(params, models, changes.keys()) if space else {}
+        values = {key: values_of(values) for key, values in varied.items()}
+        found[expid] = unread(params, {**values, **possible}, settings.find_model(models, params["model"]))
+    for key in changes:
+        whys = {expid: found[expid][key] for expid in found if key in found[expid]}
+        if whys and len(whys) == len(found):
+            raise UserError(f"--set: {key} is {shown(changes[key])}, which nothing reads: {next(iter(whys.values()))}")
+    return [
+        f"{expid}: --set {key}={shown(changes[key])} changes nothing here: {why.partition(';')[0]}"
+        for expid, whys in found.items()
+        for key, why in whys.items()
+        if key in changes
+    ]
+
+
 def plan_tuning(
     lines: list[Line], space: Space, budget: Budget, models, fixed: set[str], seeds: list[int], plan: Plan, out: Path
 ) -> list[Tuning]:
@@ -42,14 +81,22 @@ def plan_tuning(
         seeds: of the leaderboard; trials have another, so that no line stands on a run that was chosen for its luck.
         plan: see `Plan`.
         out: the leaderboard's folder.
+
+    Raises:
+        UserError: a setting of the space that none of the lines reads, as they are.
     """
     seed = next(number for number in itertools.count(1) if number not in seeds)
-    tunings = []
+    tunings, left_out = [], {}
     for line in lines:
         trial = _planner(line, seed, plan, out)
         base = trial(as_changes(line.changes))
         if not base.error:
-            tunings.append(Tuning(line, base, space.of(base.params, models, {*fixed, *line.changes}), budget, trial))
+            kept = {*fixed, *line.changes}
+            tunings.append(Tuning(line, base, space.of(base.params, models, kept), budget, trial))
+            left_out.update(space.left_out(base.params, models, kept))
+    for key, why in left_out.items():
+        if not any(key in tuning.space for tuning in tunings):
+            raise UserError(f"{space.path}: {key}: no experiment here reads it: {why}")
     return tunings
 
 

@@ -29,7 +29,6 @@ from mm_fibinet.names import LISTED_BY, expected_one_of
 from mm_fibinet.options import SUITES
 from mm_fibinet.progress import track
 from mm_fibinet.run_folder import RunFolder
-from mm_fibinet.settings_unread import refuse_unread
 
 FOLDER = "runs"  # of the runs, in the output folder
 POLL_SECONDS = 0.2
@@ -184,11 +183,8 @@ def plan(
             given = settings.parse_overrides(changes)
             job.inputs = settings.named_files(Path(config_dir), expid, given, data_root)
             try:
-                params = settings.load_params(config_dir, expid, models, changes, data_root, str(job.model_root))
-                model_class = settings.find_model(models, params["model"])
-                refuse_unread(params, model_class, ("--set", given))
-                job.params = params
-                code = model_source.code_entry(models, model_class)
+                job.params = settings.load_params(config_dir, expid, models, changes, data_root, str(job.model_root))
+                code = model_source.code_entry(models, settings.find_model(models, job.params["model"]))
             except UserError as error:
                 job.error = str(error)
                 continue

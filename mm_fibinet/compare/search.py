@@ -77,7 +77,7 @@ class Search:
             self.overrides = [change for change in self.overrides if next(iter(parse_overrides([change]))) in changes]
         if self.seed is not None and "seed" in self.tuner.varied:
             raise UserError("--seed: tuner_space varies the seed, leave one of them out")
-        self.tuner.check(self.models, changes if self.seed is None else {**changes, "seed": self.seed})
+        self.tuner.require_read(self.models, changes if self.seed is None else {**changes, "seed": self.seed})
         self._require_place()
 
     @property

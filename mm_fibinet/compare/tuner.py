@@ -24,7 +24,7 @@ from mm_fibinet.settings import (
 )
 from mm_fibinet.settings_rules import require_group_column
 from mm_fibinet.settings_schema import unknown
-from mm_fibinet.settings_unread import refuse_unread
+from mm_fibinet.settings_unread import unread
 from mm_fibinet.yaml_reader import shown
 
 KEYS = ("base_config", "base_expid", "dataset_id", "dataset_config", "model_config", "tuner_space")
@@ -83,27 +83,46 @@ class Tuner:
             experiments[f"{self.name}_{number:03d}_{_hash(settings)}"] = settings
         return datasets, experiments
 
-    def check(self, models, overrides: dict[str, object]) -> None:
+    def check(self, models, overrides: dict[str, object]) -> list[dict]:
         """Hold every value of the space, and changes to all experiments, to the schema, before anything runs.
 
         Args:
             models: the namespace of the models.
             overrides: of --set.
 
+        Returns:
+            the settings of as many runs as it takes to have each value in one.
+
         Raises:
             UserError: a run with one of the values would be refused.
         """
         ends = {key: values_of(values) for key, values in self.space.items()}
         first = {key: values[0] for key, values in ends.items()}
+        checked = []
         chosen = [first, *({**first, key: value} for key, values in ends.items() for value in values[1:])]
         for settings in chosen:
             for dataset_id in [settings["dataset_id"]] if "dataset_id" in settings else self.datasets:
                 dataset = {**self.datasets[dataset_id], "dataset_id": dataset_id}
                 where = f"{self.path}: tuner_space"
-                changes = (where, settings), ("--set", overrides)
-                params = resolve(self.name, self.model, dataset, models, *changes)
-                refuse_unread(params, find_model(models, params["model"]), *changes)
+                params = resolve(self.name, self.model, dataset, models, (where, settings), ("--set", overrides))
                 require_group_column(params)
+                checked.append(params)
+        return checked
+
+    def require_read(self, models, overrides: dict[str, object]) -> None:
+        """As `check`, and each setting that is varied or changed is read in some run, or its trials would be one.
+
+        Raises:
+            UserError: there is one that is not.
+        """
+        possible = {key: values_of(values) for key, values in self.space.items()}
+        possible.update({key: [value] for key, value in overrides.items()})
+        runs = self.check(models, overrides)
+        found = [unread(params, possible, find_model(models, params["model"])) for params in runs]
+        for key, why in found[0].items():
+            if all(key in others for others in found):
+                where = "--set" if key in overrides else f"{self.path}: tuner_space"
+                raise UserError(f"{where}: {key} is {shown(possible[key])}, which nothing reads: {why}")
 
 
 def read_tuner(path: str | Path, models, dataset_id: str | None = None) -> Tuner:

@@ -124,11 +124,27 @@ class Space:
             fixed: settings that are not varied, those of --set.
 
         Returns:
-            {setting: list or range}, without `times`.
+            {setting: list or range}, without `times`, and without what nothing reads as the experiment is.
 
         Raises:
             UserError: a setting that no model reads, or a value that this one cannot have.
         """
+        space = self._known(params, models, fixed)
+        left_out = self.left_out(params, models, fixed)
+        return {key: values for key, values in space.items() if key not in left_out}
+
+    def left_out(self, params: dict, models, fixed: Set[str] = frozenset()) -> dict[str, str]:
+        """{setting: why} of those that the model has and does not read, whatever of the space is chosen.
+
+        Args:
+            params, models, fixed: as for `of`.
+        """
+        space = self._known(params, models, fixed)
+        possible = {key: values_of(values) for key, values in space.items()}
+        return unread(params, possible, settings.find_model(models, params["model"]))
+
+    def _known(self, params: dict, models, fixed: Set[str]) -> dict[str, Any]:
+        """The values of all settings that the model has."""
         model = params["model"]
         model_class = settings.find_model(models, model)
         known, defaults = settings.known_settings(model_class), schema_of(model_class).arguments
@@ -136,13 +152,9 @@ class Space:
         for key in own:
             if key not in known:
                 raise UserError(f"{self.path}: models: {model}: {key}: {unknown(key, known)}")
-        space: dict[str, Any] = {}
-        varied = {key for key in (*self.common, *own) if key in known and key not in fixed}
-        nothing_reads = unread(params, varied, model_class)
+        space = {}
         for key, values in {**self.common, **own}.items():
-            if key in own and key in nothing_reads:
-                raise UserError(f"{self.path}: models: {model}: {key}: nothing reads it: {nothing_reads[key]}")
-            if key in varied - nothing_reads.keys():
+            if key in known and key not in fixed:
                 space[key] = _times(values, params.get(key, defaults.get(key)), f"{self.path}: {key}")
                 for value in values_of(space[key]):
                     settings.change_params(params, models, as_changes({key: value}), where=str(self.path))
