@@ -157,8 +157,13 @@ class FieldModel(InterestModel):
         return {name: {**spec, **fused} if name in self.fused_columns else spec for name, spec in specs.items()}
 
     def idle_settings(self) -> list[str]:
-        """As InterestModel's; and `modality_dropout` where no embedding is a field."""
+        """As InterestModel's; `modality_dropout` without an embedding field, what is of a history that is not read."""
         idle = super().idle_settings()
+        if self.history_pooling == "none" and self.similarity is None and self.interest is None:
+            settings = {"history_levels": bool(self.level_features), "content_search": self.content_search}
+            idle += [
+                f"{key} is {value}, but nothing reads the history here" for key, value in settings.items() if value
+            ]
         if self.modality_dropout and not self.dropped_fields.keys() - {ITEM_ID}:
             idle.append(f"modality_dropout is {self.modality_dropout}, but no embedding of the items is a field")
         return idle

@@ -81,7 +81,7 @@ def behaviour(name, options):
     model.train()
     torch.manual_seed(7)
     loss = (model.add_loss(model(BATCH), model.get_labels(BATCH)) + model.regularization_loss()).item()
-    return shapes, loss, scores(model.eval(), BATCH).tolist()
+    return shapes, loss, scores(model.eval(), BATCH).flatten().tolist()
 
 
 def defaults_of(name):
@@ -170,6 +170,18 @@ def test_an_embedding_that_is_only_compared_is_not_dropped():
     assert make_model(("FM", compared)).idle_settings() == [
         "modality_dropout is 0.3, but no embedding of the items is a field"
     ]
+
+
+@pytest.mark.parametrize("setting", [{"history_levels": True}, {"content_search": "item_emb_d128"}])
+def test_a_history_that_nothing_reads(setting):
+    ((key, value),) = setting.items()
+    model = make_model(("FM", {**setting, "history_pooling": "none"}))
+    assert model.idle_settings() == [f"{key} is {value}, but nothing reads the history here"]
+    shapes, _, own = behaviour("FM", {"history_pooling": "none"})
+    same_shapes, _, same = behaviour("FM", {**setting, "history_pooling": "none"})
+    assert same_shapes == shapes and same == pytest.approx(own, abs=1e-6)
+    for reader in ({}, {"history_pooling": "none", "similarity_fields": True}):
+        assert make_model(("FM", {**setting, **reader})).idle_settings() == []
 
 
 def test_what_has_nothing_to_do_is_logged_by_a_run_and_not_by_a_prediction(dataset, tmp_path, capsys):
