@@ -1,5 +1,6 @@
 """A change that nothing reads is refused: each rule against what the model does, and no setting without a rule."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mm_fibinet import settings, training
 from mm_fibinet.compare import alike, jobs
 from mm_fibinet.compare.search import Search
 from mm_fibinet.compare.tuner import read_tuner
-from mm_fibinet.compare.tuning_space import read_space
+from mm_fibinet.compare.tuning_space import Budget, Line, read_space
 from mm_fibinet.errors import UserError
 from mm_fibinet.settings_schema import constructor_arguments
 from mm_fibinet.settings_unread import READ_BESIDE, refuse_unread, unread
@@ -343,6 +344,16 @@ def test_a_space_is_refused_where_no_experiment_reads_a_setting(dataset, tmp_pat
     assert (
         code == 2 and f"{path}: num_groups: no experiment here reads it: senet_plus is False; set senet_plus" in error
     )
+
+
+def test_a_space_for_all_models_may_have_what_an_experiment_does_not_read(dataset, tmp_path):
+    """As the one that ships has net_dropout, whoever has no hidden layers."""
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(SPACE))
+    space, plan = read_space(path, model_zoo), functools.partial(jobs.plan, str(dataset), models=model_zoo)
+    plan = functools.partial(plan, overrides=["hidden_units=[]"])
+    (tuning,) = alike.plan_tuning([Line("FiBiNET_test")], space, Budget(1), model_zoo, set(), [1], plan, tmp_path)
+    assert tuning.space.keys() == {"learning_rate", "batch_size", "reduction_ratio"}
 
 
 def test_shipped_spaces_vary_what_is_read():

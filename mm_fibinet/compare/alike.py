@@ -83,7 +83,7 @@ def plan_tuning(
         out: the leaderboard's folder.
 
     Raises:
-        UserError: a setting of the space that none of the lines reads, as they are.
+        UserError: a setting that the space has for a model, and no line of that model reads.
     """
     seed = next(number for number in itertools.count(1) if number not in seeds)
     tunings, left_out = [], {}
@@ -95,7 +95,7 @@ def plan_tuning(
             tunings.append(Tuning(line, base, space.of(base.params, models, kept), budget, trial))
             left_out.update(space.left_out(base.params, models, kept))
     for key, why in left_out.items():
-        if not any(key in tuning.space for tuning in tunings):
+        if key not in space.common and not any(key in tuning.space for tuning in tunings):
             raise UserError(f"{space.path}: {key}: no experiment here reads it: {why}")
     return tunings
 
