@@ -56,6 +56,7 @@ def launched(code, launch=LAUNCH, **environment):
         cwd=ROOT,
         env={**os.environ, **environment},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whoever runs the tests under nohup
     )
 
 

@@ -249,7 +249,8 @@ def test_models_that_read_a_setting_alone():
 )
 def test_changes(changes, message):
     if message is None:
-        return refuse_unread(changes, model_zoo.FiBiNET, changes, "--set")
+        refuse_unread(changes, model_zoo.FiBiNET, changes, "--set")
+        return
     with pytest.raises(UserError, match=message):
         refuse_unread(changes, model_zoo.FiBiNET, changes, "--set")
 
@@ -319,7 +320,8 @@ def test_a_tuner_varies_what_is_read(dataset, tmp_path, space, changes, message)
     tuner = read_tuner(write_tuner(tmp_path, dataset, space), model_zoo)
     search = (tuner, model_zoo, tmp_path / "out", ["run"], [-1], changes)
     if message is None:
-        return Search(*search)
+        Search(*search)
+        return
     with pytest.raises(UserError, match=re.escape(message)):
         Search(*search)
     assert not (tmp_path / "out").exists()
