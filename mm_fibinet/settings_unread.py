@@ -87,22 +87,21 @@ def unread(params: Mapping[str, object], changes: Mapping[str, Iterable[object]]
     schema = schema_of(model_class)
     names, defaults = field_names(schema), schema.arguments
     named = {_own_name(key, names): key for key in changes}
+
+    def possible(key: str) -> list:
+        now = params.get(key)
+        return list(changes[named[key]]) if key in named else [defaults.get(key) if now is None else now]
+
     found = {}
     for name in READ_BESIDE.keys() & named.keys() & names.keys():
-        values = list(changes[named[name]])
-        unchanged = all(comparable(name, value) == comparable(name, defaults.get(name)) for value in values)
+        unchanged = all(comparable(name, value) == comparable(name, defaults.get(name)) for value in possible(name))
         if unchanged or name in getattr(model_class, "reads_alone", ()) or not _is_ours(model_class, name):
             continue
-        for beside in (beside for beside in READ_BESIDE[name] if beside.key in names):
-            now = params.get(beside.key)
-            now = defaults.get(beside.key) if now is None else now
-            possible = list(changes[named[beside.key]]) if beside.key in named else [now]
-            if not any(map(beside.fits, possible)):
-                is_now = " or ".join("not set" if value in (None, (), []) else shown(value) for value in possible)
-                found[named[name]] = (
-                    f"{beside.key} is {is_now}; set {beside.advice} as well, or leave {named[name]} out"
-                )
-                break
+        beside = [other for other in READ_BESIDE[name] if other.key in names]
+        missing = next((other for other in beside if not any(map(other.fits, possible(other.key)))), None)
+        if missing is not None:
+            now = " or ".join("not set" if value in (None, (), []) else shown(value) for value in possible(missing.key))
+            found[named[name]] = f"{missing.key} is {now}; set {missing.advice} as well, or leave {named[name]} out"
     return dict(sorted(found.items()))
 
 
@@ -116,7 +115,12 @@ def refuse_unread(params: Mapping[str, object], model_class: type, changes: Mapp
         where: as the error names the place that they come from.
     """
     for key, why in unread(params, {key: [value] for key, value in changes.items()}, model_class).items():
-        raise UserError(f"{where}: {key} is {shown(changes[key])}, which nothing reads: {why}")
+        raise refusal(where, key, changes[key], why)
+
+
+def refusal(where: str, key: str, value: object, why: str) -> UserError:
+    """The error of a setting that is changed in vain; `why` is of `unread`."""
+    return UserError(f"{where}: {key} is {shown(value)}, which nothing reads: {why}")
 
 
 def _own_name(key: str, names: Mapping[str, str]) -> str:

@@ -309,7 +309,7 @@ def test_a_benchmark_says_which_lines_a_change_does_not_reach(dataset, tmp_path)
     [
         ("{num_groups: [2, 4]}", [], "tuner_space: num_groups is [2, 4], which nothing reads: senet_plus is False"),
         ("{num_groups: [2, 4], senet_plus: False}", [], "num_groups is [2, 4], which nothing reads: senet_plus is Fal"),
-        ("{epochs: [1, 2]}", ["num_groups=4"], "--set: num_groups is [4], which nothing reads: senet_plus is False"),
+        ("{epochs: [1, 2]}", ["num_groups=4"], "--set: num_groups is 4, which nothing reads: senet_plus is False"),
         ("{num_groups: [2, 4], senet_plus: [False, True]}", [], None),
         ("{num_groups: [2, 4]}", ["senet_plus=True"], None),
         ("{senet_plus: [False, True]}", ["num_groups=4"], None),
@@ -335,7 +335,7 @@ def test_a_space_leaves_out_what_an_experiment_does_not_read(dataset, tmp_path):
     space = read_space(path, model_zoo)
     assert not {"content_search_len", "num_groups"} & space.of(params, model_zoo).keys()
     assert "content_search_len" in space.of({**params, "content_search": "item_emb_d16"}, model_zoo)
-    assert list(space.left_out(params, model_zoo)) == ["content_search_len", "num_groups"]
+    assert list(space.split(params, model_zoo)[1]) == ["content_search_len", "num_groups"]
 
 
 def test_a_space_is_refused_where_no_experiment_reads_a_setting(dataset, tmp_path, capsys):

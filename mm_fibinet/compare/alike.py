@@ -12,7 +12,7 @@ from mm_fibinet.compare.tuner import values_of
 from mm_fibinet.compare.tuning import FOLDER, Tuning
 from mm_fibinet.compare.tuning_space import Budget, Line, Space, as_changes
 from mm_fibinet.errors import UserError
-from mm_fibinet.settings_unread import unread
+from mm_fibinet.settings_unread import refusal, unread
 from mm_fibinet.yaml_reader import shown
 
 Plan = Callable[..., list[Job]]  # jobs.plan, given all but expids, seeds, out and variants
@@ -58,7 +58,7 @@ def require_read(runs: list[Job], models, changes: dict[str, object], space: Spa
     for key in changes:
         whys = {expid: found[expid][key] for expid in found if key in found[expid]}
         if whys and len(whys) == len(found):
-            raise UserError(f"--set: {key} is {shown(changes[key])}, which nothing reads: {next(iter(whys.values()))}")
+            raise refusal("--set", key, changes[key], next(iter(whys.values())))
     return [
         f"{expid}: --set {key}={shown(changes[key])} changes nothing here: {why.partition(';')[0]}"
         for expid, whys in found.items()
@@ -91,9 +91,9 @@ def plan_tuning(
         trial = _planner(line, seed, plan, out)
         base = trial(as_changes(line.changes))
         if not base.error:
-            kept = {*fixed, *line.changes}
-            tunings.append(Tuning(line, base, space.of(base.params, models, kept), budget, trial))
-            left_out.update(space.left_out(base.params, models, kept))
+            values, unread_here = space.split(base.params, models, {*fixed, *line.changes})
+            tunings.append(Tuning(line, base, values, budget, trial))
+            left_out.update(unread_here)
     for key, why in left_out.items():
         if key not in space.common and not any(key in tuning.space for tuning in tunings):
             raise UserError(f"{space.path}: {key}: no experiment here reads it: {why}")

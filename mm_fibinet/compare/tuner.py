@@ -24,7 +24,7 @@ from mm_fibinet.settings import (
 )
 from mm_fibinet.settings_rules import require_group_column
 from mm_fibinet.settings_schema import unknown
-from mm_fibinet.settings_unread import unread
+from mm_fibinet.settings_unread import refusal, unread
 from mm_fibinet.yaml_reader import shown
 
 KEYS = ("base_config", "base_expid", "dataset_id", "dataset_config", "model_config", "tuner_space")
@@ -121,8 +121,9 @@ class Tuner:
         found = [unread(params, possible, find_model(models, params["model"])) for params in runs]
         for key, why in found[0].items():
             if all(key in others for others in found):
-                where = "--set" if key in overrides else f"{self.path}: tuner_space"
-                raise UserError(f"{where}: {key} is {shown(possible[key])}, which nothing reads: {why}")
+                if key in overrides:
+                    raise refusal("--set", key, overrides[key], why)
+                raise refusal(f"{self.path}: tuner_space", key, possible[key], why)
 
 
 def read_tuner(path: str | Path, models, dataset_id: str | None = None) -> Tuner:

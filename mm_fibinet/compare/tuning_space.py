@@ -129,22 +129,14 @@ class Space:
         Raises:
             UserError: a setting that no model reads, or a value that this one cannot have.
         """
-        space = self._known(params, models, fixed)
-        left_out = self.left_out(params, models, fixed)
-        return {key: values for key, values in space.items() if key not in left_out}
+        return self.split(params, models, fixed)[0]
 
-    def left_out(self, params: dict, models, fixed: Set[str] = frozenset()) -> dict[str, str]:
-        """{setting: why} of those that the model has and does not read, whatever of the space is chosen.
+    def split(self, params: dict, models, fixed: Set[str] = frozenset()) -> tuple[dict[str, Any], dict[str, str]]:
+        """As `of`; and {setting: why} of those that the model has and does not read, whatever of the space is chosen.
 
         Args:
             params, models, fixed: as for `of`.
         """
-        space = self._known(params, models, fixed)
-        possible = {key: values_of(values) for key, values in space.items()}
-        return unread(params, possible, settings.find_model(models, params["model"]))
-
-    def _known(self, params: dict, models, fixed: Set[str]) -> dict[str, Any]:
-        """The values of all settings that the model has."""
         model = params["model"]
         model_class = settings.find_model(models, model)
         known, defaults = settings.known_settings(model_class), schema_of(model_class).arguments
@@ -158,7 +150,8 @@ class Space:
                 space[key] = _times(values, params.get(key, defaults.get(key)), f"{self.path}: {key}")
                 for value in values_of(space[key]):
                     settings.change_params(params, models, as_changes({key: value}), where=str(self.path))
-        return space
+        left_out = unread(params, {key: values_of(values) for key, values in space.items()}, model_class)
+        return {key: values for key, values in space.items() if key not in left_out}, left_out
 
     def lines(self, expid: str, params: dict, models, which: str | None) -> list[Line]:
         """The lines of an experiment.
