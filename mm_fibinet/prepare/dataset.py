@@ -61,6 +61,8 @@ class Dataset:
         catalogue, people: tables of items and users, where the recipe has them.
         embedding: float32 [items + 1, N], where the recipe names one.
         dropped, read: see `Log`.
+        strange: of given histories, the positions whose item neither the log nor the catalogue has: how many, of how
+            many, and one of the items.
     """
 
     user: np.ndarray
@@ -77,6 +79,7 @@ class Dataset:
     embedding: np.ndarray | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     read: int = 0
+    strange: tuple[int, int, str | None] | None = None
 
 
 def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
@@ -120,7 +123,7 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     )  # fmt: skip
     given = past if recipe.history or recipe.user_history else None
     if given is not None:
-        _require_known(given.items, item, items, catalogue)
+        made.strange = _strange(given.items, item, items, catalogue)
     made.splits = _rows(recipe, frame, split, clicked, counts, given)
     if recipe.negatives != 0:  # who sets that wants clicks alone
         _refuse_one_label(made.splits["train"])
@@ -210,18 +213,23 @@ def _histories(
     return Histories(listed, starts[owner], ends[owner])
 
 
-def _require_known(listed: np.ndarray, logged: np.ndarray, items: Vocabulary, catalogue: Catalogue | None) -> None:
-    """Refuse given histories, ids [T], without any item that the log or the catalogue has."""
+def _strange(
+    listed: np.ndarray, logged: np.ndarray, items: Vocabulary, catalogue: Catalogue | None
+) -> tuple[int, int, str | None]:
+    """See `Dataset.strange`; histories, ids [T], without any item that the log or the catalogue has are refused."""
     known = np.zeros(len(items) + 1, dtype=bool)
     known[logged] = True
     if catalogue is not None:
         known[items.ids(catalogue.frame[KEY])] = True
     known[0] = False
-    if len(listed) and not known[listed].any():
+    strange = listed[~known[listed]]
+    example = items.names[int(strange[0]) - 1] if len(strange) else None
+    if len(listed) and len(strange) == len(listed):
         raise UserError(
-            f"the histories have none of the log's items, {shown(items.names[int(listed[0]) - 1])} for example, but "
+            f"the histories have none of the log's items, {shown(example)} for example, but "
             f"{shown(items.names[int(logged[0]) - 1])} for example; check list_separator, or is it the same kind of id?"
         )
+    return len(strange), len(listed), example
 
 
 def _features(frame: pl.DataFrame, train: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Vocabulary]]:

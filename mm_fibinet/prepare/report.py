@@ -6,6 +6,7 @@ from mm_fibinet.prepare.catalogue import KEY, Catalogue
 from mm_fibinet.prepare.dataset import Dataset
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
+from mm_fibinet.yaml_reader import shown
 
 
 def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict:
@@ -23,6 +24,9 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
     if made.people is not None:
         known, left_out = _of_table(made.people, made.users, "users")
         found |= {"users_not_in_their_table": len(made.users) - known, "users_rows_left_out": left_out}
+    if made.strange is not None:
+        positions, of, example = made.strange
+        found["history_positions_unknown"] = {"positions": positions, "of": of, "example": example}
     if made.embedding is not None:
         found["items_without_embedding"] = int((~made.embedding[1:].any(axis=1)).sum())
     if images is not None:
@@ -78,6 +82,12 @@ def lines(found: dict) -> list[str]:
     if "users_not_in_their_table" in found:
         missing, unused = found["users_not_in_their_table"], counts(found["users_rows_left_out"])
         told.append(f"their table {missing:,} users are not in it; rows left out: {unused}")
+    unknown = found.get("history_positions_unknown")
+    if unknown and unknown["positions"]:
+        told.append(
+            f"histories   {unknown['positions']:,} of their {unknown['of']:,} positions have an item that is in "
+            f"neither the log nor the catalogue, {shown(unknown['example'])} for example"
+        )
     if "items_without_embedding" in found:
         told.append(f"embedding   {found['items_without_embedding']:,} items have none; theirs is zeros")
     if "images" in found:
