@@ -417,6 +417,20 @@ def test_rows_of_users_that_are_left_out_are_told(tmp_path):
     assert {row[3] for row in rows_of(tmp_path / "again", "train", ()) if row[0] == "0"} == {("1",)}
 
 
+def test_an_id_that_a_program_wrote_for_none_is_told(tmp_path):
+    """pandas' astype(str) makes one user, 'nan', of all rows without one."""
+    log = raw_log().with_columns(pl.col("who").fill_null("nan"))
+    folder = write_raw(tmp_path / "raw", log)
+    built = make(folder, tmp_path / "out")
+    assert built.report["ids_that_may_be_none"] == {"users": ["nan"], "items": []}
+    told = (
+        "users       'nan' among them: is it an id? If it stands for none, set missing: [nan] beside the table's files"
+    )
+    assert told in report.lines(built.report)
+    left_out = make(folder, tmp_path / "again", interactions={"files": "log.csv", "missing": ["nan"]}).report
+    assert "ids_that_may_be_none" not in left_out and left_out["users"] == built.report["users"] - 1
+
+
 def test_negatives_are_of_no_given_history(tmp_path):
     past = [[1, 2, 3], [], [0, 8], [3], [0, 1, 2, 3, 5, 6, 7, 8]]
     given_histories(tmp_path, past, negatives=9)

@@ -3,10 +3,13 @@
 import numpy as np
 
 from mm_fibinet.prepare.catalogue import KEY, Catalogue
+from mm_fibinet.prepare.columns import NO_NUMBER
 from mm_fibinet.prepare.dataset import Dataset
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
 from mm_fibinet.yaml_reader import shown
+
+NO_ID = (*NO_NUMBER, "nat", "<na>")  # in small letters
 
 
 def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict:
@@ -18,6 +21,9 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
         "items": len(made.items),
         "items_not_in_train": int(made.cold[1:].sum()),
     }
+    no_ids = {"users": _words_for_nothing(made.users), "items": _words_for_nothing(made.items)}
+    if any(no_ids.values()):
+        found["ids_that_may_be_none"] = no_ids
     if made.catalogue is not None:
         known, left_out = _of_table(made.catalogue, made.items, "items")
         found |= {"items_not_in_catalogue": len(made.items) - known, "catalogue_rows_left_out": left_out}
@@ -34,6 +40,11 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
     found["categories"] = {name: len(vocabulary) for name, vocabulary in made.vocabularies.items()}
     found["splits"] = {name: _split(made, name) for name in made.splits}
     return found
+
+
+def _words_for_nothing(vocabulary: Vocabulary) -> list[str]:
+    """Ids that programs write where there is none; in all rows that have one they are one user, or one item."""
+    return vocabulary.names.filter(vocabulary.names.str.to_lowercase().is_in(NO_ID)).to_list()
 
 
 def _of_table(table: Catalogue, keys: Vocabulary, what: str) -> tuple[int, dict[str, int]]:
@@ -76,6 +87,12 @@ def lines(found: dict) -> list[str]:
         f"users       {found['users']:,}",
         f"items       {found['items']:,}, of which {found['items_not_in_train']:,} are not in train",
     ]
+    for kind, ids in found.get("ids_that_may_be_none", {}).items():
+        if ids:
+            told.append(
+                f"{kind:<12}{', '.join(map(shown, ids))} among them: is it an id? If it stands for none, set missing: "
+                f"[{', '.join(ids)}] beside the table's files"
+            )
     if "items_not_in_catalogue" in found:
         missing, unused = found["items_not_in_catalogue"], counts(found["catalogue_rows_left_out"])
         told.append(f"catalogue   {missing:,} items are not in it; rows left out: {unused}")
