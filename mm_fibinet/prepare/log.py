@@ -98,7 +98,9 @@ def _require_one_unit(time: pl.Series, column: str) -> None:
 
 
 def without_repeats(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Of rows with the same user, item and time, the first; and how many others there were.
+    """One row of those with the same user, item and time, a click if there is one; and how many others there were.
+
+    What was shown and then clicked is two rows in many logs, of one moment where times are days.
 
     Args:
         frame: sorted by user and time; only rows of one moment are compared.
@@ -109,6 +111,8 @@ def without_repeats(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     if not shared.any():
         return frame, 0
     places = np.flatnonzero(shared)
+    unclicked = frame[CLICKED].gather(places).fill_null(0).to_numpy() == 0
+    places = places[np.argsort(unclicked, kind="stable")]
     moments = pl.DataFrame({"moment": np.cumsum(starts)[places], "item": frame[ITEM].to_numpy()[places]})
     keep = np.ones(len(frame), dtype=bool)
     keep[places] = moments.select(pl.struct("moment", "item").is_first_distinct()).to_series().to_numpy()
