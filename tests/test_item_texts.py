@@ -1,12 +1,14 @@
 """item_feature's columns as texts: every way that titles and tags are stored, and what is said of missing ones."""
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mm_fibinet.errors import UserError
 from mm_fibinet.items import texts
-from mm_fibinet.items.texts import read_texts
+from mm_fibinet.items.texts import read_texts, split_printed_list
 
 
 def write(folder, columns: dict):
@@ -51,6 +53,32 @@ def test_asked_columns_are_read_in_their_order(tmp_path):
     assert read(tmp_path, columns, text_columns=["plot", "title", "cast"]) == {1: "It ends. A film. Ann, Bob"}
     with pytest.raises(UserError, match="column plott is missing, found item_id, title"):
         read(tmp_path, columns, text_columns=["plott"])
+
+
+@pytest.mark.parametrize(
+    ("printed", "elements"),
+    [
+        ("['Action', 'Comedy']", ["Action", "Comedy"]),
+        ('["Sci Fi", "Caf\\u00e9"]', ["Sci Fi", "Café"]),
+        ("[1 2 3]", ["1", "2", "3"]),
+        ("[0, 0, 12]", ["", "", "12"]),
+        ("[0 0 12]", ["", "", "12"]),
+        ("['Action' \"Children's\"\n 'War']", ["Action", "Children's", "War"]),
+        ("['it\\'s', 'a\\xa0b']", ["it's", "a\xa0b"]),
+        ("[u'Action', u'War']", ["Action", "War"]),
+        ("[Action, Sci Fi]", ["Action", "Sci Fi"]),
+        ("[Children's, Men's]", ["Children's", "Men's"]),
+        ("['a', None, nan, 3]", ["a", "None", "nan", "3"]),
+        ("[]", []),
+        ("[" * 5000 + "]" * 5000, ["[" * 4999 + "]" * 4999]),
+        ('[\'__import__("os").mkdir("executed")\']', ['__import__("os").mkdir("executed")']),
+    ],
+)
+def test_a_printed_list_is_parsed_and_never_evaluated(printed, elements, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert split_printed_list(printed) == elements
+    split_printed_list("[__import__('os').mkdir('executed')]")
+    assert os.listdir() == []
 
 
 def test_printed_tags_are_the_words_and_other_strings_stay_text(tmp_path):

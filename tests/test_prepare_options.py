@@ -419,15 +419,16 @@ def test_rows_of_users_that_are_left_out_are_told(tmp_path):
 
 def test_an_id_that_a_program_wrote_for_none_is_told(tmp_path):
     """pandas' astype(str) makes one user, 'nan', of all rows without one."""
-    log = raw_log().with_columns(pl.col("who").fill_null("nan"))
+    log = raw_log().with_columns(pl.col("who").fill_null("nan"), pl.col("what").fill_null("null"))
     folder = write_raw(tmp_path / "raw", log)
     built = make(folder, tmp_path / "out")
-    assert built.report["ids_that_may_be_none"] == {"users": ["nan"], "items": []}
-    told = (
-        "users       'nan' among them: is it an id? If it stands for none, set missing: [nan] beside the table's files"
-    )
-    assert told in report.lines(built.report)
-    left_out = make(folder, tmp_path / "again", interactions={"files": "log.csv", "missing": ["nan"]}).report
+    assert built.report["ids_that_may_be_none"] == {"users": ["nan"], "items": ["null"]}
+    for kind, word in {"users": "nan", "items": "null"}.items():
+        told = (
+            f"'{word}' among them: is it an id? If it stands for none, set missing: ['{word}'] beside the table's files"
+        )
+        assert f"{kind}       {told}" in report.lines(built.report)
+    left_out = make(folder, tmp_path / "again", interactions={"files": "log.csv", "missing": ["nan", "null"]}).report
     assert "ids_that_may_be_none" not in left_out and left_out["users"] == built.report["users"] - 1
 
 

@@ -2,10 +2,14 @@
 
 import json
 import os
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_prepare import make, raw_items, write_raw
 from test_prepare_options import given_histories
 
 from mm_fibinet.errors import UserError
@@ -13,7 +17,6 @@ from mm_fibinet.prepare import report
 from mm_fibinet.prepare.build import build
 from mm_fibinet.prepare.columns import Source, text_list
 from mm_fibinet.prepare.recipe import Table, load_recipe
-from mm_fibinet.printed_lists import split_printed_list
 
 FILES = ("train", "valid", "test", "item_info", "ids")
 PAST = [[1, 2, 3], [0, 8], [3], [9, 7, 1, 1], [4]]
@@ -25,49 +28,61 @@ PRINTERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("printed", "elements"),
-    [
-        ("['Action', 'Comedy']", ["Action", "Comedy"]),
-        ('["Sci Fi", "Caf\\u00e9"]', ["Sci Fi", "Café"]),
-        ("[1 2 3]", ["1", "2", "3"]),
-        ("[0, 0, 12]", ["0", "0", "12"]),
-        ("[0 0 12]", ["0", "0", "12"]),
-        ('["a", null]', ["a", ""]),
-        ("['Action' \"Children's\"\n 'War']", ["Action", "Children's", "War"]),
-        ("['it\\'s', 'a\\xa0b']", ["it's", "a\xa0b"]),
-        ("[u'Action', u'War']", ["Action", "War"]),
-        ("[Action, Sci Fi]", ["Action", "Sci Fi"]),
-        ("[Children's, Men's]", ["Children's", "Men's"]),
-        ("['a', None, nan, 3]", ["a", "None", "nan", "3"]),
-        ("[]", []),
-        ("[" * 5000 + "]" * 5000, ["[" * 4999 + "]" * 4999]),
-        ('[\'__import__("os").mkdir("executed")\']', ['__import__("os").mkdir("executed")']),
-    ],
-)
-def test_a_printed_list_is_parsed_and_never_evaluated(printed, elements, tmp_path, monkeypatch):
+PRINTED = {
+    "['Action', 'Sci Fi']": ["Action", "Sci Fi"],
+    '["a b", "Caf\\u00e9"]': ["a b", "Café"],
+    "[1 2 3]": ["1", "2", "3"],
+    "[1, -2, 3,]": ["1", "-2", "3"],
+    " [ 7 ] ": ["7"],
+    "[]": [],
+    "[01, 2]": ["01", "2"],
+    "['Action' \"Children's\"\n 'War']": ["Action", "Children's", "War"],
+    "['it\\'s', 'a\\xa0]b']": ["it's", "a\xa0]b"],
+    "['12-34', 5]": ["12-34", "5"],
+    "[u'Action', u'War']": ["Action", "War"],
+    "['a', None, nan]": ["a"],
+    '["a", null]': ["a"],
+    "[np.int64(3), np.str_('a, b')]": ["3", "a, b"],
+    "['Loading ... please', '...']": ["Loading ... please", "..."],
+    '["\\ud83d\\ude00", 1]': ["😀", "1"],
+    '["party \\ud83d"]': ["party �"],
+    "['party \\ud83d', '\\q']": ["party �", "\\q"],
+    '[\'__import__("os").mkdir("executed")\']': ['__import__("os").mkdir("executed")'],
+}
+NOT_PRINTED = {
+    "a|b": ["a", "b"],
+    "[new]|[sale]": ["[new]", "[sale]"],
+    "[Men's]|[Women's]": ["[Men's]", "[Women's]"],
+    '[5" pipe]|[7" pipe]': ['[5" pipe]', '[7" pipe]'],
+    "[Free shipping]": ["[Free shipping]"],
+    "[a|b]": ["[a", "b]"],
+    "[Rock 'n' Roll, Jazz]": ["[Rock 'n' Roll, Jazz]"],
+    "['Children's', 'x']": ["['Children's', 'x']"],
+    "[12 34, 56]": ["[12 34, 56]"],
+    "[12-34, 56]": ["[12-34, 56]"],
+    "[{'id': 16, 'name': 'Animation'}]": ["[{'id': 16, 'name': 'Animation'}]"],
+    "[['a'], ['b']]": ["[['a'], ['b']]"],
+    "['a', 'b": ["['a', 'b"],
+    "[new]|wait ... more": ["[new]", "wait ... more"],
+    "[" * 5000 + "]" * 5000: ["[" * 5000 + "]" * 5000],
+    None: [],
+}
+
+
+def test_a_printed_list_is_its_elements_and_anything_else_is_cut_by_the_separator(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert split_printed_list(printed) == elements
-    split_printed_list("[__import__('os').mkdir('executed')]")
-    assert os.listdir() == []
-
-
-PRINTED = [
-    "['Action', 'Sci Fi']", '["a", "b"]', "[1 2 3]", "[1, -2, 3]", "[Action, Sci Fi]", "[]", " [ 7 ] ", "['a' 'b']",
-    "[12-34, 5]", "['it\\'s', 'a]b']", "[\"it's\", 'x']", "[1.5, 2]", "[L'Oréal, Nike]", "[01, 2]", "['a''b']",
-    "['1', null]", "[1, 2,]",
-]  # fmt: skip
-
-
-def test_a_column_of_printed_lists_is_what_each_prints():
-    """Read in one go as one by one; what is no printed list is cut by the separator."""
-    others = {"a|b": ["a", "b"], "[new]|[sale]": ["[new]", "[sale]"], "[a]b": ["[a]b"], None: [], "x": ["x"]}
-    texts = [*PRINTED, *others]
-    frame = pl.DataFrame({"tags": texts}, schema={"tags": pl.String}).lazy()
+    expected = PRINTED | NOT_PRINTED
+    frame = pl.DataFrame({"tags": list(expected)}, schema={"tags": pl.String}).lazy()
     read = frame.select(text_list(Source(Table(files=["items.csv"]), frame), "tags", "|")).collect()["tags"].to_list()
-    alone = [[element.strip() for element in split_printed_list(text)] for text in PRINTED]
-    assert read == [[element for element in row if element] for row in alone] + list(others.values())
-    assert read[0] == ["Action", "Sci Fi"] and read[8] == ["12-34", "5"]
+    assert dict(zip(expected, read, strict=True)) == expected
+    assert os.listdir() == [], "nothing is evaluated"
+
+
+@given(st.lists(st.one_of(st.text(), st.integers())), st.sampled_from([str, json.dumps]))
+def test_what_python_and_json_print_is_read_back(elements, printer):
+    frame = pl.DataFrame({"tags": [printer(elements)]}).lazy()
+    [read] = frame.select(text_list(Source(Table(files=["items.csv"]), frame), "tags", "|")).collect()["tags"].to_list()
+    assert read == [stripped for element in elements if (stripped := pl.Series([str(element)]).str.strip_chars()[0])]
 
 
 @pytest.mark.parametrize("printer", PRINTERS)
@@ -120,6 +135,31 @@ def test_a_list_that_was_cut_when_printed_is_refused(tmp_path):
     ):
         given_histories(tmp_path, past)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_list_is_found_in_any_row(tmp_path):
+    log = pl.DataFrame({"who": [f"u{at}" for at in range(1500)], "what": ["1", "2", "3"] * 500, "past": ["1 2"] * 1500})
+    log = log.with_columns(past=pl.when(pl.int_range(1500) == 1234).then(pl.lit("[1 2 ... 3]")).otherwise("past"))
+    log.write_csv(tmp_path / "log.csv")
+    recipe = {"data_root": str(tmp_path), "interactions": "log.csv", "user": "who", "item": "what", "history": "past"}
+    with pytest.raises(UserError, match=r"log.csv: column past has '\[1 2 ... 3\]' in row 1234, expected a whole list"):
+        build(load_recipe(None, {**recipe, "split": "random"}), tmp_path / "out")
+
+
+def test_a_column_that_holds_no_texts_is_refused(tmp_path):
+    write_raw(tmp_path)
+    for values in ([b"\xff"], [timedelta(1)]):
+        pl.DataFrame({"sku": ["01"], "tags": values}).write_parquet(tmp_path / "items.parquet")
+        with pytest.raises(UserError, match=r"column tags has type .*, expected a text or a whole number a row"):
+            make(tmp_path, tmp_path / "out", items="items.parquet", title=None, description=None, item_features=[])
+
+
+def test_tags_in_brackets_are_told(tmp_path):
+    items = raw_items().with_columns(tags=pl.lit("[{'id': 16, 'name': 'Animation'}]"))
+    built = make(write_raw(tmp_path / "raw", items=items), tmp_path / "out")
+    told = "are they lists that were printed in a form that is not read?"
+    found = f"tags        1 of 1 begin with a bracket, as \"[{{'id': 16, 'name': 'Animation'}}]\": {told}"
+    assert found in report.lines(built.report)
 
 
 def test_positions_of_items_that_nothing_knows_are_told(tmp_path):

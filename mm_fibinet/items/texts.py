@@ -6,6 +6,7 @@ said, and what is missing is counted.
 """
 
 import functools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ import pyarrow as pa
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
 from mm_fibinet.items.contents import Entry, require_new_item
-from mm_fibinet.printed_lists import split_printed_list
 
 TITLE_COLUMNS = ("item_title", "title", "item_name", "name")
 TAG_COLUMNS = ("item_tags", "tags", "genres")
@@ -27,6 +27,8 @@ MAX_TEXT_CHARS = 2**16  # of a field; encoders read the first few hundred words
 INVISIBLE = re.compile(
     r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+ELEMENT = re.compile(r"""u?'((?:[^'\\]|\\.)*)'|u?"((?:[^"\\]|\\.)*)"|([^\s,]+)""")
+ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
 
 
 @dataclass
@@ -120,6 +122,34 @@ def openings(entries: list[Entry], num_words: int) -> list[Entry]:
     return [_text_entry(item_id, text) for item_id, text in texts]
 
 
+def split_printed_list(text: str) -> list[str]:
+    """The elements of a list as Python, JSON or NumPy print it; nothing is evaluated.
+
+    Args:
+        text: "['Action', 'Sci Fi']", '["a", "b"]', "[1 2 3]", "[Action, Sci Fi]".
+    """
+    try:
+        parsed = json.loads(text)
+        if all(isinstance(element, str | int | None) for element in parsed):
+            return ["" if not element else str(element) for element in parsed]
+    except (ValueError, RecursionError):
+        pass
+    inner = text[1:-1].strip()
+    if re.search(r"""(?:^|[\s,])u?['"]""", inner):  # an element begins with a quotation mark
+        elements = [bare or ESCAPED.sub(_unescape, single or double) for single, double, bare in ELEMENT.findall(inner)]
+    else:
+        elements = [element.strip() for element in (inner.split(",") if "," in inner else inner.split())]
+    return ["" if element == "0" else element for element in elements]  # padding
+
+
+def _unescape(match: re.Match) -> str:
+    *codes, char = match.groups()
+    code = next(filter(None, codes), None)
+    if code is None:
+        return " " if char in "nrt" else char
+    return chr(int(code, 16)) if int(code, 16) < 0x110000 else ""
+
+
 def _choose_columns(path: str | Path, present: list[str], asked: list[str] | None) -> tuple[str | None, list[str]]:
     """The title's column, None when there is none, and all columns to read."""
     kinds = (TITLE_COLUMNS, TAG_COLUMNS, DESCRIPTION_COLUMNS)
@@ -165,8 +195,7 @@ class _Fields:
         return texts
 
     def _unfold(self, text: str) -> str:
-        elements = ["" if element == "0" else element for element in split_printed_list(text)]  # padding
-        return ", ".join(filter(None, map(self._clean, elements)))
+        return ", ".join(filter(None, map(self._clean, split_printed_list(text))))
 
     def _clean(self, value: str | bytes | int | None) -> str:
         if value is None or value == 0:

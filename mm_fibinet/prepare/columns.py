@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.prepare import printed_lists
 from mm_fibinet.prepare.reading import FIRST_LINES, collect, is_json, schema_of
 from mm_fibinet.prepare.recipe import Table
-from mm_fibinet.printed_lists import CUT, PLAIN, PLAIN_ELEMENT, PRINTED, split_printed_list
 from mm_fibinet.yaml_reader import shown
 
 SAMPLE = 1_000  # values that tell what a column of text holds
@@ -209,40 +209,19 @@ def flag(source: Source, column: str) -> pl.Expr:
 
 
 def text_list(source: Source, column: str, separator: str) -> pl.Expr:
-    """A list of texts, of a list column or of a text that a separator cuts: list[str], empty for null.
-
-    A text that is a list as Python, JSON or NumPy print it, in brackets, is that list.
-    """
+    """A list of texts, of a list column, a printed list, or a text that a separator cuts: list[str], empty for null."""
     kind, field = source.type_of(column), pl.col(column)
     if isinstance(kind, pl.List | pl.Array):
         if not (kind.inner.is_integer() or kind.inner in (pl.String, pl.Null, pl.Categorical)):  # type: ignore[union-attr]
             raise source.refuse(column, "a list of texts or whole numbers, or a text")
         parts = field.cast(pl.List(pl.String))
     else:
-        _require_whole_lists(source, column)
-        whole = text(source, column)
-        plain, printed = whole.str.contains(PLAIN), whole.str.contains(PRINTED)
-        parts = pl.when(plain).then(whole.str.extract_all(PLAIN_ELEMENT).list.eval(pl.element().str.strip_chars("'\"")))
-        odd = pl.when(printed & ~plain).then(whole).map_batches(_elements, pl.List(pl.String), is_elementwise=True)
-        parts = parts.when(printed).then(odd).otherwise(whole.str.split(separator))
+        field = text(source, column)
+        cut = collect(source.frame.select(printed_lists.is_cut(field)), source.table).to_series()
+        if cut.any():
+            expected = "a whole list; the middle of this one was left out when it was printed"
+            raise wrong_field(source, column, int(cut.arg_max() or 0), expected)
+        parts = printed_lists.lists_of(field, separator)
     parts = parts.list.eval(pl.element().str.strip_chars())
     parts = parts.list.eval(pl.element().filter(~pl.element().is_in(["", *source.table.missing])))
     return parts.fill_null(pl.lit([], dtype=pl.List(pl.String)))
-
-
-def _elements(printed: pl.Series) -> pl.Series:
-    """Of printed lists; null for null."""
-    lists = [None if text is None else split_printed_list(text) for text in printed]
-    return pl.Series(printed.name, lists, dtype=pl.List(pl.String))
-
-
-def _require_whole_lists(source: Source, column: str) -> None:
-    """Refuse a printed list whose middle was left out, as NumPy does beyond a thousand elements."""
-    sample = source.sample(column).cast(pl.String)
-    if not sample.str.contains(PRINTED).any():
-        return
-    cut = (pl.col(column).cast(pl.String).str.contains(CUT)).fill_null(False)
-    found = collect(source.frame.select(cut), source.table).to_series()
-    if found.any():
-        expected = "a whole list; the middle of this one was left out when it was printed"
-        raise wrong_field(source, column, int(found.arg_max() or 0), expected)

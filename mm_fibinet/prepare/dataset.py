@@ -97,7 +97,7 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     frame = read.frame.with_columns(ids)
     read.frame = pl.DataFrame()  # sorting needs the room
     frame = frame.sort(USER, TIME, maintain_order=True)
-    if recipe.timestamp and WHOLE in recipe.interactions:  # given splits are left as they are
+    if recipe.timestamp and SPLIT not in frame.columns:  # given splits are left as they are
         frame, repeated = log.without_repeats(frame)
         read.dropped["repeated user, item and time"] = repeated
     user, time, item = (frame[name].to_numpy() for name in (USER, TIME, ITEM))

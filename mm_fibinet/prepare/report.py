@@ -6,10 +6,12 @@ from mm_fibinet.prepare.catalogue import KEY, Catalogue
 from mm_fibinet.prepare.columns import NO_NUMBER
 from mm_fibinet.prepare.dataset import Dataset
 from mm_fibinet.prepare.recipe import Recipe
-from mm_fibinet.prepare.vocabulary import Vocabulary
+from mm_fibinet.prepare.vocabulary import BY_TEST, Vocabulary
+from mm_fibinet.prepare.writing import has_tags, tag_vocabulary
 from mm_fibinet.yaml_reader import shown
 
 NO_ID = (*NO_NUMBER, "nat", "<na>")  # in small letters
+BRACKET = r"\A[\[({<]"
 
 
 def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict:
@@ -27,6 +29,10 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
     if made.catalogue is not None:
         known, left_out = _of_table(made.catalogue, made.items, "items")
         found |= {"items_not_in_catalogue": len(made.items) - known, "catalogue_rows_left_out": left_out}
+        if has_tags(recipe):
+            tags = tag_vocabulary(made).names
+            odd = tags.filter(tags.str.contains(BRACKET))
+            found |= {"tags": len(tags), "tags_in_brackets": {"number": len(odd), "example": next(iter(odd), None)}}
     if made.people is not None:
         known, left_out = _of_table(made.people, made.users, "users")
         found |= {"users_not_in_their_table": len(made.users) - known, "users_rows_left_out": left_out}
@@ -44,7 +50,8 @@ def report(made: Dataset, recipe: Recipe, images: dict[str, int] | None) -> dict
 
 def _words_for_nothing(vocabulary: Vocabulary) -> list[str]:
     """Ids that programs write where there is none; in all rows that have one they are one user, or one item."""
-    return vocabulary.names.filter(vocabulary.names.str.to_lowercase().is_in(NO_ID)).to_list()
+    names = vocabulary.names.str.strip_suffix(BY_TEST).unique().sort()
+    return names.filter(names.str.to_lowercase().is_in(NO_ID)).to_list()
 
 
 def _of_table(table: Catalogue, keys: Vocabulary, what: str) -> tuple[int, dict[str, int]]:
@@ -91,11 +98,17 @@ def lines(found: dict) -> list[str]:
         if ids:
             told.append(
                 f"{kind:<12}{', '.join(map(shown, ids))} among them: is it an id? If it stands for none, set missing: "
-                f"[{', '.join(ids)}] beside the table's files"
+                f"[{', '.join(map(shown, ids))}] beside the table's files"
             )
     if "items_not_in_catalogue" in found:
         missing, unused = found["items_not_in_catalogue"], counts(found["catalogue_rows_left_out"])
         told.append(f"catalogue   {missing:,} items are not in it; rows left out: {unused}")
+    brackets = found.get("tags_in_brackets")
+    if brackets and brackets["number"]:
+        told.append(
+            f"tags        {brackets['number']:,} of {found['tags']:,} begin with a bracket, as "
+            f"{shown(brackets['example'])}: are they lists that were printed in a form that is not read?"
+        )
     if "users_not_in_their_table" in found:
         missing, unused = found["users_not_in_their_table"], counts(found["users_rows_left_out"])
         told.append(f"their table {missing:,} users are not in it; rows left out: {unused}")
