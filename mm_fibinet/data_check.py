@@ -23,6 +23,7 @@ from mm_fibinet.feature_map import build_feature_map, label_names
 from mm_fibinet.files import walk
 from mm_fibinet.options import add_check_arguments, require_one_subject
 from mm_fibinet.parquet_reader import RowError, exists, is_list, is_number_list, list_width, open_parquet
+from mm_fibinet.settings_rules import refuse_module_names
 from mm_fibinet.user_info import USER_ID, Users
 
 LEVEL_SIZE = 11  # likes_level and views_level are 0..10
@@ -137,6 +138,8 @@ def check_dataset(params: dict) -> list[Row]:
             raise UserError("item_info is not set, expected the path of item_info.parquet")
         fields = [name for name, spec in feature_map.features.items() if spec["type"] != "meta"]
         columns.content = f"{len(fields)} features: {', '.join(fields)}"
+        if "folder" not in params:  # whose features are a guess
+            refuse_module_names(dict.fromkeys(fields, "field"), "feature_cols")
     features = feature_map.features if feature_map else {}
     num_items = None
     if not rows["item_info"].absent and params.get("item_info"):

@@ -183,7 +183,7 @@ def _check_features(params: dict, columns: dict[str, dict], origin) -> None:
     kinds.update(of_item_info)
     if params.get("user_id_field") and kinds.get(USER_ID) == "meta":
         kinds[USER_ID] = "categorical"
-    _refuse_module_names(kinds, origin("feature_cols"))
+    refuse_module_names(kinds, origin("feature_cols"))
     specs = {name: dict(columns.get(name, {})) for name in kinds}
     for spec in params.get("feature_specs") or []:
         for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
@@ -222,7 +222,7 @@ def _expected(name: str, known) -> str:
     return f"expected active features{f', {meant}' if meant else ': ' + ', '.join(known)}"
 
 
-def _refuse_module_names(kinds: dict[str, str], where: str) -> None:
+def refuse_module_names(kinds: dict[str, str], where: str) -> None:
     """FuxiCTR keeps tables in torch's ModuleDict, by the features' names."""
     from torch import nn
 

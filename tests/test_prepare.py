@@ -401,7 +401,6 @@ def test_impressions_become_rows_and_given_histories_are_taken(tmp_path):
         "history": "past",
         "timestamp": "time",
         "user": "user",
-        "split": "leave_last_out",
     }
     recipe = {"data_root": str(tmp_path), "interactions": dict.fromkeys(("train", "valid", "test"), table), **settings}
     build(load_recipe(None, recipe), tmp_path / "out")

@@ -77,11 +77,12 @@ def test_columns_of_any_name_are_read(tmp_path):
     """Those that the reader has inside, too, as features and in the label."""
     names = ["user", "item", "time", "event", "rating", "split", "row"]
     values = {name: [at % 7 + 1 for at in range(60)] for name in names}
-    log = pl.DataFrame({**values, "time": range(60), "event": ["buy", "view", "view"] * 20, "split": ["a", "b"] * 30})
+    log = pl.DataFrame({**values, "time": range(60), "event": ["a", "b", "c"] * 20, "split": ["a", "b"] * 30})
+    log = log.with_columns(kind=pl.Series(["buy", "view", "view"] * 20))
     log.write_csv(tmp_path / "log.csv")
     recipe = {
         "data_root": str(tmp_path), "interactions": "log.csv", "user": "user", "item": "item", "timestamp": "time",
-        "label": "event == buy", "features": ["time", "event", "rating", "row"], "categorical": ["split"],
+        "label": "kind == buy", "features": ["time", "event", "rating", "row"], "categorical": ["split"],
     }  # fmt: skip
     build(load_recipe(None, recipe), tmp_path / "out")
     for split, first, last in (("train", 0, 48), ("valid", 48, 54)):
@@ -90,7 +91,7 @@ def test_columns_of_any_name_are_read(tmp_path):
         assert made["time"].to_list() == list(range(first, last))
         assert [events[value] for value in made["event"]] == log["event"][first:last].to_list()
         assert [letters[value] for value in made["split"]] == log["split"][first:last].to_list()
-        assert made["label"].to_list() == (log["event"] == "buy").cast(int)[first:last].to_list()
+        assert made["label"].to_list() == (log["kind"] == "buy").cast(int)[first:last].to_list()
 
 
 def test_user_info_has_each_history_once(tmp_path, folder):
@@ -417,21 +418,6 @@ def test_rows_of_users_that_are_left_out_are_told(tmp_path):
     assert {row[3] for row in rows_of(tmp_path / "again", "train", ()) if row[0] == "0"} == {("1",)}
 
 
-def test_an_id_that_a_program_wrote_for_none_is_told(tmp_path):
-    """pandas' astype(str) makes one user, 'nan', of all rows without one."""
-    log = raw_log().with_columns(pl.col("who").fill_null("nan"), pl.col("what").fill_null("null"))
-    folder = write_raw(tmp_path / "raw", log)
-    built = make(folder, tmp_path / "out")
-    assert built.report["ids_that_may_be_none"] == {"users": ["nan"], "items": ["null"]}
-    for kind, word in {"users": "nan", "items": "null"}.items():
-        told = (
-            f"'{word}' among them: is it an id? If it stands for none, set missing: ['{word}'] beside the table's files"
-        )
-        assert f"{kind}       {told}" in report.lines(built.report)
-    left_out = make(folder, tmp_path / "again", interactions={"files": "log.csv", "missing": ["nan", "null"]}).report
-    assert "ids_that_may_be_none" not in left_out and left_out["users"] == built.report["users"] - 1
-
-
 def test_negatives_are_of_no_given_history(tmp_path):
     past = [[1, 2, 3], [], [0, 8], [3], [0, 1, 2, 3, 5, 6, 7, 8]]
     given_histories(tmp_path, past, negatives=9)
@@ -529,7 +515,7 @@ def test_json_ids_may_become_texts_at_any_line(tmp_path):
     (tmp_path / "log.jsonl").write_text(first * 10_001 + "".join(rows))
     given = {
         "data_root": str(tmp_path), "interactions": "log.jsonl", "user": "who", "item": "what", "history": "seen",
-        "features": ["hall"], "split": "random",
+        "categorical": ["hall"], "split": "random",
     }  # fmt: skip
     build(load_recipe(None, given), tmp_path / "out")
     assert set(originals(tmp_path / "out", "user_id").values()) == {"7", "x7"}

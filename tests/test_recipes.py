@@ -241,7 +241,7 @@ def write_hm(folder):
     with open(folder / "transactions_train.csv", "w", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL)
         writer.writerow(["t_dat", "customer_id", "article_id", "price", "sales_channel_id"])
-        writer.writerows([date, user, item, 0.050830508, 1 + int(item) % 2] for user, item, date in day)
+        writer.writerows([date, user, item, 0.050830508, 1 + at % 2] for at, (user, item, date) in enumerate(day))
     columns = load_recipe(RECIPES / "hm.yaml", {})
     names = ["article_id", "product_code", "prod_name", *columns.tags, *columns.item_categorical, "detail_desc"]
     with open(folder / "articles.csv", "w", newline="", encoding="utf-8") as file:

@@ -62,7 +62,13 @@ class Scorer:
         trained = find_run(args, models)
         models = models_of(trained, args, home) or models
         params = run_params(args, models, trained, gpu) if trained else config_params(args, models, gpu)
-        return cls(trained, models, params, Path(args.checkpoint or (trained or RunFolder.of(params)).weights))
+        weights = Path(args.checkpoint or (trained or RunFolder.of(params)).weights)
+        if not (args.checkpoint or trained or weights.exists()):
+            raise UserError(
+                f"--expid {args.expid}: there is no run of it, expected {weights} (--model_root names another folder); "
+                f"train it first, with run_expid.py --expid {args.expid}"
+            )
+        return cls(trained, models, params, weights)
 
     def test_split(self, given: str | None) -> str:
         """The file to score."""

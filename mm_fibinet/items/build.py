@@ -33,6 +33,7 @@ from mm_fibinet.items.levels import join_levels
 from mm_fibinet.items.mix import mix_columns
 from mm_fibinet.items.modalities import Reading
 from mm_fibinet.items.on_ray import fill_on_ray
+from mm_fibinet.items.originals import refuse_original_images
 from mm_fibinet.items.semantic_ids import SemanticIds, quantise, require_possible
 from mm_fibinet.items.shares import Share
 from mm_fibinet.options import CODE_LEVELS, CODE_SIZE, ENGINES, STORE_NAME
@@ -154,6 +155,7 @@ def build(
     stores = _store_paths(store, output)
     sources_given = [given.get(each.source) for each in modalities.MODALITIES]
     _check_paths(output, stores, [item_info, *sources_given, *fusing.inputs, levels_from])
+    refuse_original_images(item_info, given.get("images"))
     table = _read_items(item_info)
     num_items = table.num_rows - 1
     require_possible(semantic_ids, code_size, num_items)

@@ -18,8 +18,9 @@ SAMPLE = 1_000  # values that tell what a column of text holds
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 LARGEST_FRACTION = 9e12  # whose millionths int64 holds
 EXACT_BELOW = (2**53, 2**24)  # whole numbers as float64, as float32
+LIKE_A_NUMBER = r"\A[^\w\s]?\s*-?[0-9][0-9.,'\s]*(?:[^\w\s]|[A-Za-z]{3})?\z"  # 12,50; 1,299.50; $5; 12 EUR
 FIRST_YEAR = 1000  # of four digits
-NO_NUMBER = ("nan", "na", "n/a", "null", "none")  # what stands for a missing number, in small letters
+NO_NUMBER = ("", "nan", "na", "n/a", "null", "none")  # what stands for a missing number, in small letters
 DAY_FIRST = {
     "%m/%d/%Y": "%d/%m/%Y", "%m/%d/%Y %H:%M": "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S": "%d/%m/%Y %H:%M:%S",
     "%m/%d/%Y %I:%M:%S %p": "%d/%m/%Y %I:%M:%S %p",
@@ -71,7 +72,7 @@ class Source:
 
 
 def text(source: Source, column: str) -> pl.Expr:
-    """An id, or another text: what it is in the file, without a type; empty texts are null."""
+    """An id, or another text: what it is in the file, without a type and blanks at its ends; empty texts are null."""
     kind, field = source.type_of(column), pl.col(column)
     if kind.is_float():
         _require_exact(source, column, EXACT_BELOW[kind == pl.Float32])
@@ -79,7 +80,7 @@ def text(source: Source, column: str) -> pl.Expr:
         field = pl.coalesce(whole.cast(pl.String), field.fill_nan(None).cast(pl.String))
     elif not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)):
         raise source.refuse(column, "a text or a whole number a row")
-    field = field.cast(pl.String)
+    field = field.cast(pl.String).str.strip_chars()
     return pl.when(~field.is_in(["", *source.table.missing])).then(field)
 
 
@@ -98,8 +99,8 @@ def number(source: Source, column: str) -> pl.Expr:
     kind, field = source.type_of(column), pl.col(column)
     if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum)):
         raise source.refuse(column, "a number a row")
-    if kind in (pl.Categorical, pl.Enum):
-        field = field.cast(pl.String)
+    if kind in (pl.String, pl.Categorical, pl.Enum):
+        field = field.cast(pl.String).str.strip_chars()
     field = field.cast(pl.Float64, strict=False)
     return pl.when(field.is_finite()).then(field)
 
@@ -111,7 +112,7 @@ def wrong(source: Source, column: str, value: pl.Expr) -> pl.Expr:
     if kind.is_float():
         there &= field.is_not_nan()
     elif kind == pl.String:
-        there &= ~field.str.to_lowercase().is_in(NO_NUMBER)
+        there &= ~field.str.strip_chars().str.to_lowercase().is_in(NO_NUMBER)
     return there & value.is_null()
 
 
@@ -122,7 +123,11 @@ def wrong_field(source: Source, column: str, row: int, expected: str) -> UserErr
 
 
 def is_number(source: Source, column: str) -> bool:
-    """Whether a column holds numbers, as far as its first values tell."""
+    """Whether a column holds numbers, as far as its first values tell.
+
+    Raises:
+        UserError: half of them or more do, or would without a decimal comma, a currency's sign or the like.
+    """
     kind = source.type_of(column)
     if kind.is_nested():
         raise source.refuse(column, "one value a row")
@@ -130,9 +135,16 @@ def is_number(source: Source, column: str) -> bool:
         return True
     if kind != pl.String:
         return False
-    sample = source.sample(column)
+    sample = source.sample(column).str.strip_chars()
     sample = sample.filter(~sample.str.to_lowercase().is_in(NO_NUMBER))
-    return len(sample) > 0 and sample.cast(pl.Float64, strict=False).is_not_null().all()
+    others = sample.filter(sample.cast(pl.Float64, strict=False).is_null())
+    numbers = len(sample) - len(others)
+    if len(others) and numbers + int(others.str.contains(LIKE_A_NUMBER).sum()) >= len(sample) / 2:
+        raise UserError(
+            f"{source.shown}: column {column} has {shown(others[0])} among its first values, mostly numbers; "
+            "write numbers as 1299.50, set missing for a text that stands for none, or name the column as categorical"
+        )
+    return numbers > 0 and not len(others)
 
 
 def moment(source: Source, column: str) -> tuple[pl.Expr, str]:
@@ -199,7 +211,7 @@ def flag(source: Source, column: str) -> pl.Expr:
     """A label that is 0 or 1, true or false: int8."""
     kind, field = source.type_of(column), pl.col(column)
     if kind in (pl.String, pl.Categorical, pl.Enum):
-        lower = field.cast(pl.String).str.to_lowercase()
+        lower = field.cast(pl.String).str.strip_chars().str.to_lowercase()
         numbers = lower.cast(pl.Float64, strict=False)
         yes, no = lower.is_in(TRUE) | (numbers == 1), lower.is_in(FALSE) | (numbers == 0)
     else:

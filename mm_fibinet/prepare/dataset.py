@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.prepare import histories, levels, log, splits
+from mm_fibinet.prepare import giveaways, histories, levels, log, splits
 from mm_fibinet.prepare.catalogue import KEY, TAGS, Catalogue, read_items, read_users
 from mm_fibinet.prepare.embedding import read_embedding
 from mm_fibinet.prepare.histories import Histories
@@ -36,6 +36,7 @@ class Rows:
         label: int8 [n]; None for a test whose labels are withheld.
         negatives: how many rows were drawn.
         without: positives whose user has clicked all of train's items, and for which none could be drawn.
+        unlabelled: of a split whose labels are withheld, the rows that have none.
     """
 
     place: np.ndarray
@@ -43,6 +44,7 @@ class Rows:
     label: np.ndarray | None
     negatives: int = 0
     without: int = 0
+    unlabelled: int = 0
 
 
 @dataclass
@@ -61,6 +63,8 @@ class Dataset:
         catalogue, people: tables of items and users, where the recipe has them.
         embedding: float32 [items + 1, N], where the recipe names one.
         dropped, read: see `Log`.
+        unknown: {feature of the interactions: the share of its values outside train that train lacks}.
+        given_away: {feature of the interactions: how far its value tells the item}, where negatives are drawn.
         strange: of given histories, the positions whose item neither the log nor the catalogue has: how many, of how
             many, and one of the items.
     """
@@ -79,6 +83,8 @@ class Dataset:
     embedding: np.ndarray | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     read: int = 0
+    unknown: dict[str, float] = field(default_factory=dict)
+    given_away: dict[str, float] = field(default_factory=dict)
     strange: tuple[int, int, str | None] | None = None
 
 
@@ -93,6 +99,8 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     catalogue, people = read_items(recipe, scratch), read_users(recipe, scratch)
     users = Vocabulary([read.frame[USER]])
     items = _item_vocabulary(recipe, read, catalogue, people, users)
+    users.require_one_form("users")
+    items.require_one_form("items")
     ids = [pl.Series(USER, users.ids(read.frame[USER]) - 1), pl.Series(ITEM, items.ids(read.frame[ITEM]))]
     frame = read.frame.with_columns(ids)
     read.frame = pl.DataFrame()  # sorting needs the room
@@ -115,11 +123,11 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     found = {VIEWS: levels.levels(counts, counts > 0)}
     if means is not None and rated is not None and rated.any():
         found = {LIKES: levels.levels(means, rated), **found}
-    features, vocabularies = _features(frame, train)
+    features, vocabularies, unknown = _features(frame, train)
     past = _histories(recipe, frame, read, people, users, items, clicked, split)
     made = Dataset(
         user, users, items, past, features, vocabularies, found, {}, counts == 0, catalogue, people,
-        read_embedding(recipe, items, scratch), read.dropped, read.rows,
+        read_embedding(recipe, items, scratch), read.dropped, read.rows, unknown,
     )  # fmt: skip
     given = past if recipe.history or recipe.user_history else None
     if given is not None:
@@ -127,6 +135,8 @@ def make_dataset(recipe: Recipe, scratch: Path) -> Dataset:
     made.splits = _rows(recipe, frame, split, clicked, counts, given)
     if recipe.negatives != 0:  # who sets that wants clicks alone
         _refuse_one_label(made.splits["train"])
+    if made.splits["train"].negatives:
+        made.given_away = giveaways.of_features(features, user, item, clicked & train)
     return made
 
 
@@ -232,9 +242,11 @@ def _strange(
     return len(strange), len(listed), example
 
 
-def _features(frame: pl.DataFrame, train: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Vocabulary]]:
-    """The context: ids by the vocabulary of train's values, and numbers."""
-    found, vocabularies = {}, {}
+def _features(
+    frame: pl.DataFrame, train: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, Vocabulary], dict[str, float]]:
+    """The context: ids by the vocabulary of train's values, and numbers; and `Dataset.unknown`."""
+    found, vocabularies, unknown = {}, {}, {}
     for column in frame.columns:
         if not column.startswith(FEATURE):
             continue
@@ -242,9 +254,12 @@ def _features(frame: pl.DataFrame, train: np.ndarray) -> tuple[dict[str, np.ndar
         if frame[column].dtype == pl.Float32:
             found[name] = frame[column].fill_null(float("nan")).to_numpy()
         else:
+            Vocabulary([frame[column]]).require_one_form(f"values of {name}")
             vocabularies[name] = Vocabulary([frame[column].filter(pl.Series(train))])
             found[name] = vocabularies[name].ids(frame[column])
-    return found, vocabularies
+            later = frame[column].is_not_null().to_numpy() & ~train
+            unknown[name] = float((found[name][later] == 0).mean()) if later.any() else 0.0
+    return found, vocabularies, unknown
 
 
 def _rows(
@@ -272,8 +287,8 @@ def _rows(
     found = {}
     for at, name in enumerate(SPLITS):
         place = np.flatnonzero(split == at)
-        withheld = label.gather(place).null_count() > 0
-        rows = Rows(place, item[place], None if withheld else clicked[place].astype(np.int8))
+        withheld = label.gather(place).null_count()
+        rows = Rows(place, item[place], None if withheld else clicked[place].astype(np.int8), unlabelled=withheld)
         if sampler is not None and not withheld:
             rows = _with_negatives(rows, user, number, sampler, np.random.default_rng([recipe.seed, 1 + at]))
         order = np.argsort(moment[rows.place] * len(counts) + rows.item, kind="stable")

@@ -19,6 +19,7 @@ from mm_fibinet.errors import UserError, explain_os_error, printable
 from mm_fibinet.files import make_folder, walk
 from mm_fibinet.prepare.vocabulary import Vocabulary
 from mm_fibinet.schema import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES
+from mm_fibinet.yaml_reader import shown
 
 
 def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dict[str, int]:
@@ -34,7 +35,7 @@ def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dic
         {"found", "missing", "of no item": number}.
 
     Raises:
-        UserError: `path` is neither, cannot be read, or has two images of an item.
+        UserError: `path` is neither, cannot be read, has images of no item, or two of one.
     """
     bring: Callable[[Path, dict[str, Path]], None]
     if path.is_dir():
@@ -56,6 +57,11 @@ def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dic
             raise UserError(f"{path}: {files[item_id]} and {file} are images of the same item; keep one of them")
         if item_id:
             files[item_id] = file
+    if images and not files:
+        raise UserError(
+            f"{path}: none of {len(images):,} images is named by an item's id, {images[0][1]} for example, but an item "
+            f"is {shown(items.names[0])}; name them by the ids of the log, or leave images out"
+        )
     make_folder(target)
     try:
         bring(path, {file: target / f"{item_id}{_suffix(file)}" for item_id, file in files.items()})

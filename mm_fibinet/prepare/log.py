@@ -25,6 +25,7 @@ FEATURE, WRONG = "feature:", "wrong:"  # in front of the names of columns
 COMPARISONS = {
     ">=": pl.Expr.ge, "<=": pl.Expr.le, "==": pl.Expr.eq, "!=": pl.Expr.ne, ">": pl.Expr.gt, "<": pl.Expr.lt,
 }  # fmt: skip
+ORDERED = (">=", "<=", ">", "<")
 
 
 @dataclass
@@ -159,11 +160,11 @@ def _selected(source: Source, recipe: Recipe, numeric: dict[str, bool]) -> tuple
 
 
 def rating_column(recipe: Recipe) -> str | None:
-    """The column of ratings: the one named, else the one that the label compares with a number."""
+    """The column of ratings: the one named, else the one that the label compares with a number, as more or less."""
     if recipe.rating or recipe.label is None:
         return recipe.rating
     label = parse_label(recipe.label)
-    return label.column if isinstance(label.value, float) and label.index is None else None
+    return label.column if label.operator in ORDERED and label.index is None else None
 
 
 def _label(source: Source, recipe: Recipe) -> tuple[pl.Expr, str | None]:
@@ -207,8 +208,8 @@ def _given_histories(source: Source, recipe: Recipe, first_event: int) -> pl.Dat
 
 
 def _numeric_features(recipe: Recipe, scratch: Path) -> dict[str, bool]:
-    """{feature: whether it stays a number}, as the first table tells."""
-    table = next(iter(recipe.interactions.values()))
+    """{feature: whether it stays a number}, as train's table tells, or that of all."""
+    table = recipe.interactions.get("train") or next(iter(recipe.interactions.values()))
     source = Source(table, scan(table, recipe.data_root, scratch))
     found = {name: columns.is_number(source, name) for name in recipe.features}
     return found | dict.fromkeys(recipe.categorical, False)

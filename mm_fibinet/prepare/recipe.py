@@ -5,6 +5,7 @@ label is; nothing in it is evaluated. `label: rating >= 4` is read as a column, 
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -25,10 +26,14 @@ NONE = "none"  # what an option says for null
 WHOLE = "log"  # the key of interactions that are yet to be split
 COLUMN = r"(?P<column>[^<>=!\[\]]+?)(?:\[(?P<index>[0-9]{1,6})\])?"
 COLUMNS_OF = {  # what an option that leaves a table out of a recipe leaves out with it
-    "items": ("title", "tags", "tag_flags", "description", "item_features", "item_categorical"),
-    "users": ("test_users", "user_history", "user_features", "user_categorical"),
-    "embeddings": ("embedding",),
-}
+    "items": (
+        "title", "tags", "tag_separator", "tag_flags", "max_tags", "description", "item_features", "item_categorical",
+        "all_items",
+    ),
+    "users": ("test_users", "user_key", "user_history", "user_features", "user_categorical"),
+    "embeddings": ("embedding", "embedding_scale"),
+    "images": ("copy_images",),
+}  # fmt: skip
 LABEL = re.compile(rf"\s*{COLUMN}\s*(?:(?P<operator>>=|<=|==|!=|>|<)\s*(?P<value>\S.*?))?\s*")
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
@@ -277,5 +282,45 @@ def _check_together(recipe: Recipe, where: Any) -> None:
     for name in ("title", "tags", "tag_flags", "description", "item_features", "item_categorical"):
         if getattr(recipe, name) and recipe.items is None:
             refuse(name, f"{name} is set, expected items, the files that have this column")
+    _check_leaks(recipe, refuse)
+    for name, read in _needs(recipe).items():
+        if read is not None and getattr(recipe, name) != Recipe.model_fields[name].get_default(
+            call_default_factory=True
+        ):
+            refuse(name, f"{name} is set, which is read {read}; leave it out")
     if recipe.impressions and recipe.label is not None:
         refuse("label", "label and impressions are both set: impressions hold the labels (ID-1 ID-0)")
+
+
+def _check_leaks(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
+    """Refuse features of a row that are what its label is made of."""
+    answers = [recipe.rating, parse_label(recipe.label).column if recipe.label is not None else None]
+    for kind in ("features", "categorical"):
+        for name in getattr(recipe, kind):
+            if name in answers:
+                refuse(
+                    kind,
+                    f"{kind} has {name}, which the label is made of: the model would read the answer; leave it out",
+                )
+
+
+def _needs(recipe: Recipe) -> dict[str, str | None]:
+    """{setting: when it is read}, None where it is."""
+    whole = recipe.interactions.keys() == {WHOLE}
+    drawn = recipe.negatives if recipe.negatives is not None else recipe.label is None and not recipe.impressions
+    shares = whole and recipe.split in ("time", "random")
+    given = recipe.history or recipe.user_history
+    return {
+        "split": None if whole else "of one log: the splits are given",
+        "valid": None if shares or (not whole and "valid" not in recipe.interactions) else "where a share is split off",
+        "test": None if shares else "where a share is split off, by time or at random",
+        "sampling": None if drawn else "where negatives are drawn",
+        "frozen_histories": "where histories are those of the log" if given else None,
+        "list_separator": None if given or recipe.impressions else "with history, user_history or impressions",
+        "tag_separator": None if recipe.tags else "with tags",
+        "max_tags": None if recipe.tags or recipe.tag_flags else "with tags or tag_flags",
+        "all_items": None if recipe.items is not None else "with items",
+        "user_key": None if recipe.users is not None else "with users",
+        "embedding_scale": None if recipe.embeddings is not None else "with embeddings",
+        "copy_images": None if recipe.images is not None else "with images",
+    }

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
+from mm_fibinet.errors import UserError
+from mm_fibinet.yaml_reader import shown
+
+FLOAT = r"\A-?[0-9]+\.0+\z"
 BY_TEST = "\x1ftest"  # behind a user's name: as test_users knows them, who are others than the same ones in train
 
 
@@ -40,6 +44,21 @@ class Vocabulary:
         if texts.null_count():
             ids[texts.is_null().to_numpy()] = 0
         return ids
+
+    def require_one_form(self, what: str) -> None:
+        """Refuse whole numbers that are there as integers and as floats: one file's 3 is another's 3.0.
+
+        Args:
+            what: the texts are of, for the message.
+        """
+        floats = self.names.filter(self.names.str.contains(FLOAT))
+        both = floats.filter(floats.str.replace(r"\.0+$", "").is_in(self.names.implode()))
+        if len(both):
+            integer = both[0].split(".")[0]
+            raise UserError(
+                f"{what} are {shown(integer)} here and {shown(both[0])} there, expected one of them for both: where a "
+                "column of whole numbers has gaps, programs write floats; write whole numbers, or nothing, in all files"
+            )
 
     def frame(self, column: str, first: int = 1) -> pl.DataFrame:
         """Rows of ids.parquet: column, id, original; ids from `first` on."""

@@ -18,6 +18,7 @@ from mm_fibinet.prepare.levels import LEVELS
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
 from mm_fibinet.schema import LABEL
+from mm_fibinet.settings_rules import refuse_module_names
 from mm_fibinet.user_info import HISTORY_END, USER_ID
 
 ROWS_AT_ONCE = 100_000
@@ -51,6 +52,7 @@ def check_names(recipe: Recipe) -> None:
     for names in (of_rows, of_items, of_users):
         for name in dict.fromkeys(names):
             _require_free(name, seen)
+    refuse_module_names(dict.fromkeys(seen, "feature"), "features")
 
 
 def write_splits(made: Dataset, recipe: Recipe, folder: Path) -> None:
