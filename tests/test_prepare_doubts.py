@@ -61,16 +61,21 @@ def test_how_far_a_feature_tells_the_item_is_told(tmp_path):
 
 
 def test_the_agreement_is_that_of_pairs_beyond_chance():
+    """Worked out over all pairs of clicks of one item by two users."""
     rng = np.random.default_rng(0)
-    item, user = rng.integers(0, 9, 500).astype(np.int32), rng.integers(0, 40, 500).astype(np.int32)
-    values = np.where(rng.random(500) < 0.6, item + 1, rng.integers(0, 5, 500)).astype(np.int32)
-    found = giveaways.of_features({"f": values}, user, item, np.ones(500, dtype=bool))["f"]
+    item, user = rng.integers(0, 9, 900).astype(np.int32), np.sort(rng.integers(0, 400, 900).astype(np.int32))
+    values = np.where(rng.random(900) < 0.6, item + 1, rng.integers(0, 5, 900)).astype(np.int32)
+    of_users = user // 100 + 1  # users of one country have neighbouring ids
+    rare = np.where(rng.random(900) < 0.002, 2, 1).astype(np.int32)  # two clicks differ once in 250 times
+    found = giveaways.of_features(
+        {"f": values, "country": of_users, "rare": rare}, user, item, np.ones(900, dtype=bool)
+    )
     there = np.flatnonzero(values > 0)
-    order = sorted(there, key=lambda row: (item[row], row))
-    pairs = [(a, b) for a, b in itertools.pairwise(order) if item[a] == item[b] and user[a] != user[b]]
+    pairs = [(a, b) for a, b in itertools.combinations(there, 2) if item[a] == item[b] and user[a] != user[b]]
     agree = np.mean([values[a] == values[b] for a, b in pairs])
-    chance = np.mean([[values[a] == values[b] for a in there] for b in there])
-    assert found == pytest.approx((agree - chance) / (1 - chance))
+    chance = np.mean(values[there][:, None] == values[there])
+    assert found["f"] == pytest.approx((agree - chance) / (1 - chance), abs=0.05)
+    assert abs(found["country"]) < 0.1 and found["rare"] == 0
 
 
 def test_whole_numbers_written_as_floats_in_one_file_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 
 from mm_fibinet.errors import UserError
 
-LEAST_PAIRS = 30
+LEAST_BY_CHANCE = 20  # pairs that would differ; of fewer, all may agree by luck
 TELLS = 0.9  # refused; a category that each item has one of has 1, an hour of the day about 0
 
 
@@ -42,13 +42,12 @@ def of_features(
 def _agreement(values: np.ndarray, user: np.ndarray, item: np.ndarray) -> float:
     there = ~np.isnan(values) if values.dtype.kind == "f" else values > 0
     values, user, item = values[there], user[there], item[there]
-    order = np.argsort(item, kind="stable")
+    order = np.random.default_rng(0).permutation(len(item))  # neighbours among users may be alike
+    order = order[np.argsort(item[order], kind="stable")]
     values, user, item = values[order], user[order], item[order]
     pairs = (item[1:] == item[:-1]) & (user[1:] != user[:-1])
-    if pairs.sum() < LEAST_PAIRS:
-        return 0.0
-    shares = np.unique(values, return_counts=True)[1] / len(values)
+    shares = np.unique(values, return_counts=True)[1] / max(len(values), 1)
     by_chance = float((shares**2).sum())
-    if by_chance > 1 - 1e-9:
+    if pairs.sum() * (1 - by_chance) < LEAST_BY_CHANCE:
         return 0.0
     return (float((values[1:] == values[:-1])[pairs].mean()) - by_chance) / (1 - by_chance)
