@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from mm_fibinet.errors import UserError
+from mm_fibinet.module_names import refuse_module_name
 from mm_fibinet.names import did_you_mean
 from mm_fibinet.setting_types import LOSSES
 from mm_fibinet.yaml_reader import shown
@@ -228,8 +229,8 @@ def refuse_module_names(kinds: dict[str, str], where: str) -> None:
 
     modules = nn.ModuleDict()
     for name, kind in kinds.items():
-        if kind != "meta" and ("." in name or hasattr(modules, name)):
-            raise UserError(f"{where}: a feature cannot be called {name!r}, a name of torch's; rename the column")
+        if kind != "meta":
+            refuse_module_name(name, where, hasattr(modules, name))
 
 
 def _check_activations(params: dict, origin) -> None:

@@ -165,5 +165,7 @@ def test_tags_in_brackets_are_told(tmp_path):
 def test_positions_of_items_that_nothing_knows_are_told(tmp_path):
     """As PostgreSQL prints arrays: the ends of each are no item's id, and would be lost in silence."""
     built = given_histories(tmp_path, ["{1,2,3}", "{4,5}", "6", "7,8", ""], list_separator=",")
-    told = "4 of their 8 positions have an item that is in neither the log nor the catalogue, '{1' for example"
-    assert f"histories: {told}; check list_separator" in built.report["doubts"]
+    told = "4 of their 8 positions have an item that nothing else has, but for the signs in it, '3}' for example"
+    assert f"histories: {told}; are the lists cut as they were written?" in built.report["doubts"]
+    (tmp_path / "other").mkdir()
+    assert given_histories(tmp_path / "other", [[1, 2, 77], [4, 78], [6], [7, 8], []]).report["doubts"] == []

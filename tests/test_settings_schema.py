@@ -114,8 +114,8 @@ def config(dataset, tmp_path):
         ("item_emb_d16", {"pretrain_dim": 16.0}, "feature item_emb_d16: pretrain_dim is 16.0, expected a whole number"),
         ("item_emb_d16", {"name": 3}, "the feature {'name': 3, 'pretrain_dim': 16, 'source': 'item', 'type': 'embeddi"),
         ("item_emb_d16", {"name": "item_tags"}, "feature_cols has item_tags twice, expected each feature once"),
-        ("item_emb_d16", {"name": "emb.16"}, "a feature cannot be called 'emb.16', a name of torch's"),
-        ("item_emb_d16", {"name": "type"}, "a feature cannot be called 'type', a name of torch's"),
+        ("item_emb_d16", {"name": "emb.16"}, "a feature cannot be called 'emb.16', for torch's names have no dot"),
+        ("item_emb_d16", {"name": "type"}, "a feature cannot be called 'type', for torch has something of that name"),
         ("entry", {"feature_cols": []}, "dataset TEST_DATA: feature_cols is [], expected a list of features"),
         ("entry", {"feature_cols": ["user_id"]}, "feature_cols has 'user_id', expected a name and a type out of"),
         (

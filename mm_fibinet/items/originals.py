@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
-from mm_fibinet.errors import UserError
+import pyarrow.parquet as pq
 
-REPORT, IMAGES = "report.json", "item_images"  # what build_dataset.py writes beside item_info
+from mm_fibinet.errors import UserError
+from mm_fibinet.schema import ITEM_ID
+
+REPORT, IMAGES, IDS = "report.json", "item_images", "ids.parquet"  # what build_dataset.py writes beside item_info
 
 
 def refuse_original_images(item_info: str | Path, images: str | Path | None) -> None:
@@ -21,8 +24,16 @@ def refuse_original_images(item_info: str | Path, images: str | Path | None) -> 
         source = Path(recipe["data_root"]) / recipe["images"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no data set of build_dataset.py, or no images
         return
-    if images is not None and source.resolve() == Path(images).resolve():
+    if images is not None and source.resolve() == Path(images).resolve() and not _same(folder / IDS):
         raise UserError(
             f"--images {images}: is named by the log's own ids, and {item_info} has other ones; build_dataset.py has "
             f"put the same images under these in {folder / IMAGES}: name that"
         )
+
+
+def _same(ids: Path) -> bool:
+    """Whether the items' new ids are those that the log had."""
+    if not ids.is_file():
+        return False
+    rows = pq.read_table(ids, filters=[("column", "=", ITEM_ID)])
+    return rows["original"].to_pylist() == [str(item_id) for item_id in rows["id"].to_pylist()]

@@ -118,7 +118,7 @@ def _read(
     categorical = [*categorical, *(name for name in features if name not in numeric and name not in categorical)]
     selected = [columns.text(source, key).alias(KEY), *selected]
     selected += [columns.text(source, name).alias(name) for name in categorical]
-    number = "a number, as in the first rows; or name it as categorical"
+    number = "a number, as in the first rows; or name it as item_categorical or user_categorical instead"
     checks = {name: (columns.number(source, name), number) for name in numeric}
     selected += [value.alias(name) for name, (value, _) in checks.items()]
     checks |= {name: (columns.flag(source, name), "0 or 1, as tag_flags have") for name in flags}

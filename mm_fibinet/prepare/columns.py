@@ -18,7 +18,11 @@ SAMPLE = 1_000  # values that tell what a column of text holds
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 LARGEST_FRACTION = 9e12  # whose millionths int64 holds
 EXACT_BELOW = (2**53, 2**24)  # whole numbers as float64, as float32
-LIKE_A_NUMBER = r"\A[^\w\s]?\s*-?[0-9][0-9.,'\s]*(?:[^\w\s]|[A-Za-z]{3})?\z"  # 12,50; 1,299.50; $5; 12 EUR
+MONEY = "[€$£¥₹₽]"
+LIKE_A_NUMBER = (  # 12,50; 1,299.50; $5; 12 EUR; 30 %
+    rf"\A{MONEY}?\s*-?(?:[0-9]+|[0-9]{{1,3}}(?:[.,' ][0-9]{{3}})+)(?:[.,][0-9]+)?\s*(?:{MONEY}|%|[A-Z]{{3}})?\z"
+)
+FEW = 32  # different values, which are a category's: sizes 36 to 45 and M
 FIRST_YEAR = 1000  # of four digits
 NO_NUMBER = ("", "nan", "na", "n/a", "null", "none")  # what stands for a missing number, in small letters
 DAY_FIRST = {
@@ -126,7 +130,7 @@ def is_number(source: Source, column: str) -> bool:
     """Whether a column holds numbers, as far as its first values tell.
 
     Raises:
-        UserError: half of them or more do, or would without a decimal comma, a currency's sign or the like.
+        UserError: half of many values or more do, or would without a decimal comma, a currency's sign or the like.
     """
     kind = source.type_of(column)
     if kind.is_nested():
@@ -139,10 +143,12 @@ def is_number(source: Source, column: str) -> bool:
     sample = sample.filter(~sample.str.to_lowercase().is_in(NO_NUMBER))
     others = sample.filter(sample.cast(pl.Float64, strict=False).is_null())
     numbers = len(sample) - len(others)
-    if len(others) and numbers + int(others.str.contains(LIKE_A_NUMBER).sum()) >= len(sample) / 2:
+    like_numbers = numbers + int(others.str.contains(LIKE_A_NUMBER).sum())
+    if len(others) and sample.n_unique() > FEW and like_numbers >= len(sample) / 2:
         raise UserError(
             f"{source.shown}: column {column} has {shown(others[0])} among its first values, mostly numbers; "
-            "write numbers as 1299.50, set missing for a text that stands for none, or name the column as categorical"
+            "write numbers as 1299.50, set missing for a text that stands for none, or name the column as categorical "
+            "(item_categorical, user_categorical) instead"
         )
     return numbers > 0 and not len(others)
 

@@ -24,6 +24,7 @@ from mm_fibinet.yaml_reader import shown
 
 DEFAULT_NEGATIVES = 4  # a positive, where the log says of nothing that it was not clicked
 LIKES, VIEWS = LEVELS
+SIGNS = r"[\[\](){}<>'\",;|\s]+"  # about and between the elements of lists
 
 
 @dataclass
@@ -65,8 +66,8 @@ class Dataset:
         dropped, read: see `Log`.
         unknown: {feature of the interactions: the share of its values outside train that train lacks}.
         given_away: {feature of the interactions: how far its value tells the item}, where negatives are drawn.
-        strange: of given histories, the positions whose item neither the log nor the catalogue has: how many, of how
-            many, and one of the items.
+        strange: of given histories, the positions whose item neither the log nor the catalogue has, and would have
+            without the signs in it, `[12` say: how many, of how many, and one of the items.
     """
 
     user: np.ndarray
@@ -232,14 +233,19 @@ def _strange(
     if catalogue is not None:
         known[items.ids(catalogue.frame[KEY])] = True
     known[0] = False
-    strange = listed[~known[listed]]
-    example = items.names[int(strange[0]) - 1] if len(strange) else None
-    if len(listed) and len(strange) == len(listed):
+    unknown = np.unique(listed[~known[listed]])
+    if len(listed) and not known[listed].any():
         raise UserError(
-            f"the histories have none of the log's items, {shown(example)} for example, but "
+            f"the histories have none of the log's items, {shown(items.names[int(unknown[0]) - 1])} for example, but "
             f"{shown(items.names[int(logged[0]) - 1])} for example; check list_separator, or is it the same kind of id?"
         )
-    return len(strange), len(listed), example
+    names = items.names.gather(unknown - 1)
+    parts = pl.DataFrame({"id": unknown, "part": names.str.replace_all(SIGNS, " ").str.split(" ")}).explode("part")
+    of_known = items.names.gather(np.flatnonzero(known) - 1)
+    odd = parts.filter((pl.col("part") != "") & pl.col("part").is_in(of_known.implode()))["id"].unique().to_numpy()
+    strange = np.isin(listed, odd)
+    example = items.names[int(odd.min()) - 1] if len(odd) else None
+    return int(strange.sum()), len(listed), example
 
 
 def _features(

@@ -9,15 +9,15 @@ import numpy as np
 
 from mm_fibinet.prepare.catalogue import TAGS
 from mm_fibinet.prepare.columns import NO_NUMBER
-from mm_fibinet.prepare.dataset import Dataset, Rows
+from mm_fibinet.prepare.dataset import LIKES, Dataset, Rows
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import BY_TEST, Vocabulary
 from mm_fibinet.prepare.writing import has_tags, tag_vocabulary
 from mm_fibinet.yaml_reader import shown
 
 NO_ID = (*NO_NUMBER, "nat", "<na>")  # in small letters
-BRACKET, SEPARATORS = r"\A[\[({<]", r"[;,|]"
-MANY = 0.2  # a share that is no accident
+BRACKET, SEPARATORS = r"\A[\[({<]", (";", ",", "|")
+MANY, HALF, NEARLY_ALL = 0.2, 0.5, 0.95  # shares that are no accident
 SAMPLE = 5_000  # rows
 
 
@@ -48,23 +48,23 @@ def _labels(made: Dataset) -> Iterator[str]:
 
 
 def _histories(made: Dataset, recipe: Recipe) -> Iterator[str]:
-    """Of histories that the files have: items of another kind, and the row's own item."""
+    """Of histories that the files have: ids with signs of the list about them, and the row's own click."""
     if made.strange is not None and made.strange[0]:
         positions, of, example = made.strange
         yield (
-            f"histories: {positions:,} of their {of:,} positions have an item that is in neither the log nor the "
-            f"catalogue, {shown(example)} for example; check list_separator"
+            f"histories: {positions:,} of their {of:,} positions have an item that nothing else has, but for the signs "
+            f"in it, {shown(example)} for example; are the lists cut as they were written?"
         )
     if not (recipe.history or recipe.user_history):
         return
     for name, rows in made.splits.items():
-        if rows.label is None:
+        if rows.label is None or not rows.label.any():
             continue
-        of_clicks, of_others = (_share_with_own_item(made, rows, rows.label == label) for label in (1, 0))
-        if of_clicks - of_others > MANY:
+        share = _share_with_own_item(made, rows, rows.label == 1)
+        if share > NEARLY_ALL:
             yield (
-                f"histories: the item of {of_clicks:.0%} of {name}'s clicks is in the row's own history, of "
-                f"{of_others:.0%} of the other rows; do they hold clicks that came later?"
+                f"histories: the item of {share:.0%} of {name}'s clicks is in the row's own history; do they hold the "
+                "clicks that are to be predicted?"
             )
 
 
@@ -72,10 +72,8 @@ def _share_with_own_item(made: Dataset, rows: Rows, chosen: np.ndarray) -> float
     places = np.flatnonzero(chosen)
     places = places[:: max(1, len(places) // SAMPLE)]
     past = made.histories.take(rows.place[places])
-    own = [
-        item in past.items[start:end] for item, start, end in zip(rows.item[places], past.start, past.end, strict=True)
-    ]
-    return float(np.mean(own)) if own else 0.0
+    of_rows = zip(rows.item[places], past.start, past.end, strict=True)
+    return float(np.mean([item in past.items[start:end] for item, start, end in of_rows]))
 
 
 def _tags(made: Dataset, recipe: Recipe) -> Iterator[str]:
@@ -83,19 +81,21 @@ def _tags(made: Dataset, recipe: Recipe) -> Iterator[str]:
         return
     names, lengths = tag_vocabulary(made).names, made.catalogue.lists_of(made.items).list.len()
     odd = names.filter(names.str.contains(BRACKET))
-    if len(odd):
+    if len(odd) > MANY * len(names):
         yield (
             f"{TAGS}: {len(odd):,} of {len(names):,} begin with a bracket, as {shown(odd[0])}; are they lists that "
             "were printed in a form that is not read?"
         )
-    uncut = names.filter(names.str.contains(SEPARATORS))
-    if recipe.tags and int(lengths.max() or 0) == len(recipe.tags) and len(uncut) > MANY * len(names):
-        yield (
-            f"{TAGS}: none was cut by {shown(recipe.tag_separator)}, and {len(uncut):,} of {len(names):,} are as "
-            f"{shown(uncut[0])}; check tag_separator"
-        )
+    for separator in SEPARATORS if recipe.tags and int(lengths.max() or 0) == len(recipe.tags) else ():
+        uncut = names.filter(names.str.contains(separator, literal=True))
+        parts = uncut.str.split(separator).explode()
+        if len(uncut) > MANY * len(names) and parts.n_unique() < len(parts) / 2:
+            yield (
+                f"{TAGS}: none was cut by {shown(recipe.tag_separator)}, and {len(uncut):,} of {len(names):,} are as "
+                f"{shown(uncut[0])}; check tag_separator"
+            )
     cut = int((lengths > recipe.max_tags).sum())
-    if cut:
+    if cut and recipe.max_tags == Recipe.model_fields["max_tags"].default:
         most = f"{lengths.max():,} at most"
         yield f"{TAGS}: {cut:,} items have more than max_tags, {recipe.max_tags}, {most}; the first ones are kept"
 
@@ -104,32 +104,39 @@ def _features(made: Dataset) -> Iterator[str]:
     for name, share in made.unknown.items():
         if share > MANY:
             yield (
-                f"feature {name}: {share:.0%} of its values outside train are none of train's, and have id 0; is it "
-                "a number, a moment or an id?"
+                f"feature {name}: {share:.0%} of its values outside train are none of train's, and have id 0, "
+                "of which nothing is learnt"
             )
     for name, share in made.given_away.items():
-        if share > MANY:
+        if share > HALF:
             yield (
-                f"feature {name}: two clicks of one item agree in it {share:.0%} of the way from chance to always, and "
-                "a drawn negative has its click's; the model may learn to tell them by it"
+                f"feature {name}: tells the row's item, {share:.0%} of the way from chance to certainty, and a drawn "
+                "negative has its click's, which gives it away; what is the item's own belongs into item_features"
             )
 
 
 def _levels(made: Dataset) -> Iterator[str]:
-    """A train row's own label is in its item's level; where items have few rows the level tells it."""
-    labelled = [(rows.item, rows.label) for rows in made.splits.values() if rows.label is not None]
-    for name, levels in made.levels.items():
-        seen, unseen = (_auc(levels[item], label) for item, label in labelled[:2])
-        if seen - unseen > MANY:
-            yield (
-                f"{name}: tells train's labels by itself (AUC {seen:.2f}) and valid's not ({unseen:.2f}): with few "
-                "rows an item, a row's own label makes its item's level; leave it out with use_features"
-            )
+    """A train row's own label is in its item's mean; where items have few rows the level tells it."""
+    train = made.splits["train"]
+    if LIKES not in made.levels or train.label is None:
+        return
+    label = train.label.astype(np.int64)
+    rows, clicks = np.bincount(train.item), np.bincount(train.item, weights=label)
+    mean = clicks[train.item] / rows[train.item]
+    without = np.where(rows > 1, rows - 1, 1)[train.item]
+    without_own = np.where(rows[train.item] > 1, (clicks[train.item] - label) / without, label.mean())
+    seen, unseen = _auc(mean, label), _auc(without_own, label)
+    if seen - unseen > MANY:
+        yield (
+            f"{LIKES}: holds much of its row's own label in train, where items have few rows: their mean label tells "
+            f"it with AUC {seen:.2f}, the mean of their other rows with {unseen:.2f}; leave it out with use_features"
+        )
 
 
 def _auc(values: np.ndarray, label: np.ndarray) -> float:
-    """Of small whole numbers [n]; 0.5 where there is one label only."""
-    counts = [np.bincount(values[label == of], minlength=int(values.max(initial=0)) + 1) for of in (0, 1)]
+    """Of numbers [n] for labels of 0 and 1 [n]; 0.5 where there is one label only."""
+    ranks = np.unique(values, return_inverse=True)[1]
+    counts = [np.bincount(ranks[label == of], minlength=int(ranks.max(initial=0)) + 1) for of in (0, 1)]
     pairs = float(counts[0].sum()) * float(counts[1].sum())
     below = np.cumsum(counts[0]) - counts[0]
     return float((counts[1] * (below + counts[0] / 2)).sum()) / pairs if pairs else 0.5

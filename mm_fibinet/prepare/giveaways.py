@@ -6,16 +6,16 @@ item. A price or a category in that row is the clicked item's, and a model learn
 
 import numpy as np
 
-from mm_fibinet.errors import UserError
-
-LEAST_BY_CHANCE = 20  # pairs that would differ; of fewer, all may agree by luck
-TELLS = 0.9  # refused; a category that each item has one of has 1, an hour of the day about 0
+LEAST_BY_CHANCE = 100  # pairs that would differ; of fewer, many may agree by luck
 
 
 def of_features(
     features: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, clicked: np.ndarray
 ) -> dict[str, float]:
-    """How far each feature tells the item: by how much more often than by chance two users' clicks of it agree.
+    """How far each feature tells the item: how much more often two users' clicks of it agree than others do.
+
+    The others are any two clicks, or two of one user on different items, whichever agree more often: what is the user's
+    own, a country say, tells of the item what the user tells.
 
     Args:
         features: {name: int32 [n], ids with 0 for none, or float32 [n] with NaN}.
@@ -23,31 +23,31 @@ def of_features(
         clicked: bool [n], the clicks of train.
 
     Returns:
-        {name: 1 if two clicks of one item always have the same value, 0 if no more often than any two}.
-
-    Raises:
-        UserError: a feature tells it in TELLS of the cases.
+        {name: 1 if two clicks of one item always have the same value, 0 if no more often than others}.
     """
-    found = {name: _agreement(values[clicked], user[clicked], item[clicked]) for name, values in features.items()}
-    for name, share in found.items():
-        if share > TELLS:
-            raise UserError(
-                f"feature {name}: clicks of one item have the same {name}, so that a drawn negative, which has its "
-                "click's, is seen to be one; name it in item_features, from the catalogue, leave it out, or set "
-                "negatives: 0"
-            )
-    return found
+    return {name: _agreement(values[clicked], user[clicked], item[clicked]) for name, values in features.items()}
 
 
 def _agreement(values: np.ndarray, user: np.ndarray, item: np.ndarray) -> float:
     there = ~np.isnan(values) if values.dtype.kind == "f" else values > 0
     values, user, item = values[there], user[there], item[there]
-    order = np.random.default_rng(0).permutation(len(item))  # neighbours among users may be alike
-    order = order[np.argsort(item[order], kind="stable")]
-    values, user, item = values[order], user[order], item[order]
-    pairs = (item[1:] == item[:-1]) & (user[1:] != user[:-1])
+    same_item, pairs = _agree(values, item, user)
+    same_user, _ = _agree(values, user, item)
     shares = np.unique(values, return_counts=True)[1] / max(len(values), 1)
-    by_chance = float((shares**2).sum())
-    if pairs.sum() * (1 - by_chance) < LEAST_BY_CHANCE:
+    others = max(float((shares**2).sum()), same_user)
+    if pairs * (1 - others) < LEAST_BY_CHANCE:
         return 0.0
-    return (float((values[1:] == values[:-1])[pairs].mean()) - by_chance) / (1 - by_chance)
+    return (same_item - others) / (1 - others)
+
+
+def _agree(values: np.ndarray, within: np.ndarray, apart: np.ndarray) -> tuple[float, int]:
+    """How often two rows that are alike in one thing and not in another have the same value; and how many such pairs.
+
+    Each row is compared with one other at most, of those with its own `within` by chance: neighbours may be alike.
+    """
+    order = np.random.default_rng(0).permutation(len(values))
+    order = order[np.argsort(within[order], kind="stable")]
+    first, second = order[:-1], order[1:]
+    pairs = (within[first] == within[second]) & (apart[first] != apart[second])
+    agree = (values[first] == values[second])[pairs]
+    return (float(agree.mean()) if len(agree) else 0.0), len(agree)

@@ -247,6 +247,11 @@ def load_recipe(path: str | FilePath | None, options: dict[str, Any]) -> Recipe:
             f"{where(name)}{option(name)}{' ' * bool(part)}{part} is {found}, expected {expected}"
         ) from error
     _check_together(recipe, where)
+    changed = given.keys() - {"name", "data_root", "seed"}
+    for name, read in _needs(recipe).items():
+        of_file = path is not None and name not in given
+        if read is not None and name in content and not (of_file and changed):  # an option may make it idle
+            raise UserError(f"{where(name)}{option(name)} is set, which is read {read}; leave it out")
     return recipe
 
 
@@ -283,25 +288,19 @@ def _check_together(recipe: Recipe, where: Any) -> None:
         if getattr(recipe, name) and recipe.items is None:
             refuse(name, f"{name} is set, expected items, the files that have this column")
     _check_leaks(recipe, refuse)
-    for name, read in _needs(recipe).items():
-        if read is not None and getattr(recipe, name) != Recipe.model_fields[name].get_default(
-            call_default_factory=True
-        ):
-            refuse(name, f"{name} is set, which is read {read}; leave it out")
     if recipe.impressions and recipe.label is not None:
         refuse("label", "label and impressions are both set: impressions hold the labels (ID-1 ID-0)")
 
 
 def _check_leaks(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
     """Refuse features of a row that are what its label is made of."""
-    answers = [recipe.rating, parse_label(recipe.label).column if recipe.label is not None else None]
+    label = parse_label(recipe.label).column if recipe.label is not None else None
     for kind in ("features", "categorical"):
         for name in getattr(recipe, kind):
-            if name in answers:
-                refuse(
-                    kind,
-                    f"{kind} has {name}, which the label is made of: the model would read the answer; leave it out",
-                )
+            if name == label:
+                refuse(kind, f"{kind} has {name}, which the label is made of: the model would read it; leave it out")
+            if name == recipe.rating:
+                refuse(kind, f"{kind} has {name}, the row's rating, which comes after the click; leave it out")
 
 
 def _needs(recipe: Recipe) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ import polars as pl
 from mm_fibinet.errors import UserError
 from mm_fibinet.yaml_reader import shown
 
-FLOAT = r"\A-?[0-9]+\.0+\z"
+FLOAT, FRACTION = r"\A-?[0-9]+\.0+\z", r"\A-?[0-9]+\.[0-9]*[1-9]"
 BY_TEST = "\x1ftest"  # behind a user's name: as test_users knows them, who are others than the same ones in train
 
 
@@ -51,6 +51,8 @@ class Vocabulary:
         Args:
             what: the texts are of, for the message.
         """
+        if self.names.str.contains(FRACTION).any():  # versions, say: 1, 1.0, 1.1
+            return
         floats = self.names.filter(self.names.str.contains(FLOAT))
         both = floats.filter(floats.str.replace(r"\.0+$", "").is_in(self.names.implode()))
         if len(both):

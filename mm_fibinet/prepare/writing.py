@@ -12,13 +12,13 @@ import yaml
 from mm_fibinet import schema
 from mm_fibinet.errors import UserError
 from mm_fibinet.files import write_text
+from mm_fibinet.module_names import TAKEN, refuse_module_name
 from mm_fibinet.prepare.catalogue import DESCRIPTION, KEY, TAGS, TITLE, Catalogue, tag_ids
 from mm_fibinet.prepare.dataset import Dataset, Rows
 from mm_fibinet.prepare.levels import LEVELS
 from mm_fibinet.prepare.recipe import Recipe
 from mm_fibinet.prepare.vocabulary import Vocabulary
 from mm_fibinet.schema import LABEL
-from mm_fibinet.settings_rules import refuse_module_names
 from mm_fibinet.user_info import HISTORY_END, USER_ID
 
 ROWS_AT_ONCE = 100_000
@@ -52,7 +52,7 @@ def check_names(recipe: Recipe) -> None:
     for names in (of_rows, of_items, of_users):
         for name in dict.fromkeys(names):
             _require_free(name, seen)
-    refuse_module_names(dict.fromkeys(seen, "feature"), "features")
+            refuse_module_name(name, "the recipe", name in TAKEN)
 
 
 def write_splits(made: Dataset, recipe: Recipe, folder: Path) -> None:
