@@ -207,7 +207,8 @@ def _feature_spec(column: dict, params: dict) -> dict:
             spec[key] = column[key]
     _require_fill_na(name, spec)
     if kind in ("categorical", "sequence"):
-        spec["padding_idx"] = 0
+        if not (name == USER_ID and params.get("user_id_field")):  # users are numbered from 0, and 0 is one of them
+            spec["padding_idx"] = 0
         spec["vocab_size"] = column.get("vocab_size") or _vocab_size(column, spec, params)
     if kind == "sequence":
         spec["feature_encoder"] = column.get("feature_encoder", SEQUENCE_ENCODERS[0])

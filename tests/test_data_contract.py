@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import list_column, make_dataset, run_script
+from fuxictr.pytorch.layers import FeatureEmbedding
 
 import model_zoo
 from mm_fibinet import schema
@@ -298,6 +299,15 @@ def test_wide_user_ids_train_but_are_no_field(folder, capsys):
     code, err = run_training(folder, "user_id_field=true", capsys=capsys)
     assert code == 2
     assert "column user_id has 10000000000000" in err and "number the ids 1, 2, 3, ..." in err
+
+
+def test_the_first_user_is_no_padding(folder):
+    """Users are numbered from 0, where ids of items and categories begin with 1."""
+    params = load_params(str(folder / "config"), "FiBiNET_test", model_zoo, ["user_id_field=true"])
+    tables = FeatureEmbedding(build_feature_map(params), 4).embedding_layer.embedding_layers
+    assert tables["item_id"].weight[0].abs().sum() == 0 < tables["user_id"].weight[0].abs().sum()
+    tables["user_id"](torch.tensor([0, 3])).sum().backward()
+    assert tables["user_id"].weight.grad.sum(dim=1)[[0, 3]].tolist() == [4.0, 4.0]
 
 
 def test_items_group_too(folder):
