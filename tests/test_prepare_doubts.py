@@ -1,6 +1,7 @@
 """Data that can be read, and would make wrong figures in silence: refused where it is certain, told where it may be."""
 
 import itertools
+import json
 
 import numpy as np
 import polars as pl
@@ -185,6 +186,15 @@ def test_a_setting_that_nothing_reads_is_refused(settings, tmp_path):
     load_recipe(None, {name: value for name, value in given.items() if value != "none"})
 
 
+def test_settings_that_are_stated_as_they_are_anyway_are_no_mistake(tmp_path):
+    """The recipe in a report.json, say, which has them all."""
+    built = make(write_raw(tmp_path / "raw"), tmp_path / "out", split="leave_last_out")
+    stated = json.loads((tmp_path / "out" / "report.json").read_text())["recipe"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stated))
+    assert stated["valid"] == 0.1 and stated["sampling"] == "uniform"
+    assert build(load_recipe(tmp_path / "recipe.yaml", {}), tmp_path / "again").report == built.report
+
+
 def test_an_option_may_make_a_setting_of_the_file_idle(tmp_path):
     """Nobody edits a recipe to try another split."""
     recipe = {**CLICKS, "negatives": 4, "sampling": "popularity", "valid": 0.15, "test": 0.15}
@@ -334,5 +344,8 @@ def test_covers_by_the_logs_own_ids_are_not_encoded_for_other_items(tmp_path):
     assert not (tmp_path / "item_info.parquet").exists()
     for other in (tmp_path / "out" / "item_images", folder, None):
         refuse_original_images(item_info, other)
+    (tmp_path / "out" / "ids.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"is named by the log's own ids"):
+        refuse_original_images(item_info, folder / "covers")
     make(folder, tmp_path / "same", images="covers", interactions="few.csv")
     refuse_original_images(tmp_path / "same" / "item_info.parquet", folder / "covers")

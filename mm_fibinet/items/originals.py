@@ -32,8 +32,9 @@ def refuse_original_images(item_info: str | Path, images: str | Path | None) -> 
 
 
 def _same(ids: Path) -> bool:
-    """Whether the items' new ids are those that the log had."""
-    if not ids.is_file():
+    """Whether the items' new ids are those that the log had; not where that cannot be read."""
+    try:
+        rows = pq.read_table(ids, filters=[("column", "=", ITEM_ID)])
+        return rows["original"].to_pylist() == [str(item_id) for item_id in rows["id"].to_pylist()]
+    except (OSError, ValueError, KeyError):
         return False
-    rows = pq.read_table(ids, filters=[("column", "=", ITEM_ID)])
-    return rows["original"].to_pylist() == [str(item_id) for item_id in rows["id"].to_pylist()]

@@ -58,9 +58,10 @@ def bring_images(path: Path, items: Vocabulary, target: Path, copy: bool) -> dic
         if item_id:
             files[item_id] = file
     if images and not files:
+        example = f"{printable(images[0][1])} for example, but an item is {shown(items.names[0])}"
         raise UserError(
-            f"{path}: none of {len(images):,} images is named by an item's id, {images[0][1]} for example, but an item "
-            f"is {shown(items.names[0])}; name them by the ids of the log, or leave images out"
+            f"{path}: none of {len(images):,} images is named by an item's id, {example}; name them by the ids of the "
+            "log, or leave images out"
         )
     make_folder(target)
     try:

@@ -43,9 +43,8 @@ def lists_of(field: pl.Expr, separator: str) -> pl.Expr:
 
 def is_cut(field: pl.Expr) -> pl.Expr:
     """Whether a text is a list whose middle was left out when it was printed."""
-    return (field.str.contains("...", literal=True) & field.str.contains(CUT) & ~field.str.contains(PRINTED)).fill_null(
-        False
-    )
+    cut = field.str.contains("...", literal=True) & field.str.contains(CUT) & ~field.str.contains(PRINTED)
+    return cut.fill_null(False)
 
 
 def split_printed_list(text: str) -> list[str]:

@@ -249,8 +249,8 @@ def load_recipe(path: str | FilePath | None, options: dict[str, Any]) -> Recipe:
     _check_together(recipe, where)
     changed = given.keys() - {"name", "data_root", "seed"}
     for name, read in _needs(recipe).items():
-        of_file = path is not None and name not in given
-        if read is not None and name in content and not (of_file and changed):  # an option may make it idle
+        idle = read is not None and getattr(recipe, name) != Recipe.model_fields[name].default
+        if idle and (name in given or path is None or not changed):  # a file's may be idle by an option
             raise UserError(f"{where(name)}{option(name)} is set, which is read {read}; leave it out")
     return recipe
 
