@@ -13,7 +13,7 @@ from test_prepare import make, raw_items, write_raw
 from test_prepare_options import given_histories
 
 from mm_fibinet.errors import UserError
-from mm_fibinet.prepare import report
+from mm_fibinet.prepare import dataset, report
 from mm_fibinet.prepare.build import build
 from mm_fibinet.prepare.columns import Source, text_list
 from mm_fibinet.prepare.recipe import Table, load_recipe
@@ -162,8 +162,10 @@ def test_tags_in_brackets_are_told(tmp_path):
     assert found in built.report["doubts"] and f"look at     {found}" in report.lines(built.report)
 
 
-def test_positions_of_items_that_nothing_knows_are_told(tmp_path):
+@pytest.mark.parametrize("at_once", [3, 1 << 24])
+def test_positions_of_items_that_nothing_knows_are_told(at_once, tmp_path, monkeypatch):
     """As PostgreSQL prints arrays: the ends of each are no item's id, and would be lost in silence."""
+    monkeypatch.setattr(dataset, "IDS_AT_ONCE", at_once)
     built = given_histories(tmp_path, ["{1,2,3}", "{4,5}", "6", "7,8", ""], list_separator=",")
     told = "4 of their 8 positions have an item that nothing else has, but for the signs in it, '3}' for example"
     assert f"histories: {told}; are the lists cut as they were written?" in built.report["doubts"]
