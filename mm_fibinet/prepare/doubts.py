@@ -111,7 +111,7 @@ def _features(made: Dataset) -> Iterator[str]:
         if share > HALF:
             yield (
                 f"feature {name}: tells the row's item, {share:.0%} of the way from chance to certainty, and a drawn "
-                "negative has its click's, which gives it away; what is the item's own belongs into item_features"
+                "negative has its click's, which gives it away; what is the item's own belongs in item_features"
             )
 
 
